@@ -1,0 +1,66 @@
+# Short forms of the usual commands; each makes the environment first where it is missing.
+#   make reproduce SCALE=smoke      every table of every paper
+#   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit)
+#   make plan                       the price of a scale before anything runs
+SCALE ?= smoke
+T ?= aid/3
+CORES ?= $(shell nproc 2>/dev/null || echo 1)
+PYTHON ?= python3
+
+BIN := .venv/bin
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+
+# T=aid/3 names table_3, T=aid/11a names table_11a, any other name stands as it is.
+paper := $(patsubst %/,%,$(dir $(T)))
+item := $(notdir $(T))
+item := $(if $(filter 0% 1% 2% 3% 4% 5% 6% 7% 8% 9%,$(item)),table_$(item),$(item))
+
+# Without byte code on disk every start of Python takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+# So that the programs the rules call are those of the environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: reproduce table plan test lint env lock clean
+
+reproduce: env
+	$(SNAKEMAKE) --config scale=$(SCALE)
+
+table: env
+	$(SNAKEMAKE) results/tables/$(SCALE)/$(paper)/$(item).csv --config scale=$(SCALE)
+
+plan: env
+	$(BIN)/python -m purifiers plan --scale $(SCALE)
+
+test: env
+	$(BIN)/pytest
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/python workflow/lint.py
+
+env: .venv/.ready
+
+# Needs neither python3-venv nor a change to the system's Python.
+.uv/bin/uv:
+	$(PYTHON) -m pip install --quiet --target .uv uv
+
+.venv/.ready: requirements.lock pyproject.toml | .uv/bin/uv
+	test -x $(BIN)/python || .uv/bin/uv venv --quiet --python $(PYTHON) .venv
+	.uv/bin/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+# After a change of the dependencies in pyproject.toml.
+lock: .uv/bin/uv
+	.uv/bin/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
+		--output-file requirements.lock
+
+# The runs in results/runs stay: they are hours of work. Delete that folder by hand.
+clean:
+	rm -rf .venv .uv .snakemake .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find purifiers tests workflow benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,164 @@
+"""The files that describe the package agree with each other and with what the code imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+LOCK = (ROOT / "requirements.lock").read_text()
+
+# Parts of the package that every start of Snakemake imports, on each node of a cluster.
+LIGHT = [
+    "purifiers.core.artifacts",
+    "purifiers.core.errors",
+    "purifiers.core.numbers",
+    "purifiers.core.provenance",
+    "purifiers.core.registry",
+    "purifiers.plan",
+    "purifiers.report",
+]
+
+
+def normalised(name: str) -> str:
+    """The name of a distribution as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def distribution(requirement: str) -> str:
+    """`Foo_bar[x]>=1` -> `foo-bar`."""
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match, requirement
+    return normalised(match[0])
+
+
+def declared(*extras: str) -> set[str]:
+    requirements = [*PROJECT["dependencies"], *(r for extra in extras for r in EXTRAS[extra])]
+    return {distribution(requirement) for requirement in requirements}
+
+
+def locked() -> dict[str, list[str]]:
+    """Requirement line of the lock -> its hashes."""
+    entries: dict[str, list[str]] = {}
+    for line in LOCK.splitlines():
+        if line.startswith("    --hash="):
+            entries[list(entries)[-1]].append(line.strip(" \\"))
+        elif line and not line.startswith("#"):
+            entries[line.rstrip(" \\")] = []
+    return entries
+
+
+def committed() -> Iterator[tuple[str, str]]:
+    """(path, text) of every text file that git tracks or would track."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    run = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        pytest.skip(f"not a git checkout: {run.stderr.strip()}")
+    for name in filter(None, run.stdout.split("\0")):
+        path = ROOT / name
+        content = path.read_bytes() if path.is_file() else b""
+        if b"\0" not in content:
+            yield name, content.decode()
+
+
+def third_party_imports(folder: str) -> Iterator[tuple[str, str]]:
+    """(file, top-level module) of each absolute import that is neither ours nor Python's."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules = [node.module]
+            for module in modules:
+                top = module.partition(".")[0]
+                if top not in sys.stdlib_module_names and top != "purifiers":
+                    yield str(path.relative_to(ROOT)), top
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("purifiers", ()), ("workflow", ()), ("tests", ("test",))]
+)
+def test_every_import_is_a_declared_dependency(folder: str, extras: tuple[str, ...]) -> None:
+    allowed, owners = declared(*extras), packages_distributions()
+    missing = {
+        f"{path} imports {module}"
+        for path, module in third_party_imports(folder)
+        if not allowed & {normalised(owner) for owner in owners.get(module, [])}
+    }
+    assert not missing
+
+
+def test_lock_names_no_address_and_hashes_every_package() -> None:
+    assert "://" not in LOCK
+    assert locked()
+    assert [requirement for requirement, hashes in locked().items() if not hashes] == []
+
+
+def test_lock_holds_every_direct_dependency_at_its_pinned_version() -> None:
+    versions: dict[str, set[str]] = {}
+    for requirement in locked():
+        version = requirement.partition("==")[2].partition(" ")[0]
+        versions.setdefault(distribution(requirement), set()).add(version)
+    direct = [*PROJECT["dependencies"], *(r for extra in EXTRAS.values() for r in extra)]
+    assert {distribution(requirement) for requirement in direct} <= set(versions)
+    pins = [requirement.split("==") for requirement in direct if "==" in requirement]
+    assert {name: versions[distribution(name)] for name, _ in pins} == {n: {v} for n, v in pins}
+
+
+def test_conda_environment_restates_nothing() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, installed = environment["dependencies"]
+    assert python == f"python {PROJECT['requires-python']}"
+    assert pip == "pip"
+    (editable,) = installed["pip"]
+    extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)
+    assert extras and set(extras[1].split(",")) == {"test", "lint"} <= set(EXTRAS)
+
+
+def test_citation_and_changelog_name_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == PROJECT["version"]
+
+
+def test_no_file_names_a_package_index_or_a_place_on_one_machine() -> None:
+    # Written with "[.]" so that this file does not match itself.
+    index = re.compile(r"pypi[.]org|python[h]osted[.]org|anaconda[.]org|debian[.]org")
+    place = re.compile(r"(?<![\w.~/-])/(?:home|root|Users|work|opt)/\w")
+    found = [
+        f"{name}:{number}: {line.strip()[:80]}"
+        for name, text in committed()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if index.search(line) or place.search(line)
+    ]
+    assert found == []
+
+
+def test_declarations_are_read_without_torch() -> None:
+    """The import contracts read the sources; this runs them, package __init__ files included."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        f"for name in {LIGHT!r}:\n"
+        "    module = importlib.import_module(name)\n"
+        "    for inner in pkgutil.walk_packages(getattr(module, '__path__', []), name + '.'):\n"
+        "        importlib.import_module(inner.name)\n"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else 0)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,81 @@
+"""The one entry of every job: ``python -m purifiers <command>``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from purifiers.core.artifacts import RunFolder, read_json, write_json
+from purifiers.core.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a mistake of the user's gives one line on stderr and status 2."""
+    parser = argparse.ArgumentParser(prog="python -m purifiers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="do the runs of one job")
+    run.add_argument("spec", type=Path)
+    run.add_argument("manifest", type=Path)
+    run.add_argument("--threads", type=int, default=1)
+    run.set_defaults(function=_run)
+
+    plan = commands.add_parser("plan", help="show what there is to do and what it will cost")
+    plan.add_argument("--scale", default="smoke")
+    plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
+    plan.set_defaults(function=_plan)
+
+    report = commands.add_parser("report", help="write tables, figures and claims of what is done")
+    report.add_argument("--scale", default="smoke")
+    report.add_argument("documents", nargs="*", help="such as aid/table_3 aid/claims; all by default")
+    report.set_defaults(function=_report)
+
+    status = commands.add_parser("status", help="write the README's table of what runs")
+    status.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    status.set_defaults(function=_status)
+
+    chosen = parser.parse_args(arguments)
+    try:
+        return chosen.function(chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    runs_root = arguments.spec.resolve().parents[2]
+    batch = read_json(arguments.spec)
+    done = [RunFolder(runs_root, batch["stage"], run["id"]).complete() for run in batch["runs"]]
+    if all(done):
+        names = [run["id"] for run in batch["runs"]]
+        write_json(arguments.manifest, {"batch": batch["batch"], "runs": names})
+        return 0
+    from purifiers.stages.job import run_batch
+
+    return 1 if run_batch(batch, arguments.manifest, runs_root, arguments.threads) else 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from purifiers.plan.plan import make_plan
+    from purifiers.plan.price import describe_price
+
+    print(describe_price(make_plan(Path.cwd(), arguments.scale, arguments.documents)))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from purifiers.report.reports import write_reports
+
+    write_reports(Path.cwd(), arguments.scale, arguments.documents)
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from purifiers.report.reports import write_status
+
+    return write_status(Path.cwd(), check=arguments.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""What every attack, purifier and classifier promises."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.core.errors import UserError
+from purifiers.core.numbers import check_linf_length, fraction, is_linf_length
+
+Target = Callable[[Tensor, Tensor], Tensor]
+"""Images (n, C, H, W) and their indices (n,) to logits (n, classes)."""
+
+
+def normalise(owner: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``"8/255"`` into a float and refuse L-infinity lengths outside [0, 1].
+
+    Raises:
+        UserError: for example ``eps=8``.
+    """
+    result = dict(parameters)
+    for name, value in parameters.items():
+        if is_linf_length(name) and value is not None:
+            result[name] = fraction(value)
+            check_linf_length(name, result[name], owner)
+    return result
+
+
+def check_images(images: Tensor, where: str) -> None:
+    """Refuse anything but finite float32 NCHW images in [0, 1].
+
+    Raises:
+        UserError: wrong type, dimension, range, or values that are not finite.
+    """
+    if images.dtype != torch.float32 or images.dim() != 4:
+        shape = tuple(images.shape)
+        raise UserError(f"{where}: images must be float32 NCHW, got {images.dtype} {shape}")
+    if images.numel() == 0:
+        return
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise UserError(f"{where}: images must lie in [0, 1], got [{low:g}, {high:g}]")
+
+
+def as_target(logits_fn: Callable[..., Tensor]) -> Target:
+    """Give a plain ``images -> logits`` function the signature of a target.
+
+    A callable whose attribute ``per_image`` is true already takes ``(images, indices)``.
+    """
+    if getattr(logits_fn, "per_image", False):
+        return logits_fn
+
+    def target(images: Tensor, indices: Tensor) -> Tensor:
+        return logits_fn(images)
+
+    return target
+
+
+def input_gradient(
+    target: Target,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of each image's loss with respect to that image alone.
+
+    Args:
+        loss: logits (n, classes) and labels (n,) to one loss per image (n,).
+
+    Returns:
+        gradient (n, C, H, W), logits (n, classes) and losses (n,), all detached.
+
+    Raises:
+        RuntimeError: the logits are not finite: a broken model must not count as a robust one.
+    """
+    with torch.enable_grad():
+        leaf = images.detach().requires_grad_(True)
+        logits = target(leaf, indices)
+        losses = loss(logits, labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    logits = logits.detach()
+    if not torch.isfinite(logits).all():
+        raise RuntimeError("the attacked model gave logits that are not finite")
+    return gradient, logits, losses.detach()
+
+
+class Attack:
+    """From images and labels to adversarial images.
+
+    A subclass stores its parameters as attributes of the same names and implements
+    :meth:`perturb`.
+    """
+
+    norm: ClassVar[str] = "linf"
+    batch_dependent: ClassVar[bool] = False
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} does not implement perturb")
+
+    def __call__(
+        self,
+        logits_fn: Callable[..., Tensor],
+        images: Tensor,
+        labels: Tensor,
+        seed: int = 0,
+        indices: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Attack ``logits_fn``.
+
+        Args:
+            logits_fn: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
+            labels: true labels, int64 (n,).
+            seed: with an image's index it decides that image's noise.
+            indices: the images' indices in their data set; 0 ... n-1 by default.
+
+        Returns:
+            Adversarial images, float32 (n, C, H, W) in [0, 1].
+
+        Raises:
+            UserError: images of the wrong type or range, or labels that do not fit.
+            RuntimeError: the result is not finite, leaves [0, 1] or the eps ball.
+        """
+        name = type(self).__name__
+        check_images(images, name)
+        if labels.shape != images.shape[:1]:
+            raise UserError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
+        where = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+        adversarial = self.perturb(as_target(logits_fn), images, labels, seed, where).detach()
+        self._check(images, adversarial)
+        return adversarial
+
+    def _check(self, images: Tensor, adversarial: Tensor) -> None:
+        name = type(self).__name__
+        if adversarial.shape != images.shape or adversarial.dtype != torch.float32:
+            raise RuntimeError(f"{name} changed the shape or type of the images")
+        if not torch.isfinite(adversarial).all():
+            raise RuntimeError(f"{name} made images that are not finite")
+        if adversarial.numel() and (adversarial.min() < 0 or adversarial.max() > 1):
+            raise RuntimeError(f"{name} left the pixel range [0, 1]")
+        eps = getattr(self, "eps", None)
+        if self.norm == "linf" and eps is not None and adversarial.numel():
+            distance = float((adversarial - images).abs().max())
+            if distance > eps + 1e-6:
+                raise RuntimeError(f"{name} left its ball: {distance:g} > eps {eps:g}")
+
+
+class Classifier(nn.Module):
+    """Images to logits, with named inner features.
+
+    Attributes:
+        shape: (channels, height, width) of the images.
+        classes: number of classes.
+        TAPS: names of the inner representations, shallow to deep.
+    """
+
+    TAPS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, shape: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.classes = classes
+
+    def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        """The named inner representations, computing no further than the deepest one.
+
+        Args:
+            images: float32 (n, C, H, W) in [0, 1].
+            taps: names out of ``TAPS``.
+
+        Returns:
+            One tensor (n, channels, height, width) per name.
+
+        Raises:
+            UserError: this classifier has no such representation.
+        """
+        raise UserError(f"{type(self).__name__} has no inner representations to tap")
+
+
+class Method(nn.Module):
+    """A purifier: images to images of the same shape.
+
+    Attributes:
+        stochastic: two seeds give two outputs.
+        fitted: the method has weights that are trained before it is used.
+    """
+
+    stochastic: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+
+    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+        """Build what depends on the frozen classifier or on the images' shape (C, H, W)."""
+
+    def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        """Scalar training loss of one batch (fitted methods only)."""
+        raise TypeError(f"{type(self).__name__} is not fitted")
+
+    def purify(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """Purified images.
+
+        Args:
+            images: float32 (n, C, H, W) in [0, 1].
+            seed: with an image's index it decides that image's noise.
+            indices: the images' indices in their data set; 0 ... n-1 by default.
+
+        Returns:
+            float32 (n, C, H, W) in [0, 1].
+        """
+        raise TypeError(f"{type(self).__name__} does not implement purify")
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Switch to evaluation mode and take no gradients of the parameters; returns ``module``."""
+    return module.eval().requires_grad_(False)
+
+
+def default_indices(images: Tensor, indices: Sequence[int] | Tensor | None) -> Tensor:
+    """The given indices as a tensor, or 0 ... n-1."""
+    return torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+
+
+def build(cls: type, *context: Any, **parameters: Any) -> Any:
+    """Construct a component with normalised lengths.
+
+    Raises:
+        UserError: a parameter the component does not have, or a length out of range.
+    """
+    known = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        for name in parameters:
+            if name not in known:
+                raise UserError(f"{cls.__name__} has no parameter {name!r}")
+    return cls(*context, **normalise(cls.__name__, parameters))

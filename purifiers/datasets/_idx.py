@@ -1,0 +1,82 @@
+"""The idx format, and the datasets that are four idx files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from purifiers.core.errors import UserError
+from purifiers.datasets import _checksum
+from purifiers.datasets._base import Dataset
+from purifiers.datasets._download import Remote, obtain
+
+_UNSIGNED_BYTE = 8
+_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def parse(data: bytes, dimensions: int, path: Path) -> np.ndarray:
+    """Read an idx file of unsigned bytes.
+
+    The format is two zero bytes, the type (8: unsigned byte), the number of dimensions, the
+    dimensions as big-endian int32, then the values, last index fastest (the MNIST page of
+    LeCun, Cortes and Burges).
+
+    Returns:
+        a uint8 array with that many dimensions.
+
+    Raises:
+        UserError: another magic number, or more or fewer values than the dimensions say.
+    """
+    start = 4 + 4 * dimensions
+    if len(data) < start or data[:4] != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
+        raise UserError(
+            f"{path}: not an idx file of bytes with {dimensions} dimensions "
+            f"(it begins with 0x{data[:4].hex()})"
+        )
+    shape = struct.unpack(f">{dimensions}i", data[4:start])
+    if len(data) - start != math.prod(shape):
+        raise UserError(f"{path}: {len(data) - start} values, but its header says {shape}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+class IdxDataset(Dataset):
+    """Grey images in torchvision's folders: ``<folder>/raw/train-images-idx3-ubyte[.gz]`` ...
+
+    Attributes:
+        folder: below the data folder.
+        remotes: name without ".gz" -> the official compressed file.
+        checksums: name without ".gz" -> checksum of the uncompressed content, so that a file
+            that somebody compressed again is accepted.
+    """
+
+    folder: ClassVar[str]
+    remotes: ClassVar[Mapping[str, Remote]]
+    checksums: ClassVar[Mapping[str, str]]
+
+    def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        raw = root / self.folder / "raw"
+        images = self._array(f"{_PREFIXES[split]}-images-idx3-ubyte", 3, raw)
+        labels = self._array(f"{_PREFIXES[split]}-labels-idx1-ubyte", 1, raw)
+        return images[:, np.newaxis], labels
+
+    def _array(self, name: str, dimensions: int, raw: Path) -> np.ndarray:
+        path = raw / name
+        if path.exists():
+            data = path.read_bytes()
+        else:
+            path = raw / f"{name}.gz"
+            if not path.exists():
+                obtain(self.remotes[name], path, f"{name} and {name}.gz in {raw}")
+            try:
+                data = gzip.decompress(path.read_bytes())
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{path}: not a whole gzip file ({error}); move it away") from error
+        _checksum.check(data, self.checksums[name], path)
+        return parse(data, dimensions, path)

@@ -1,0 +1,50 @@
+"""Encoded images to arrays."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from purifiers.core.errors import UserError
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Whether encoded bytes begin like a JPEG file (ITU-T T.81: the SOI marker)."""
+    return data[:2] == b"\xff\xd8"
+
+
+def decode(data: bytes, shape: Sequence[int], where: str, fit: bool = False) -> np.ndarray:
+    """Decode one image.
+
+    Args:
+        data: a file's bytes, in any format that Pillow reads.
+        shape: (C, H, W), with one channel (grey) or three (RGB).
+        where: names the image in messages.
+        fit: turn it as its camera says, resize it (bilinear, filtered when it shrinks) to cover
+            the shape, and cut out the centre. Otherwise a size that differs is an error.
+
+    Returns:
+        uint8 (C, H, W).
+
+    Raises:
+        UserError: the bytes are no image, or it has another size.
+    """
+    channels, height, width = shape
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data))
+        if fit:
+            image = ImageOps.exif_transpose(image)
+        image = image.convert(_MODES[channels])
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{where}: cannot be read as an image ({error})") from error
+    if fit:
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    if image.size != (width, height):
+        raise UserError(f"{where}: {image.width}x{image.height}, expected {width}x{height}")
+    pixels = np.asarray(image, np.uint8)
+    return pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -1,0 +1,36 @@
+"""CIFAR-100 with its fine labels: photographs, 32x32 colour (Krizhevsky 2009)."""
+
+from __future__ import annotations
+
+from purifiers.datasets._cifar import CifarBinary
+from purifiers.datasets._download import Remote
+
+VERSION = 1
+SHAPE = (3, 32, 32)
+CLASSES = 100
+TRAIN = 50_000
+TEST = 10_000
+
+# Size and SHA-256: tensorflow/datasets, url_checksums/cifar100.txt.
+ARCHIVE = Remote(
+    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    168_513_733,
+    "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+)
+MEMBERS = {"train": ("train.bin",), "test": ("test.bin",)}
+# MD5 of the unpacked files: rai-project/dldataset (vision/cifar100.go).
+CHECKSUMS = {
+    "train.bin": "md5:6172c7755cfe09b2fe270c85cebc1b15",
+    "test.bin": "md5:4499cfba6c016c1be1438163640a0898",
+}
+
+
+class Cifar100(CifarBinary):
+    """CIFAR-100 from ``cifar-100-binary/`` or ``cifar-100-binary.tar.gz``.
+
+    A record has the coarse label, then the fine one; the fine one is used.
+    """
+
+    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    folder, archive, members, checksums = "cifar-100-binary", ARCHIVE, MEMBERS, CHECKSUMS
+    label_bytes = 2

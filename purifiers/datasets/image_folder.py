@@ -1,0 +1,91 @@
+"""Your own images: ``<path>/train/<class>/*.png`` and ``<path>/test/<class>/*.png``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.datasets import _images
+from purifiers.datasets._base import Dataset, Source
+
+VERSION = 1
+# The default; the parameter `shape` has the last word. The folders tell the rest.
+SHAPE = (3, 32, 32)
+CLASSES = None
+TRAIN = None
+TEST = None
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
+
+
+class ImageFolder(Dataset):
+    """A folder per split, in it a folder per class, in it the images.
+
+    Classes are numbered in the order of the training folders' names. Images are ordered by
+    class, then file name; each is resized to cover the shape and its centre is cut out. Files
+    with other endings, and hidden ones, are passed over.
+
+    Args:
+        path: of the folder that holds ``train/`` and ``test/``, below the data folder.
+        shape: (C, H, W) of the result; one channel is grey, three are RGB.
+
+    Raises:
+        UserError: a shape with other channels or sides below 1.
+    """
+
+    train = TRAIN
+    test = TEST
+
+    def __init__(self, path: str = "image_folder", shape: Sequence[int] = (3, 32, 32)) -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+            raise UserError(
+                f"image_folder: shape {tuple(shape)} must be (channels, height, width) "
+                "with 1 or 3 channels"
+            )
+        self.path = path
+        self.shape = (shape[0], shape[1], shape[2])
+        self.classes = CLASSES
+
+    def source(self, root: Path) -> Source:
+        return Source(f"images in {self.path}/")
+
+    def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        folder = root / self.path
+        names = _class_names(folder / "train")
+        self.classes = len(names)
+        numbers = {name: number for number, name in enumerate(names)}
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        for name in _class_names(folder / split):
+            if name not in numbers:
+                raise UserError(
+                    f"{folder / split / name} is no class of {folder / 'train'}"
+                    f"{did_you_mean(name, names)}"
+                )
+            files = [p for p in _visible(folder / split / name) if p.suffix.lower() in SUFFIXES]
+            if not files:
+                endings = " ".join(SUFFIXES)
+                raise UserError(f"{folder / split / name} holds no image ({endings})")
+            for file in files:
+                images.append(_images.decode(file.read_bytes(), self.shape, str(file), fit=True))
+                labels.append(numbers[name])
+        return np.stack(images), np.array(labels)
+
+
+def _class_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is missing; an image folder has train/<class>/ and test/<class>/ "
+            "(set PURIFYBENCH_DATA or the parameter 'path')"
+        )
+    names = [path.name for path in _visible(folder) if path.is_dir()]
+    if not names:
+        raise UserError(f"{folder} holds no class folders; put the images in {folder}/<class>/")
+    return names
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

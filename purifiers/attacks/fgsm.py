@@ -1,0 +1,38 @@
+"""Fast gradient sign method: one signed step (Goodfellow, Shlens & Szegedy 2015)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from purifiers.attacks._linf import ascend, cross_entropy_gradient
+from purifiers.core.component import Attack, Target
+from purifiers.core.numbers import fraction
+
+VERSION = 1
+PASSES = "3"
+
+
+class Fgsm(Attack):
+    """x' = clip(x + eps * sign(gradient of the cross entropy)), section 4 of the paper.
+
+    Args:
+        eps: L-infinity radius on the [0, 1] scale. Default: CIFAR-10's 8/255 of Madry et al. 2018.
+    """
+
+    def __init__(self, *, eps: float | str = "8/255") -> None:
+        self.eps = fraction(eps)
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        return ascend(
+            cross_entropy_gradient(target),
+            images,
+            labels,
+            indices,
+            start=images,
+            eps=self.eps,
+            step_size=self.eps,
+            steps=1,
+        )

@@ -1,0 +1,111 @@
+"""Wide residual network (Zagoruyko and Komodakis 2016), pre-activation, as adversarial training
+papers use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.core.component import Classifier
+from purifiers.core.errors import UserError, did_you_mean
+
+VERSION = 1
+BUDGET = ("depth", "widen_factor", "first_stride")
+
+
+class WideResnet(Classifier):
+    """WRN-``depth``-``widen_factor``: a 3x3 convolution, three stages, BN-ReLU, average pooling.
+
+    WRN-34-10 with 10 classes has 46,160,474 parameters (as in `yaodongyu/TRADES`). Inputs are
+    not normalised (`yelobean/AIDPurifier`).
+
+    Args:
+        shape: (C, H, W) of the images.
+        classes: number of classes.
+        depth: 6 n + 4 for n residual blocks per stage; 34 in the AID-Purifier paper, section 4.
+        widen_factor: width of the stages over 16, 32, 64; 10 in that paper.
+        first_stride: stride of the first stage; 1 in the papers. 2 is our choice for networks
+            that must train on a processor.
+
+    Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
+
+    Raises:
+        UserError: ``depth`` is not of the form 6 n + 4.
+    """
+
+    TAPS: ClassVar[tuple[str, ...]] = ("conv1", "stage1", "stage2", "stage3")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        *,
+        depth: int = 34,
+        widen_factor: int = 10,
+        first_stride: int = 1,
+    ) -> None:
+        super().__init__(shape, classes)
+        if depth < 10 or (depth - 4) % 6:
+            raise UserError(f"wide_resnet: depth is {depth}, but must be 6 n + 4 (10, 16, 22, ...)")
+        blocks = (depth - 4) // 6
+        widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
+        self.channels = dict(zip(self.TAPS, widths, strict=True))
+        self.conv1 = nn.Conv2d(self.shape[0], 16, 3, padding=1, bias=False)
+        strides = (first_stride, 2, 2)
+        self.stage1, self.stage2, self.stage3 = (
+            _stage(widths[i], widths[i + 1], blocks, strides[i]) for i in range(3)
+        )
+        self.norm = nn.BatchNorm2d(widths[3])
+        self.head = nn.Linear(widths[3], classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He initialisation over fan-out for convolutions, zero bias of the head."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        deepest = self.features(images, self.TAPS[-1:])[0]
+        return self.head(torch.relu(self.norm(deepest)).mean(dim=(2, 3)))
+
+    def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        for tap in taps:
+            if tap not in self.TAPS:
+                raise UserError(f"wide_resnet has no tap {tap!r}{did_you_mean(tap, self.TAPS)}")
+        found: dict[str, Tensor] = {}
+        hidden = images
+        for name in self.TAPS:
+            hidden = getattr(self, name)(hidden)
+            found[name] = hidden
+            if all(tap in found for tap in taps):
+                break
+        return [found[tap] for tap in taps]
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    first = _Block(inputs, outputs, stride)
+    return nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+
+class _Block(nn.Module):
+    """BN-ReLU-conv twice; where the shape changes, the shortcut is a 1x1 convolution of the
+    activated input."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        active = torch.relu(self.norm1(hidden))
+        carried = hidden if self.shortcut is None else self.shortcut(active)
+        return carried + self.conv2(torch.relu(self.norm2(self.conv1(active))))

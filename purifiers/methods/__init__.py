@@ -1,0 +1,1 @@
+"""Purifiers and other defences of the input: one method per file."""

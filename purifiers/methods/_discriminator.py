@@ -1,0 +1,84 @@
+"""The discriminator of AID-Purifier, in the paper's shape and in that of the authors' code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def pooled(features: Sequence[Tensor]) -> list[Tensor]:
+    """Global average pooling (section 3.1): (n, c, h, w) each to (n, c)."""
+    return [feature.mean(dim=(2, 3)) for feature in features]
+
+
+class PaperDiscriminator(nn.Module):
+    """Two branches, concatenation, head (Table 5); no batch normalisation.
+
+    Args:
+        channels: channels of the tapped representations, in order.
+        width: 1024 in Table 5.
+        extra_layers: linear layers added before and after the concatenation; Appendix A.2 has
+            one for CIFAR-10, CIFAR-100 and TinyImageNet.
+
+    Shapes: pooled features (n, channels[i]) each to one logit per image (n,), high for adversarial.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, extra_layers: int) -> None:
+        super().__init__()
+        branch_depth = 2 + extra_layers
+        self.branches = nn.ModuleList(
+            _layers([count] + [width] * branch_depth, norm=False) for count in channels
+        )
+        head = [width * len(channels)] + [width] * (1 + extra_layers) + [width // 2]
+        self.head = nn.Sequential(_layers(head, norm=False), nn.Linear(width // 2, 1))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        encoded = [branch(f) for branch, f in zip(self.branches, features, strict=True)]
+        return self.head(torch.cat(encoded, dim=1)).squeeze(1)
+
+
+class UpstreamDiscriminator(nn.Module):
+    """Encoders for every tap of the classifier, the unused ones fed zeros; batch normalisation
+    after every linear layer but the last (`yelobean/AIDPurifier`).
+
+    Args:
+        channels: channels of every tap of the classifier, by name.
+        taps: the taps in use.
+        width: 1024 upstream.
+        extra_layers: 1 for the deeper form, which upstream has for all data sets but SVHN.
+
+    Shapes: as :class:`PaperDiscriminator`.
+    """
+
+    def __init__(
+        self, channels: Mapping[str, int], taps: Sequence[str], width: int, extra_layers: int
+    ) -> None:
+        super().__init__()
+        self.taps, self.channels = tuple(taps), dict(channels)
+        depth = 1 + extra_layers
+        self.branches = nn.ModuleDict(
+            {name: _layers([count] + [width] * depth, norm=True) for name, count in channels.items()}
+        )
+        head = [width * len(channels), 2 * width, width] + [width // 2] * extra_layers
+        self.head = nn.Sequential(_layers(head, norm=True), nn.Linear(head[-1], 1))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        given = dict(zip(self.taps, features, strict=True))
+        rows = features[0].shape[0]
+        encoded = [
+            self.branches[name](given[name] if name in given else features[0].new_zeros(rows, count))
+            for name, count in self.channels.items()
+        ]
+        return self.head(torch.cat(encoded, dim=1)).squeeze(1)
+
+
+def _layers(widths: Sequence[int], norm: bool) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        modules.append(nn.Linear(inputs, outputs))
+        if norm:
+            modules.append(nn.BatchNorm1d(outputs))
+        modules.append(nn.ReLU())
+    return nn.Sequential(*modules)

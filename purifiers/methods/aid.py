@@ -1,0 +1,207 @@
+"""AID-Purifier (Hwang et al., anonymous submission): descend a discriminator of adversarial images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from purifiers.attacks.cw_l2 import CwL2
+from purifiers.attacks.deepfool_linf import DeepfoolLinf
+from purifiers.attacks.pgd import Pgd
+from purifiers.core.component import Attack, Classifier, Method
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.loop import Recipe
+from purifiers.core.noise import derive_seed, generator, uniform
+from purifiers.core.numbers import fraction
+from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscriminator, pooled
+
+VERSION = 1
+BUDGET = ("epochs", "width", "train_steps", "learning_rate")
+PASSES = "3 * iterations"
+FIT_PASSES = "epochs * (3 * train_steps + 1)"
+
+MIXINGS = ("avmixup", "mixup", "av", "none")
+TARGETS = ("bce", "contrastive")
+
+
+class Aid(Method):
+    """Trains a discriminator on two inner representations of the frozen classifier
+    (Algorithm 1), then takes sign steps that lower its verdict "adversarial" (Algorithm 2).
+
+    Args:
+        variant: ``paper`` (Table 5) or ``upstream`` (`yelobean/AIDPurifier`).
+        taps: representations used; ``conv1`` and ``stage3`` are the paper's 1st convolution and
+            15th block.
+        width: 1024 in Table 5.
+        extra_layers: 1 for the deeper discriminator of Appendix A.2 (all data sets but SVHN).
+        eps, step_size, iterations: purification, Table 6; L-infinity.
+        gamma: how far beyond the adversarial example the vertex lies; 2 for SVHN, else 1.5 (A.3).
+        train_eps, train_step, train_steps: PGD that makes training examples; not in the paper,
+            values from upstream; random start.
+        epochs, batch_size, learning_rate, momentum, weight_decay: 1 epoch of SGD .01, .9, 2e-4
+            (A.3); batch 128 upstream.
+        target: ``bce`` (equation 1), or ``contrastive``: true pairs of representations against
+            pairs of different images (Table 14b; details are our choice).
+        mixing: ``avmixup``, or Table 14c's ``none`` (clean or adversarial), ``av`` (clean or
+            vertex), ``mixup`` (mixtures with gamma 1).
+        train_attacks: ``pgd``, ``cw_l2``, ``deepfool_linf`` (Table 18); of several, one is drawn
+            per batch (our choice). C&W and DeepFool with upstream's evaluation settings.
+
+    The vertex is clipped to [0, 1] upstream and not in Algorithm 1; the variant decides.
+    Weights are saved without the classifier's.
+    """
+
+    fitted = True
+
+    def __init__(
+        self,
+        *,
+        variant: str = "paper",
+        taps: Sequence[str] = ("conv1", "stage3"),
+        width: int = 1024,
+        extra_layers: int = 1,
+        eps: float | str = "8/255",
+        step_size: float | str = "2/255",
+        iterations: int = 10,
+        gamma: float = 1.5,
+        train_eps: float | str = 0.031,
+        train_step: float | str = 0.004,
+        train_steps: int = 10,
+        epochs: float = 1,
+        batch_size: int = 128,
+        learning_rate: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 2e-4,
+        augmentation: str = "none",
+        target: str = "bce",
+        mixing: str = "avmixup",
+        train_attacks: Sequence[str] = ("pgd",),
+    ) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("variant", variant, ("paper", "upstream")),
+            ("target", target, TARGETS),
+            ("mixing", mixing, MIXINGS),
+        ):
+            if value not in known:
+                raise UserError(f"aid: {name} is {value!r}: choose one of {', '.join(known)}")
+        self.variant, self.taps, self.width = variant, tuple(taps), width
+        self.extra_layers = extra_layers
+        self.eps, self.step_size, self.iterations = fraction(eps), fraction(step_size), iterations
+        self.gamma = gamma if mixing in ("avmixup", "av") else 1.0
+        self.target, self.mixing = target, mixing
+        self.attacks = _training_attacks(
+            train_attacks, fraction(train_eps), train_steps, fraction(train_step)
+        )
+        self.recipe = Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            augmentation=augmentation,
+        )
+        self._classifier: list[Classifier] = []  # in a list, so that its weights are not ours
+
+    @property
+    def classifier(self) -> Classifier:
+        """The frozen classifier the discriminator listens to."""
+        if not self._classifier:
+            raise UserError("aid: bind a classifier first")
+        return self._classifier[0]
+
+    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+        if classifier is None:
+            raise UserError("aid: works on the inside of a classifier; give it one")
+        self._classifier = [classifier]
+        with torch.no_grad():
+            probe = torch.zeros(1, *shape)
+            every = classifier.features(probe.to(_device(classifier)), classifier.TAPS)
+        channels = {n: f.shape[1] for n, f in zip(classifier.TAPS, every, strict=True)}
+        classifier.features(probe.to(_device(classifier)), self.taps)
+        self.discriminator: nn.Module
+        if self.variant == "paper":
+            counts = [channels[tap] for tap in self.taps]
+            self.discriminator = PaperDiscriminator(counts, self.width, self.extra_layers)
+        else:
+            self.discriminator = UpstreamDiscriminator(
+                channels, self.taps, self.width, self.extra_layers
+            )
+
+    def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        """Binary cross entropy of one batch, target 1 for adversarial (Algorithm 1, equation 1)."""
+        if self.target == "contrastive":
+            return self._contrastive_loss(images, seed)
+        attack = self.attacks[derive_seed(seed, "attack") % len(self.attacks)]
+        adversarial = attack(self.classifier, images, labels, seed, indices)
+        mixed, share = self.mix(images, adversarial, indices, seed)
+        return functional.binary_cross_entropy_with_logits(self.logit(mixed), 1.0 - share)
+
+    def mix(
+        self, images: Tensor, adversarial: Tensor, indices: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Lines 6 to 9 of Algorithm 1.
+
+        Returns:
+            images u x + (1 - u) x_AV (n, C, H, W), and u (n,).
+        """
+        vertex = images + self.gamma * (adversarial - images)
+        if self.variant == "upstream":
+            vertex = vertex.clamp(0.0, 1.0)
+        share = uniform(seed, indices, (), tag="aid").to(images.device)
+        if self.mixing in ("none", "av"):
+            share = share.round()
+        weight = share[:, None, None, None]
+        return weight * images + (1.0 - weight) * vertex, share
+
+    def _contrastive_loss(self, images: Tensor, seed: int) -> Tensor:
+        low, *high = self._features(images)
+        order = torch.randperm(len(images), generator=generator(seed, "contrastive"))
+        shuffled = [feature[order.to(feature.device)] for feature in high]
+        logits = torch.cat([self.discriminator([low, *high]), self.discriminator([low, *shuffled])])
+        wanted = torch.cat([torch.zeros(len(images)), torch.ones(len(images))]).to(logits.device)
+        return functional.binary_cross_entropy_with_logits(logits, wanted)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            return pooled(self.classifier.features(images, self.taps))
+
+    def logit(self, images: Tensor) -> Tensor:
+        """The discriminator's logit, high for adversarial, (n,)."""
+        return self.discriminator(pooled(self.classifier.features(images, self.taps)))
+
+    def purify(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """Algorithm 2, descending the logit and not the probability: the signs are the same and
+        the gradient cannot vanish. Differentiable; a sign's own derivative is zero."""
+        low, high = images - self.eps, images + self.eps
+        purified = images
+        for _ in range(self.iterations):
+            with torch.enable_grad():
+                leaf = purified.detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(self.logit(leaf).sum(), leaf)
+            purified = purified - self.step_size * gradient.sign()
+            purified = torch.minimum(torch.maximum(purified, low), high).clamp(0.0, 1.0)
+        return purified
+
+
+def _training_attacks(
+    names: Sequence[str], eps: float, steps: int, step_size: float
+) -> list[Attack]:
+    makers: dict[str, Callable[[], Attack]] = {
+        "pgd": lambda: Pgd(eps=eps, steps=steps, step_size=step_size),
+        "cw_l2": lambda: CwL2(steps=20, search_steps=1, initial_const=0.01, max_l2=3.0),
+        "deepfool_linf": lambda: DeepfoolLinf(eps=eps, steps=20),
+    }
+    for name in names:
+        if name not in makers:
+            raise UserError(f"aid: train_attacks has {name!r}{did_you_mean(name, makers)}")
+    return [makers[name]() for name in names]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

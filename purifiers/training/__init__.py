@@ -1,0 +1,1 @@
+"""Training recipes: one way of making a classifier per file."""

@@ -1,0 +1,95 @@
+"""What every training recipe shares: the schedule, and how to attack a network in training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from purifiers.core.component import Classifier
+from purifiers.core.errors import UserError
+from purifiers.core.loop import Recipe
+
+
+class Training:
+    """A recipe: optimizer, schedule, augmentation, and the loss of a batch.
+
+    The defaults are those of `MadryLab/cifar10_challenge`: SGD .1 with momentum .9, weight
+    decay 2e-4, batch 128, the rate divided by 10 after 1/2 and 3/4 of 80,000 steps, which are
+    205 epochs of CIFAR-10.
+
+    Args:
+        epochs: passes over the training images.
+        milestones: fractions of the training at which the rate drops (schedule ``step``).
+        augmentation: ``none``, ``flip`` or ``crop_flip``.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: float = 205,
+        batch_size: int = 128,
+        learning_rate: float = 0.1,
+        optimizer: str = "sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 2e-4,
+        schedule: str = "step",
+        milestones: Sequence[float] = (0.5, 0.75),
+        learning_rate_decay: float = 0.1,
+        augmentation: str = "none",
+    ) -> None:
+        self.recipe = Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            milestones=tuple(milestones),
+            learning_rate_decay=learning_rate_decay,
+            augmentation=augmentation,
+        )
+
+    def loss(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
+    ) -> Tensor:
+        """Scalar loss of a batch; ``classifier`` is in training mode.
+
+        Args:
+            images: float32 (n, C, H, W) in [0, 1], augmented.
+            labels: int64 (n,).
+            indices: the images' indices, int64 (n,); with ``seed`` they decide the noise.
+        """
+        raise TypeError(f"{type(self).__name__} does not implement loss")
+
+
+@contextlib.contextmanager
+def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
+    """Attack a network that is being trained, and leave it as it was.
+
+    Args:
+        mode: ``eval``: batch normalisation uses its running statistics. ``train``: it uses those
+            of the batch, and the running ones do not move.
+
+    Raises:
+        UserError: any other mode.
+    """
+    if mode not in ("train", "eval"):
+        raise UserError(f"attack_mode is {mode!r}: choose train or eval")
+    norms = [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counted = [None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms]
+    training = classifier.training
+    classifier.train(mode == "train")
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        classifier.train(training)
+        for norm, momentum, count in zip(norms, momenta, counted, strict=True):
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)

@@ -1,0 +1,53 @@
+"""Adversarial training (Madry et al. 2018): cross entropy on PGD examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from purifiers.attacks.pgd import Pgd
+from purifiers.core.component import Classifier
+from purifiers.core.numbers import fraction
+from purifiers.training._base import Training, attack_mode
+
+VERSION = 1
+BUDGET = ("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule")
+FIT_PASSES = "3 * epochs * (steps + 1)"
+
+
+class Madry(Training):
+    """min E max CE: every batch is replaced by its PGD examples (Madry et al. 2018, eq. 2.1).
+
+    Args:
+        eps, steps, step_size: the inner attack, with a random start;
+            8/255, 10 x 2/255 in `MadryLab/cifar10_challenge`.
+        attack_mode: batch normalisation during the attack; ``train`` as upstream.
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float | str = "8/255",
+        steps: int = 10,
+        step_size: float | str = "2/255",
+        attack_mode: str = "train",
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.attack = Pgd(eps=fraction(eps), steps=steps, step_size=fraction(step_size))
+        self.attack_mode = attack_mode
+
+    def adversarial(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
+    ) -> Tensor:
+        """The batch's PGD examples, float32 (n, C, H, W) in [0, 1]."""
+        with attack_mode(classifier, self.attack_mode):
+            return self.attack(classifier, images, labels, seed, indices)
+
+    def loss(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
+    ) -> Tensor:
+        adversarial = self.adversarial(classifier, images, labels, indices, seed)
+        return functional.cross_entropy(classifier(adversarial), labels)

@@ -1,0 +1,24 @@
+# The whole reproduction as one graph. The plan says what there is to do; a rule per stage does it.
+#
+#   snakemake                                          every implemented table, smoke scale
+#   snakemake --config scale=desk                      ... at another scale
+#   snakemake results/tables/smoke/aid/table_3.csv     one table
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+
+include: "workflow/rules/plan.smk"
+include: "workflow/rules/stages.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        everything,
+
+
+onerror:
+    shell("{PYTHON} -m purifiers report --scale {SCALE} || true")

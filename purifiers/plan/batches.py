@@ -1,0 +1,121 @@
+"""Gathers runs into jobs, so that small ones share the seconds it takes to start."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_json
+from purifiers.plan.runs import Run
+from purifiers.plan.scale import STAGES, Scale
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One job: runs of one stage, one after the other.
+
+    Attributes:
+        id: stage and hash of what it holds.
+        upstream: the batches that make what its runs are made from.
+    """
+
+    id: str
+    stage: str
+    runs: tuple[Run, ...]
+    upstream: tuple[Batch, ...]
+
+    @property
+    def spec_name(self) -> str:
+        """File with the runs' specs, below ``results/runs/batches``."""
+        return f"{self.stage}/{self.id}.spec.json"
+
+    @property
+    def manifest_name(self) -> str:
+        """File that says that all runs are whole."""
+        return f"{self.stage}/{self.id}.done.json"
+
+
+def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
+    """Run id to its batch, for runs and all they are made from."""
+    by_stage: dict[str, dict[str, Run]] = {stage: {} for stage in STAGES}
+    pending = list(runs)
+    while pending:
+        run = pending.pop()
+        if run.id not in by_stage[run.stage]:
+            by_stage[run.stage][run.id] = run
+            pending.extend(run.inputs)
+    found: dict[str, Batch] = {}
+    for stage in STAGES:
+        ordered = sorted(by_stage[stage].values(), key=lambda run: (-run.passes, run.id))
+        for group in _groups(ordered, scale.jobs(stage)):
+            # A chain's later purifications are made from its earlier ones, in the same job or not:
+            # depth orders them, so that what is needed is always there.
+            group = sorted(group, key=lambda run: (_depth(run), run.id))
+            inside = {run.id for run in group}
+            needed = {found[i.id].id: found[i.id] for r in group for i in r.inputs if i.id not in inside}
+            upstream = tuple(needed[key] for key in sorted(needed))
+            content = [[run.id for run in group], [batch.id for batch in upstream]]
+            batch = Batch(f"{stage}-{short_hash(content)}", stage, tuple(group), upstream)
+            found.update({run.id: batch for run in group})
+    return found
+
+
+def _depth(run: Run) -> int:
+    return 1 + max((_depth(i) for i in run.inputs if i.stage == run.stage), default=0)
+
+
+def _groups(runs: list[Run], jobs: int | str) -> list[list[Run]]:
+    """Split by lineage, one each, or into ``jobs`` groups of about equal cost.
+
+    Purifications of purified images stay with what they are made from.
+    """
+    if jobs == "run" and all(_depth(run) == 1 for run in runs):
+        return [[run] for run in runs]
+    if isinstance(jobs, str):
+        lineages: dict[str, list[Run]] = defaultdict(list)
+        for run in runs:
+            lineages[run.lineage].append(run)
+        return list(lineages.values())
+    chains: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        chains[_root(run).id].append(run)
+    groups: list[list[Run]] = [[] for _ in range(min(jobs, len(chains)))]
+    loads = [0.0] * len(groups)
+    for chain in sorted(chains.values(), key=lambda c: (-sum(r.passes for r in c), c[0].id)):
+        lightest = loads.index(min(loads))
+        groups[lightest].extend(chain)
+        loads[lightest] += sum(run.passes for run in chain) + 1.0
+    return [group for group in groups if group]
+
+
+def _root(run: Run) -> Run:
+    inside = [i for i in run.inputs if i.stage == run.stage]
+    return _root(inside[0]) if inside else run
+
+
+def write_specs(batches: Iterable[Batch], runs_root: Path, scale: Scale) -> None:
+    """Write the specs that jobs read, and forget manifests that name runs no longer there."""
+    folder = runs_root / "batches"
+    for batch in batches:
+        spec = {
+            "stage": batch.stage,
+            "batch": batch.id,
+            "upstream": [b.manifest_name for b in batch.upstream],
+            "threads": scale.setting("threads", 1),
+            "device": scale.setting("device", "auto"),
+            "batch_size": scale.setting("batch_size", 128),
+            "checkpoint_seconds": scale.setting("checkpoint_seconds", 60),
+            "runs": [
+                {"id": r.id, "spec": r.spec, "passes": r.passes, "size_bytes": r.size_bytes}
+                for r in batch.runs
+            ],
+        }
+        path = folder / batch.spec_name
+        if not path.exists() or read_json(path) != spec:
+            write_json(path, spec)
+        manifest = folder / batch.manifest_name
+        whole = all(RunFolder(runs_root, r.stage, r.id).complete() for r in batch.runs)
+        if manifest.exists() and not whole:
+            manifest.unlink()

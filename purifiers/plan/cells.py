@@ -1,0 +1,72 @@
+"""Cells and documents: what a paper's tables ask for, after everything has been looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of one table.
+
+    Attributes:
+        document: file stem of the declaration: ``table_3``, ``figure_6``, ``audit``.
+        dataset: as the paper names it; ``used_dataset`` is the one really used at this scale.
+        state: ``planned``, ``not implemented``, ``not run`` (left out at this scale),
+            ``quoted`` (the paper takes it from elsewhere) or ``configuration``.
+        reason: why it is not planned.
+        scores: per seed the ids of its score runs; several ids: the lowest accuracy counts.
+    """
+
+    paper: str
+    table: str
+    document: str
+    block: str
+    row: str
+    column: str
+    block_label: str
+    row_label: str
+    column_label: str
+    dataset: str
+    used_dataset: str | None
+    classifier: str
+    training: str
+    methods: tuple[str, ...]
+    attack: str
+    threat_model: str
+    gradient: str
+    metric: str
+    unit: str
+    published: float | None
+    flags: tuple[str, ...]
+    state: str
+    reason: str
+    scores: tuple[tuple[str, ...], ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A table, a figure or the audit; cells in row-major order inside each block."""
+
+    paper: str
+    document: str
+    title: str
+    where: str
+    notes: tuple[str, ...]
+    status: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class ScaleInfo:
+    """What a report must say of the scale.
+
+    Attributes:
+        reduced: sizes or budgets are below the papers'.
+    """
+
+    name: str
+    label: str
+    stand_in_note: str
+    reduced: bool

@@ -1,0 +1,195 @@
+"""Reads the YAML declarations of papers, tables, claims and scales, and refuses wrong ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from purifiers.core.errors import UserError, did_you_mean
+
+RECIPES = {
+    "classifier": "classifiers",
+    "training": "trainings",
+    "method": "methods",
+    "attack": "attacks",
+}
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's declarations as they stand in the files.
+
+    Attributes:
+        declared: content of ``paper.yaml``.
+        documents: content of each table or figure file by its stem, in reading order.
+        claims: content of ``claims.yaml``.
+    """
+
+    id: str
+    folder: Path
+    declared: dict[str, Any]
+    documents: dict[str, dict[str, Any]]
+    claims: tuple[dict[str, Any], ...]
+
+    def recipe(self, kind: str, name: str, where: str) -> dict[str, Any]:
+        """A named recipe of ``paper.yaml``.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        known = self.declared.get(RECIPES[kind], {})
+        if name not in known:
+            raise UserError(
+                f"{where}: {kind} {name!r} is not in {self.folder / 'paper.yaml'}"
+                f"{did_you_mean(name, known)}"
+            )
+        return dict(known[name])
+
+    def settings(self, dataset: str) -> dict[str, Any]:
+        """The values that ``$name`` stands for on a data set.
+
+        Raises:
+            UserError: the paper has no row for it.
+        """
+        rows = self.declared.get("settings", {})
+        if dataset not in rows:
+            raise UserError(
+                f"{self.folder / 'paper.yaml'}: settings has no row for data set {dataset!r}"
+                f"{did_you_mean(dataset, rows)}"
+            )
+        return rows[dataset]
+
+
+def load_paper(root: Path, paper: str) -> Paper:
+    """Read ``benchmarks/<paper>/``.
+
+    Raises:
+        UserError: no such paper, or a file that breaks its schema.
+    """
+    folder = root / "benchmarks" / paper
+    if not (folder / "paper.yaml").exists():
+        raise UserError(f"there is no paper {paper!r}{did_you_mean(paper, paper_names(root))}")
+    declared = read_checked(folder / "paper.yaml", "paper", root)
+    documents = {}
+    for path in sorted(folder.glob("*.yaml"), key=lambda p: _reading_order(p.stem)):
+        if path.stem in ("paper", "claims"):
+            continue
+        documents[path.stem] = read_checked(path, "table", root)
+        _check_published(path, documents[path.stem])
+    claims: tuple[dict[str, Any], ...] = ()
+    if (folder / "claims.yaml").exists():
+        claims = tuple(read_checked(folder / "claims.yaml", "claims", root)["claims"])
+    return Paper(paper, folder.relative_to(root), declared, documents, claims)
+
+
+def paper_names(root: Path) -> list[str]:
+    """All papers: the folders of ``benchmarks/`` that hold a ``paper.yaml``."""
+    return sorted(path.parent.name for path in (root / "benchmarks").glob("*/paper.yaml"))
+
+
+def read_checked(path: Path, schema: str, root: Path) -> dict[str, Any]:
+    """Read a YAML file and hold it against ``workflow/schemas/<schema>.schema.yaml``.
+
+    Raises:
+        UserError: file, key path, what was expected, and the nearest known key.
+    """
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise UserError(f"{shown}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{shown}: not readable as YAML: {' '.join(str(error).split())}") from None
+    validator = _validator(root / "workflow" / "schemas" / f"{schema}.schema.yaml")
+    errors = sorted(validator.iter_errors(content), key=lambda e: len(list(e.absolute_path)))
+    if errors:
+        raise UserError(f"{shown}: {_explain(errors[0])}")
+    return content
+
+
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The safe loader, except that a key given twice is an error and not silently the last one."""
+
+
+def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = key_node.value
+        if key != "<<" and key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is given twice", key_node.start_mark
+            )
+        seen.add(key)
+    loader.flatten_mapping(node)
+    return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+@functools.cache
+def _validator(path: Path) -> Any:
+    schema = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return jsonschema.Draft202012Validator(schema)
+
+
+def _explain(error: Any) -> str:
+    while error.context:
+        error = max(error.context, key=lambda e: len(list(e.absolute_path)))
+    place = ".".join(str(part) for part in error.absolute_path) or "top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = error.schema.get("properties", {})
+        unknown = [key for key in error.instance if key not in known]
+        if unknown and known:
+            hint = did_you_mean(unknown[0], known) or f" (known: {', '.join(known)})"
+            return f"{place}: unknown key {unknown[0]!r}{hint}"
+    if error.validator == "enum":
+        hint = did_you_mean(str(error.instance), map(str, error.validator_value))
+        choices = ", ".join(map(str, error.validator_value))
+        return f"{place}: {error.instance!r} is not one of {choices}{hint}"
+    return f"{place}: {error.message}"
+
+
+def blocks_of(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The blocks of a document, each with its rows and columns filled in from the document."""
+    for block in content.get("blocks") or []:
+        yield {
+            **block,
+            "rows": block.get("rows") or content.get("rows") or [],
+            "columns": block.get("columns") or content.get("columns") or [],
+            "published": block.get("published") or {},
+        }
+
+
+def _check_published(path: Path, content: dict[str, Any]) -> None:
+    """Published rows must be declared rows, one value per column."""
+    shown = f"benchmarks/{path.parent.name}/{path.name}"
+    for block in blocks_of(content):
+        where = f"{shown}: blocks.{block['id']}"
+        for axis in ("rows", "columns"):
+            ids = [entry["id"] for entry in block[axis]]
+            if len(set(ids)) != len(ids):
+                raise UserError(f"{where}.{axis}: an id is given twice")
+        rows = [entry["id"] for entry in block["rows"]]
+        for row, values in block["published"].items():
+            if row not in rows:
+                raise UserError(
+                    f"{where}.published: there is no row {row!r}{did_you_mean(row, rows)}"
+                )
+            if len(values) != len(block["columns"]):
+                raise UserError(
+                    f"{where}.published.{row}: {len(values)} values "
+                    f"for {len(block['columns'])} columns"
+                )
+
+
+def _reading_order(stem: str) -> tuple[Any, ...]:
+    kind, _, number = stem.partition("_")
+    digits = "".join(c for c in number if c.isdigit())
+    return (kind not in ("table",), kind, int(digits or 0), number)

@@ -1,0 +1,138 @@
+"""The plan of a scale: documents, runs, jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.plan.batches import Batch, gather, write_specs
+from purifiers.plan.cells import Document
+from purifiers.plan.declarations import Paper, load_paper, paper_names
+from purifiers.plan.expand import Expander
+from purifiers.plan.runs import Run
+from purifiers.plan.scale import Scale, load_scale
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything to do for some documents at one scale.
+
+    Attributes:
+        papers: declarations by paper.
+        documents: ``aid/table_3`` -> its cells.
+        runs: all runs behind them by id, inputs included.
+        batches: run id -> the job that does it.
+    """
+
+    root: Path
+    scale: Scale
+    papers: dict[str, Paper]
+    documents: dict[str, Document]
+    runs: dict[str, Run]
+    batches: dict[str, Batch]
+
+    @property
+    def runs_root(self) -> Path:
+        """Where runs lie."""
+        return self.root / "results" / "runs"
+
+    def working_papers(self) -> list[str]:
+        """Papers of which at least one cell runs at this scale."""
+        return sorted({d.paper for d in self.documents.values() for c in d.cells if c.scores})
+
+    def of(self, name: str) -> list[Document]:
+        """The document ``aid/table_3``, or all documents of the paper ``aid``."""
+        if name in self.documents:
+            return [self.documents[name]]
+        return [document for document in self.documents.values() if document.paper == name]
+
+    def score_runs(self, name: str) -> list[Run]:
+        """The score runs that the cells of a document, or of all of a paper, need."""
+        ids = {s for d in self.of(name) for c in d.cells for group in c.scores for s in group}
+        return [self.runs[i] for i in sorted(ids)]
+
+    def manifests(self, name: str) -> list[str]:
+        """Manifests of the jobs a document or paper waits for, relative to the root."""
+        names = {self.batches[run.id].manifest_name for run in self.score_runs(name)}
+        return [f"results/runs/batches/{manifest}" for manifest in sorted(names)]
+
+    def write_specs(self) -> None:
+        """Write what the jobs read."""
+        unique = {batch.id: batch for batch in self.batches.values()}
+        write_specs(unique.values(), self.runs_root, self.scale)
+
+    def failure_of(self, score: str) -> str | None:
+        """Why a score cannot be had: the first failure among the runs behind it."""
+        pending, seen = [self.runs[score]], set()
+        while pending:
+            run = pending.pop()
+            if run.id in seen:
+                continue
+            seen.add(run.id)
+            folder = RunFolder(self.runs_root, run.stage, run.id)
+            if not folder.complete() and (failure := folder.failure()):
+                return f"{run.stage} {run.id}: {failure}"
+            pending.extend(run.inputs)
+        return None
+
+
+def make_plan(root: Path, scale_name: str, wanted: Sequence[str] = ()) -> Plan:
+    """Read the declarations and expand them.
+
+    Args:
+        root: the repository.
+        wanted: documents such as ``aid/table_3`` or whole papers such as ``aid``; empty: all.
+
+    Raises:
+        UserError: an unknown scale, paper or document, or a wrong declaration.
+    """
+    scale = load_scale(root, scale_name)
+    names = paper_names(root)
+    chosen: dict[str, set[str] | None] = {}
+    for name in wanted:
+        paper, _, document = name.partition("/")
+        if paper not in names:
+            raise UserError(f"there is no paper {paper!r}{did_you_mean(paper, names)}")
+        if not document:
+            chosen[paper] = None
+        elif chosen.get(paper, set()) is not None:
+            chosen.setdefault(paper, set()).add(document)  # type: ignore[union-attr]
+    papers = {name: load_paper(root, name) for name in names if not wanted or name in chosen}
+    expander = Expander(scale)
+    documents: dict[str, Document] = {}
+    for paper in papers.values():
+        stems = chosen.get(paper.id)
+        for stem in stems or ():
+            if stem not in paper.documents:
+                hint = did_you_mean(stem, paper.documents)
+                raise UserError(f"paper {paper.id!r} declares no {stem!r}{hint}")
+        for stem in paper.documents:
+            if stems is None or stem in stems:
+                documents[f"{paper.id}/{stem}"] = expander.document(paper, stem)
+    return Plan(root, scale, papers, documents, expander.runs, gather(expander.runs.values(), scale))
+
+
+def wanted_documents(
+    arguments: Sequence[str], scale: str, tables: str = ""
+) -> dict[str, tuple[str, ...]]:
+    """Which documents command-line targets ask for, per scale.
+
+    ``results/tables/desk/aid/table_3.csv`` asks for ``aid/table_3`` at scale ``desk``; other files
+    of that folder ask for the whole paper. No such target: everything.
+
+    Args:
+        tables: documents separated by commas or spaces, for ``scale``.
+    """
+    found: dict[str, list[str]] = {}
+    for argument in arguments:
+        parts = Path(argument).parts
+        if len(parts) == 5 and parts[:2] == ("results", "tables"):
+            stem = Path(parts[4]).stem
+            name = f"{parts[3]}/{stem}" if stem not in ("README", "claims") else parts[3]
+            found.setdefault(parts[2], []).append(name)
+    for name in tables.replace(",", " ").split():
+        found.setdefault(scale, []).append(name)
+    return {key: tuple(names) for key, names in found.items()}

@@ -1,0 +1,111 @@
+"""What a plan costs, before it runs: jobs, device-hours, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.plan.plan import Plan
+from purifiers.plan.runs import Run
+
+ASSUMED_FLOPS = 6e12
+"""Sustained float32 operations per second of a GPU that nobody has measured: about 45 % of an RTX
+2080 Ti's 13.4e12, the card of the AID-Purifier paper. Our choice."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Measured seconds per forward pass of one image, and multiply-adds, per network."""
+
+    networks: dict[str, dict[str, Any]]
+
+    @classmethod
+    def load(cls, root: Path) -> Throughput:
+        """Read ``workflow/throughput.yaml``."""
+        path = root / "workflow" / "throughput.yaml"
+        return cls(yaml.safe_load(path.read_text()) or {} if path.exists() else {})
+
+    def seconds(self, run: Run, device: str) -> float | None:
+        """Predicted seconds of a run on a device; None where its network was never measured."""
+        known = self.networks.get(run.network)
+        if run.passes == 0 or not run.network:
+            return 0.0
+        if known is None:
+            return None
+        if device in known:
+            return run.passes * known[device]
+        return run.passes * 2 * known["macs"] / ASSUMED_FLOPS
+
+
+@dataclass(frozen=True)
+class Price:
+    """Cost of some runs; ``unknown`` counts those of networks that were never measured."""
+
+    runs: int
+    jobs: int
+    hours: float
+    unknown: int
+    gibibytes: float
+
+
+def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) -> Price:
+    """Add up the runs that are not done yet."""
+    open_runs = [
+        run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()
+    ]
+    seconds = [throughput.seconds(run, device) for run in open_runs]
+    return Price(
+        runs=len(open_runs),
+        jobs=len({plan.batches[run.id].id for run in open_runs}),
+        hours=sum(s for s in seconds if s is not None) / 3600,
+        unknown=sum(s is None for s in seconds),
+        gibibytes=sum(run.size_bytes for run in open_runs) / 2**30,
+    )
+
+
+def describe_price(plan: Plan) -> str:
+    """A table for people: each document on its own, then everything together."""
+    throughput = Throughput.load(plan.root)
+    device = "cpu" if plan.scale.setting("device", "auto") == "cpu" else "gpu"
+    lines = [
+        f"scale {plan.scale.info().label}; hours on one {device}; what is done is subtracted",
+        f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>9}{'GiB':>8}",
+    ]
+    for name, document in plan.documents.items():
+        planned = sum(cell.state == "planned" for cell in document.cells)
+        found = price(_behind(plan.score_runs(name)), plan, throughput, device)
+        lines.append(_line(name, len(document.cells), planned, found))
+    cells = sum(len(d.cells) for d in plan.documents.values())
+    planned = sum(c.state == "planned" for d in plan.documents.values() for c in d.cells)
+    total = price(plan.runs.values(), plan, throughput, device)
+    lines.append(_line("all together", cells, planned, total))
+    if device == "gpu":
+        lines.append(f"GPU hours are estimated at {ASSUMED_FLOPS / 1e12:g} TFLOP/s where not measured.")
+    if total.unknown:
+        lines.append(f"{total.unknown} runs use networks without a measured throughput: not counted.")
+    return "\n".join(lines)
+
+
+def _line(name: str, cells: int, planned: int, found: Price) -> str:
+    hours = f"{found.hours:.2f}" + ("+" if found.unknown else "")
+    return (
+        f"{name:<22}{cells:>7}{planned:>8}{found.runs:>7}{found.jobs:>6}{hours:>9}"
+        f"{found.gibibytes:>8.2f}"
+    )
+
+
+def _behind(runs: Iterable[Run]) -> list[Run]:
+    """Runs and all they are made from, each once."""
+    found: dict[str, Run] = {}
+    pending = list(runs)
+    while pending:
+        run = pending.pop()
+        if run.id not in found:
+            found[run.id] = run
+            pending.extend(run.inputs)
+    return list(found.values())

@@ -1,0 +1,201 @@
+"""What every stage is given, and how it opens what earlier stages made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from purifiers.core import registry
+from purifiers.core.artifacts import RunFolder, write_bytes
+from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.errors import UserError
+from purifiers.core.loop import to_float
+
+WEIGHTS = "weights.safetensors"
+IMAGES = "images.npy"
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where runs lie and what they may use.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        batch_size: images per batch in attacks, purification and scoring.
+        checkpoint_seconds: interval of training checkpoints.
+    """
+
+    runs_root: Path
+    device: str
+    threads: int
+    batch_size: int
+    checkpoint_seconds: float
+
+    def folder(self, stage: str, run_id: str) -> RunFolder:
+        """The folder of another run."""
+        return RunFolder(self.runs_root, stage, run_id)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made: files in its folder, and figures for the record."""
+
+    files: list[str]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A prepared data set.
+
+    Attributes:
+        shape: (C, H, W).
+        images: per split, uint8 (n, C, H, W), memory-mapped.
+        labels: per split, int64 (n,).
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    images: dict[str, npt.NDArray]
+    labels: dict[str, npt.NDArray]
+
+    def subset(self, split: str, n: int, seed: int = 0) -> npt.NDArray:
+        """Indices of the first ``n`` images of a shuffled split, in order; all if n is its size.
+
+        Raises:
+            UserError: more images are asked for than there are.
+        """
+        total = len(self.labels[split])
+        if n > total:
+            raise UserError(f"the {split} split has {total} images, {n} were asked for")
+        if n == total:
+            return np.arange(total)
+        return np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(total)[:n])
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to attack, purify or score, and what they were before.
+
+    Attributes:
+        images: (n, C, H, W): uint8 of a clean set (all of the split), float32 of a made one.
+        rows: place of each image in ``images``.
+        indices: the images' indices in their split, int64 (n,).
+        labels: int64 (n,).
+        clean: uint8 images of the whole split.
+    """
+
+    images: npt.NDArray
+    rows: npt.NDArray
+    indices: npt.NDArray
+    labels: npt.NDArray
+    clean: npt.NDArray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, start: int, stop: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Images float32 in channels-last layout, labels, and indices (on the CPU)."""
+        images = to_float(self.images[self.rows[start:stop]], device)
+        labels = torch.from_numpy(self.labels[start:stop]).to(device)
+        indices = torch.from_numpy(self.indices[start:stop])
+        return images.contiguous(memory_format=torch.channels_last), labels, indices
+
+    def clean_batch(self, start: int, stop: int) -> Tensor:
+        """The clean images behind a batch, float32."""
+        return to_float(self.clean[self.indices[start:stop]])
+
+
+def open_data(context: Context, run_id: str) -> Data:
+    """Open a prepared data set, memory-mapped."""
+    folder = context.folder("dataset", run_id)
+    summary = folder.record()["summary"]
+    images, labels = {}, {}
+    for split in ("train", "test"):
+        images[split] = np.load(folder.path / f"{split}_images.npy", mmap_mode="r")
+        labels[split] = np.load(folder.path / f"{split}_labels.npy")
+    return Data(tuple(summary["shape"]), summary["classes"], images, labels)
+
+
+def open_images(context: Context, spec: dict[str, Any]) -> ImageSet:
+    """Open a clean, adversarial or purified set.
+
+    Raises:
+        UserError: the set is not there, is damaged, or was made from other images.
+    """
+    data = open_data(context, spec["data"])
+    subset = spec["subset"]
+    indices = data.subset(subset["split"], subset["n"], subset["seed"])
+    labels = data.labels[subset["split"]][indices]
+    clean = data.images[subset["split"]]
+    if spec["run"] is None:
+        return ImageSet(clean, indices, indices, labels, clean)
+    folder = context.folder(spec["stage"], spec["run"])
+    made = folder.record()["spec"]["images"]
+    if (made["data"], made["subset"]) != (spec["data"], subset):
+        raise UserError(f"{folder.path}: made from other images than those to be scored")
+    images = np.load(folder.path / IMAGES, mmap_mode="r")
+    if images.shape != (len(indices), *data.shape):
+        raise UserError(f"{folder.path / IMAGES}: has shape {images.shape}; remove {folder.path}")
+    return ImageSet(images, np.arange(len(indices)), indices, labels, clean)
+
+
+def new_classifier(spec: dict[str, Any], data: Data) -> Classifier:
+    """An untrained classifier from its component spec."""
+    cls = registry.load("classifier", spec["component"])
+    return build(cls, data.shape, data.classes, **spec["parameters"])
+
+
+def open_classifier(context: Context, run_id: str) -> Classifier:
+    """A trained classifier, frozen, in evaluation mode, channels-last."""
+    folder = context.folder("classifier", run_id)
+    spec = folder.record()["spec"]
+    classifier = new_classifier(spec["classifier"], open_data(context, spec["data"]))
+    load_weights(classifier, folder)
+    frozen(classifier)
+    return classifier.to(context.device, memory_format=torch.channels_last)
+
+
+def new_method(spec: dict[str, Any], classifier: Classifier, context: Context) -> Method:
+    """A purifier bound to its classifier, its weights not yet loaded."""
+    method: Method = build(registry.load("method", spec["component"]), **spec["parameters"])
+    method.bind(classifier, classifier.shape)
+    return method.to(context.device)
+
+
+def open_method(context: Context, spec: dict[str, Any], classifier: Classifier) -> Method:
+    """A purifier ready for use: bound, weights loaded, frozen."""
+    method = new_method(spec, classifier, context)
+    if spec["run"] is not None:
+        load_weights(method, context.folder("purifier", spec["run"]))
+    frozen(method)
+    return method
+
+
+def save_weights(module: nn.Module, folder: RunFolder) -> None:
+    """Write a module's state as safetensors, whole or not at all."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    write_bytes(folder.path / WEIGHTS, save(state))
+
+
+def load_weights(module: nn.Module, folder: RunFolder) -> None:
+    """Read a module's state, every tensor of it and nothing else.
+
+    Raises:
+        UserError: the file is damaged or belongs to another architecture.
+    """
+    folder.record()
+    path = folder.path / WEIGHTS
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be loaded ({reason}); remove {folder.path}") from None

@@ -1,0 +1,43 @@
+"""Prepare a data set: read or download it once, check it, store it for memory mapping."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+
+from purifiers.core import registry
+from purifiers.core.artifacts import RunFolder, write_bytes
+from purifiers.core.component import build
+from purifiers.datasets._base import SPLITS, data_root
+from purifiers.stages._context import Context, Outcome
+
+
+def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+    """Write ``train_images.npy`` (uint8 NCHW), ``train_labels.npy`` (int64), and those of test.
+
+    Raises:
+        UserError: the data cannot be had, or does not have the announced shape.
+    """
+    declared = spec["dataset"]
+    dataset = build(registry.load("dataset", declared["component"]), **declared["parameters"])
+    files = []
+    sizes = {}
+    for split in SPLITS:
+        images, labels = dataset.load(split, data_root())
+        sizes[split] = len(images)
+        for name, array in (("images", images), ("labels", labels)):
+            buffer = io.BytesIO()
+            np.save(buffer, array)
+            write_bytes(folder.path / f"{split}_{name}.npy", buffer.getvalue())
+            files.append(f"{split}_{name}.npy")
+    source = dataset.source(data_root())
+    summary = {
+        "shape": list(dataset.shape),
+        "classes": dataset.classes,
+        "sizes": sizes,
+        "source": source.text,
+        "note": source.note,
+    }
+    return Outcome(files, summary)

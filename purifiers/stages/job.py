@@ -1,0 +1,92 @@
+"""One job: the runs of a batch, one after the other; what is finished is never done again."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from purifiers.core.artifacts import RunFolder, write_json
+from purifiers.core.errors import UserError
+from purifiers.core.provenance import provenance
+from purifiers.stages._context import Context
+
+
+def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: int) -> int:
+    """Do the unfinished runs of a batch.
+
+    A run that errors leaves ``failure.json`` and the others go on; the manifest is written only
+    when all are whole.
+
+    Returns:
+        The number of failed runs.
+    """
+    device = choose_device(batch["device"])
+    torch.set_num_threads(threads)
+    context = Context(
+        runs_root, device, threads, batch["batch_size"], batch["checkpoint_seconds"]
+    )
+    stage = importlib.import_module(f"purifiers.stages.{batch['stage']}")
+    failed = []
+    for entry in batch["runs"]:
+        folder = RunFolder(runs_root, batch["stage"], entry["id"])
+        try:
+            with folder.lock():
+                if not folder.complete():
+                    _do(stage, folder, entry, context)
+        except Exception as error:  # recorded as a failed run, never as a score
+            failed.append(entry["id"])
+            _report(folder, error)
+    if not failed:
+        write_json(manifest, {"batch": batch["batch"], "runs": [r["id"] for r in batch["runs"]]})
+    return len(failed)
+
+
+def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) -> None:
+    free = shutil.disk_usage(folder.path).free
+    if entry["size_bytes"] > free:
+        raise UserError(
+            f"{folder.path}: needs {entry['size_bytes'] / 2**20:.0f} MiB, "
+            f"{free / 2**20:.0f} MiB are free: free some space and start again"
+        )
+    started = time.monotonic()
+    outcome = stage.run(folder, entry["spec"], context)
+    folder.finish(
+        entry["spec"],
+        outcome.files,
+        {**outcome.summary, "passes": entry["passes"]},
+        time.monotonic() - started,
+        provenance(context.device, context.threads),
+    )
+    (folder.path / "checkpoint").unlink(missing_ok=True)
+
+
+def _report(folder: RunFolder, error: Exception) -> None:
+    line = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, UserError):
+        line = f"{type(error).__name__}: {line}"
+        traceback.print_exception(error, file=sys.stderr)
+    print(f"error: {folder.stage} {folder.id}: {line}", file=sys.stderr, flush=True)
+    try:
+        folder.fail(line)
+    except UserError as full:
+        print(f"error: {full}", file=sys.stderr, flush=True)
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but no CUDA device is there; set it to cpu or auto")
+    return wanted

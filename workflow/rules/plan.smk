@@ -1,0 +1,41 @@
+# What there is to do. Only the main process plans; a job reads its batch's spec file.
+import functools
+import json
+
+from purifiers.core.errors import UserError
+from purifiers.plan.plan import make_plan, wanted_documents
+
+SCALE = config.get("scale", "smoke")
+PYTHON = sys.executable
+ROOT = Path(workflow.basedir)
+BATCHES = "results/runs/batches"
+REPORT_VERSION = 1  # raised when tables must be written anew from the same runs
+
+
+def from_command_line():
+    """Scale and documents that the targets on the command line ask for."""
+    return wanted_documents(sys.argv[1:], SCALE, config.get("tables", ""))
+
+
+@functools.cache
+def plan(scale):
+    try:
+        made = make_plan(ROOT, scale, from_command_line().get(scale, ()))
+        made.write_specs()
+    except UserError as error:
+        raise WorkflowError(f"error: {error}") from None
+    return made
+
+
+def batch_spec(path):
+    return json.loads(Path(str(path)).read_text())
+
+
+def upstream(wildcards):
+    stage = wildcards.batch.partition("-")[0]
+    spec = batch_spec(f"{BATCHES}/{stage}/{wildcards.batch}.spec.json")
+    return [f"{BATCHES}/{name}" for name in spec["upstream"]]
+
+
+def everything(wildcards):
+    return [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in plan(SCALE).working_papers()]

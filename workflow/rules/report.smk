@@ -1,0 +1,25 @@
+# Tables, figures and claims, written from the scores.
+rule document:
+    input:
+        lambda wildcards: plan(wildcards.scale).manifests(f"{wildcards.paper}/{wildcards.document}"),
+    output:
+        "results/tables/{scale}/{paper}/{document}.csv",
+    wildcard_constraints:
+        document="(table|figure)_[a-z0-9]+|audit",
+    params:
+        version=REPORT_VERSION,
+    shell:
+        "{PYTHON} -m purifiers report --scale {wildcards.scale} {wildcards.paper}/{wildcards.document}"
+
+
+# Writes every document of the paper, too: one start for all of them.
+rule paper:
+    input:
+        lambda wildcards: plan(wildcards.scale).manifests(wildcards.paper),
+    output:
+        "results/tables/{scale}/{paper}/README.md",
+        "results/tables/{scale}/{paper}/claims.csv",
+    params:
+        version=REPORT_VERSION,
+    shell:
+        "{PYTHON} -m purifiers report --scale {wildcards.scale} {wildcards.paper}"

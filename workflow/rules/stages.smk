@@ -1,0 +1,18 @@
+# A rule per stage; a job is a batch of its runs, described by a spec file that the plan wrote.
+for stage in ["dataset", "classifier", "purifier", "attack", "purify", "score"]:
+
+    rule:
+        name:
+            stage
+        input:
+            upstream,
+            spec=f"{BATCHES}/{stage}/{{batch}}.spec.json",
+        output:
+            f"{BATCHES}/{stage}/{{batch}}.done.json",
+        wildcard_constraints:
+            batch="[a-z]+-[0-9a-f]{8}",
+        threads: lambda wildcards, input: batch_spec(input.spec)["threads"]
+        resources:
+            gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
+        shell:
+            "{PYTHON} -m purifiers run {input.spec} {output} --threads {threads}"

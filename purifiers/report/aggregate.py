@@ -1,0 +1,143 @@
+"""A document's cells as tidy rows: published beside reproduced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from purifiers.core.errors import UserError
+from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.report.compare import verdict
+from purifiers.report.intervals import wilson
+from purifiers.report.runs import Found, Runs, ScoreRun
+
+COLUMNS = (
+    *("paper", "document", "table", "block", "row", "column", "dataset", "classifier"),
+    *("training", "method", "attack", "threat_model", "gradient", "metric", "unit", "published"),
+    *("reproduced", "n_correct", "n", "images", "ci_low", "ci_high", "seeds", "seed_low"),
+    *("seed_high", "deviation", "verdict", "worst_attack", "scale", "stand_in", "flags"),
+)
+COUNTS = ("n_correct", "n", "images", "seeds")
+NUMBERS = ("published", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "deviation")
+
+
+def aggregate(
+    document: Document,
+    scale: ScaleInfo,
+    runs: Runs,
+    published_n: Mapping[str, int] | None = None,
+) -> pd.DataFrame:
+    """One row per cell, in the document's order.
+
+    ``reproduced`` is the mean over the seeds (accuracy in percent), ``seed_low`` and ``seed_high``
+    their range. ``n_correct`` of ``n`` are pooled over the seeds; ``images`` counts the distinct
+    ones. Seeds classify the same images and are not independent, so the interval ``ci_low`` ...
+    ``ci_high`` is Wilson's 95 % interval at the pooled proportion with ``n = images``: more seeds
+    do not narrow it. In a worst-of cell each seed takes the lowest accuracy over its runs, and
+    ``worst_attack`` names the attack that reached it (over several seeds joined by ``/``).
+
+    Args:
+        published_n: images behind a paper's numbers, by the data set's name; where it is silent
+            the reproduced number of images is taken, which is the same at the papers' own scale.
+
+    Raises:
+        UserError: a worst-of cell of another metric than accuracy.
+    """
+    rows = [_row(cell, scale, runs, published_n or {}) for cell in document.cells]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    types: dict[str, Any] = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
+    return frame.astype(types)
+
+
+def stand_in(cell: Cell) -> str:
+    """The data set that stands in for the paper's in this cell, or ``""``."""
+    used = cell.used_dataset
+    return used if used is not None and used != cell.dataset else ""
+
+
+def _row(
+    cell: Cell, scale: ScaleInfo, runs: Runs, published_n: Mapping[str, int]
+) -> dict[str, Any]:
+    found = runs.find(cell)
+    row: dict[str, Any] = {
+        "paper": cell.paper,
+        "document": cell.document,
+        "table": cell.table,
+        "block": cell.block,
+        "row": cell.row,
+        "column": cell.column,
+        "dataset": cell.dataset,
+        "classifier": cell.classifier,
+        "training": cell.training,
+        "method": "+".join(cell.methods) or "none",
+        "attack": cell.attack,
+        "threat_model": cell.threat_model,
+        "gradient": cell.gradient,
+        "metric": cell.metric,
+        "unit": cell.unit,
+        "published": cell.published,
+        "seeds": len(found.seeds),
+        "verdict": found.missing,
+        "worst_attack": "",
+        "scale": scale.name,
+        "stand_in": stand_in(cell),
+        "flags": "; ".join((*cell.flags, *found.flags)),
+    }
+    if found.seeds:
+        row |= _measured(cell, found, scale, published_n)
+    return row
+
+
+def _measured(
+    cell: Cell, found: Found, scale: ScaleInfo, published_n: Mapping[str, int]
+) -> dict[str, Any]:
+    worst = [_worst(cell, runs) for runs in found.seeds.values()]
+    values = [run.value(cell.metric) for run in worst]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        flags = (*cell.flags, *found.flags, f"the run did not measure {cell.metric}")
+        return {"seeds": 0, "verdict": "not run", "flags": "; ".join(flags)}
+    result: dict[str, Any] = {
+        "reproduced": float(np.mean(known)),
+        "seed_low": min(known),
+        "seed_high": max(known),
+    }
+    interval = None
+    images = 0
+    if cell.metric == "accuracy":
+        images = len(set().union(*(run.scores.index for run in worst)))
+        n_correct = sum(int(run.correct.sum()) for run in worst)
+        n = sum(len(run.scores) for run in worst)
+        low, high = wilson(n_correct / n * images, images)
+        interval = (100 * low, 100 * high)
+        result |= {"n_correct": n_correct, "n": n, "images": images}
+        result |= {"ci_low": interval[0], "ci_high": interval[1]}
+    if any(len(runs) > 1 for runs in found.seeds.values()):
+        result["worst_attack"] = "/".join(dict.fromkeys(run.attack for run in worst))
+    if cell.published is not None:
+        result["deviation"] = result["reproduced"] - cell.published
+    result["verdict"] = verdict(
+        cell.published,
+        result["reproduced"],
+        scale,
+        bool(stand_in(cell)),
+        interval,
+        published_n.get(cell.dataset, images),
+        max(known) - min(known),
+    )
+    return result
+
+
+def _worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:
+    """The run of lowest accuracy; the first of equals."""
+    if len(runs) == 1:
+        return runs[0]
+    if cell.metric != "accuracy":
+        raise UserError(
+            f"{cell.document} of {cell.paper}, row {cell.row!r}, column {cell.column!r}: "
+            f"worst_of needs the metric accuracy, not {cell.metric!r}"
+        )
+    return min(runs, key=lambda run: float(run.correct.mean()))

@@ -1,0 +1,148 @@
+"""A document laid out as in its paper: blocks of rows and columns, with a stamp and a legend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.report.compare import DIFFERS, MATCH, NO_PUBLISHED, NOT_COMPARABLE, VERDICTS
+
+MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", NO_PUBLISHED: "/"}
+"""What stands between the published and the reproduced value."""
+
+MISSING = {"not run": "–", "not implemented": "n.i.", "failed": "failed"}
+"""What stands in place of a reproduced value."""
+
+WORDS = "published: "
+"""How the flag begins that keeps a published value which is no number, such as ``ReLU``."""
+
+LEGEND = (
+    "Each cell: published / reproduced ± half the width of Wilson's 95 % interval at the number "
+    "of distinct images; ≈ match, ≠ differs, / not comparable at this scale, · no published "
+    "value, – not run, n.i. not implemented, q quoted by the paper from elsewhere and never run."
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A grid of cell texts.
+
+    Attributes:
+        id: the block's name in its declaration.
+        label: heading of the block, may be empty.
+        columns: column labels.
+        rows: row label and one text per column; ``""`` where the paper has no such cell.
+    """
+
+    id: str
+    label: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def heading(document: Document) -> str:
+    """For example ``"Table 3. White-box accuracy"``."""
+    stem = document.document.replace("_", " ")
+    return f"{stem[:1].upper()}{stem[1:]}. {document.title}"
+
+
+def blocks(document: Document, frame: pd.DataFrame) -> list[Block]:
+    """The document's blocks in order; ``frame`` is its aggregate, one row per cell."""
+    bare = all(cell.published is None for cell in document.cells)
+    grids: dict[str, dict[tuple[str, str], str]] = {}
+    cells: dict[str, list[Cell]] = {}
+    for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
+        grids.setdefault(cell.block, {})[cell.row, cell.column] = cell_text(cell, row, bare)
+        cells.setdefault(cell.block, []).append(cell)
+    result = []
+    for name, grid in grids.items():
+        rows = {cell.row: cell.row_label for cell in cells[name]}
+        columns = {cell.column: cell.column_label for cell in cells[name]}
+        laid = tuple(
+            (label, tuple(grid.get((row, column), "") for column in columns))
+            for row, label in rows.items()
+        )
+        result.append(Block(name, cells[name][0].block_label, tuple(columns.values()), laid))
+    return result
+
+
+def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
+    """Published and reproduced value of one cell, for example ``"51.64 / 49.2 ±4.4"``.
+
+    Args:
+        row: the cell's row of the aggregate.
+        bare: the document has no published value at all: leave that half out.
+    """
+    published = "·" if cell.published is None else f"{cell.published:g}"
+    if cell.state == "configuration":
+        return next(
+            (words[len(WORDS) :] for words in cell.flags if words.startswith(WORDS)), published
+        )
+    if row["verdict"] == "quoted":
+        return f"{published} q"
+    if pd.isna(row["reproduced"]):
+        mark, reproduced = "/", MISSING[row["verdict"]]
+    else:
+        mark, reproduced = MARKS[row["verdict"]], _number(cell, row)
+    return reproduced if bare else f"{published} {mark} {reproduced}"
+
+
+def _number(cell: Cell, row: Mapping[Any, Any]) -> str:
+    if cell.metric != "accuracy":
+        return f"{row['reproduced']:.3g}"
+    return f"{row['reproduced']:.1f} ±{(row['ci_high'] - row['ci_low']) / 2:.1f}"
+
+
+def stamp(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
+    """One line: scale, stand-in data sets, number of images and seeds."""
+    named = scale.label.startswith(scale.name)
+    parts = [f"Scale {scale.label}" if named else f"Scale {scale.name} ({scale.label})"]
+    if document.status != "measured":
+        return f"{parts[0]}; {document.status}: nothing to run."
+    replaced: dict[str, dict[str, None]] = {}
+    for cell, used in zip(document.cells, frame["stand_in"], strict=True):
+        if used:
+            replaced.setdefault(used, {})[cell.dataset] = None
+    listed = [f"{used} for {', '.join(names)}" for used, names in replaced.items()]
+    if listed:
+        parts.append(f"stand-in data: {', '.join(listed)}")
+    elif any(cell.used_dataset for cell in document.cells):
+        parts.append("no stand-in data")
+    if scale.reduced:
+        parts.append("reduced sizes and budgets")
+    measured = frame[frame["reproduced"].notna()]
+    if measured.empty:
+        parts.append("nothing reproduced yet")
+    else:
+        if measured["images"].notna().any():
+            parts.append(f"n = {_range(measured['images'])} images")
+        parts.append(f"seeds: {_range(measured['seeds'])}")
+    return "; ".join(parts) + "."
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def verdict_counts(frame: pd.DataFrame) -> str:
+    """For example ``"12 match, 3 differs"``, in the order of ``VERDICTS``."""
+    counts = frame["verdict"].value_counts()
+    return ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts) or "none"
+
+
+def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
+    """Flags of cells, and why cells are missing; each once, with the number of its cells."""
+    flagged = Counter(flag for cell in document.cells for flag in cell.flags)
+    missing: Counter[str] = Counter()
+    for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
+        reason = row["flags"].removeprefix("; ".join(cell.flags)).removeprefix("; ")
+        if row["verdict"] in MISSING and reason:
+            missing[f"{row['verdict']}: {reason}"] += 1
+    told = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
+    return told + [f"{n} {reason}" for reason, n in missing.items()]

@@ -1,0 +1,116 @@
+"""From a scale to files on disk: documents, claims, a paper's index, the README's status."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from purifiers.core.artifacts import RunFolder, write_text
+from purifiers.core.errors import UserError
+from purifiers.plan.cells import Document
+from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.scale import scale_names
+from purifiers.report.claims import write_claims
+from purifiers.report.status import status_markdown
+from purifiers.report.write import write_document
+
+MARKS = ("<!-- status: written by `python -m purifiers status` -->", "<!-- end of status -->")
+SCALE_ORDER = ("smoke", "desk", "paper")
+
+
+def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
+    """Write documents from the runs that are there; whole papers with claims and an index.
+
+    Args:
+        wanted: ``aid/table_3``, or ``aid`` for everything of a paper; empty: all papers.
+    """
+    plan = make_plan(root, scale, wanted)
+    whole = [n for n in wanted if "/" not in n] if wanted else plan.working_papers()
+    for document in plan.documents.values():
+        if wanted or document.paper in whole:
+            folder = root / "results" / "tables" / scale / document.paper
+            published_n = plan.papers[document.paper].declared.get("published_n")
+            write_document(
+                _with_data_notes(document, plan),
+                plan.scale.info(),
+                plan.runs_root,
+                folder,
+                plan.failure_of,
+                published_n,
+            )
+    for paper in whole:
+        folder = root / "results" / "tables" / scale / paper
+        documents = {d.document: d for d in plan.of(paper)}
+        write_claims(
+            plan.papers[paper].claims,
+            documents,
+            plan.scale.info(),
+            plan.runs_root,
+            folder / "claims.csv",
+            plan.failure_of,
+        )
+        write_text(folder / "README.md", _index(plan, paper))
+
+
+def _with_data_notes(document: Document, plan: Plan) -> Document:
+    """Flag every cell whose images are not the original ones, as its data set's record says."""
+    notes: dict[str, str] = {}
+    for run in plan.runs.values():
+        folder = RunFolder(plan.runs_root, run.stage, run.id)
+        if run.stage == "dataset" and folder.complete():
+            notes[run.spec["dataset"]["component"]] = folder.record(verify=False)["summary"]["note"]
+    cells = []
+    for cell in document.cells:
+        note = notes.get(cell.used_dataset or "", "")
+        flags = (*cell.flags, f"{cell.used_dataset}: {note}") if note else cell.flags
+        cells.append(dataclasses.replace(cell, flags=flags))
+    return dataclasses.replace(document, cells=tuple(cells))
+
+
+def _index(plan: Plan, paper: str) -> str:
+    scale = plan.scale.info()
+    lines = [f"# {plan.papers[paper].declared['title']}", "", f"Scale: {scale.label}.", ""]
+    if scale.stand_in_note:
+        lines += [f"**{scale.stand_in_note}**", ""]
+    lines += ["| Document | Title | Cells | Reproduced |", "|:--|:--|--:|--:|"]
+    for document in plan.of(paper):
+        planned = sum(cell.state == "planned" for cell in document.cells)
+        link = f"[{document.document.replace('_', ' ')}]({document.document}.csv)"
+        lines.append(f"| {link} | {document.title} | {len(document.cells)} | {planned} |")
+    return "\n".join([*lines, "", "Claims: [claims.csv](claims.csv)", ""])
+
+
+def write_status(root: Path, check: bool) -> int:
+    """Bring the README's status tables up to date, or only say whether they are.
+
+    Returns:
+        0, or 1 if ``check`` finds them out of date.
+
+    Raises:
+        UserError: the README lacks the two marks.
+    """
+    found = [name for name in SCALE_ORDER if name in scale_names(root)]
+    plans = {name: make_plan(root, name) for name in found}
+    documents = {name: list(plan.documents.values()) for name, plan in plans.items()}
+    components = {
+        paper.id: {
+            name: recipe["component"] for name, recipe in paper.declared.get("methods", {}).items()
+        }
+        for plan in plans.values()
+        for paper in plan.papers.values()
+    }
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise UserError(f"{path}: the lines {MARKS[0]} and {MARKS[1]} are missing")
+    renewed = f"{before}{MARKS[0]}\n\n{status_markdown(documents, components)}\n{MARKS[1]}{after}"
+    if renewed == text:
+        return 0
+    if check:
+        print("README.md: the status is out of date; run python -m purifiers status")
+        return 1
+    write_text(path, renewed)
+    return 0

@@ -1,0 +1,115 @@
+"""A document as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from purifiers.plan.cells import Document, ScaleInfo
+from purifiers.report.layout import (
+    LEGEND,
+    blocks,
+    heading,
+    remarks,
+    stamp,
+    verdict_counts,
+)
+
+_TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "[": "{[}",
+        "]": "{]}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "≈": r"$\approx$",
+        "≠": r"$\neq$",
+        "·": r"$\cdot$",
+        "–": "--",
+        "→": r"$\rightarrow$",
+        "×": r"$\times$",
+        "\n": " ",
+    }
+)
+_MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<[]"} | {"\n": " "})
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """The tidy rows; numbers rounded to four decimals, empty where there is none."""
+    return frame.round(4).to_csv(index=False, lineterminator="\n")
+
+
+def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
+    """The document as GitHub-flavoured Markdown; its first line is the stamp."""
+    lines = [f"**{_md(stamp(document, frame, scale))}**", "", f"# {_md(heading(document))}", ""]
+    lines += [f"{_md(document.where)}.{_verdicts(document, frame)}", ""]
+    for block in blocks(document, frame):
+        if block.label:
+            lines += [f"## {_md(block.label)}", ""]
+        lines += [_md_row(["", *block.columns]), "|:--" + "|--:" * len(block.columns) + "|"]
+        lines += [_md_row([label, *texts]) for label, texts in block.rows]
+        lines.append("")
+    told = list(document.notes)
+    if document.status == "measured":
+        lines += [_md(LEGEND), ""]
+        told += remarks(document, frame)
+    if scale.stand_in_note and (frame["stand_in"] != "").any():
+        told.insert(0, scale.stand_in_note)
+    lines += [f"- {_md(remark)}" for remark in told]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _verdicts(document: Document, frame: pd.DataFrame) -> str:
+    return f" Verdicts: {verdict_counts(frame)}." if document.status == "measured" else ""
+
+
+def _md(text: str) -> str:
+    return text.translate(_MARKDOWN)
+
+
+def _md_row(texts: list[str]) -> str:
+    return "| " + " | ".join(_md(text) for text in texts) + " |"
+
+
+def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
+    """The document as LaTeX (needs the package booktabs); its first line is the stamp.
+
+    Every block is a float of its own, so that each fits a page; the first one has the legend.
+    """
+    stamped = stamp(document, frame, scale)
+    lines = [f"% {stamped}".replace("\n", " ")]
+    for place, block in enumerate(blocks(document, frame)):
+        caption = [f"{heading(document)}{f' ({block.label})' if block.label else ''}.", stamped]
+        if place == 0 and document.status == "measured":
+            caption.append(LEGEND + _verdicts(document, frame))
+        lines += [
+            r"\begin{table}",
+            r"\centering\footnotesize",
+            rf"\caption{{{tex(' '.join(caption))}}}",
+            rf"\label{{{document.paper}:{document.document}:{block.id}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
+            r"\toprule",
+            _tex_row(["", *block.columns]),
+            r"\midrule",
+            *(_tex_row([label, *texts]) for label, texts in block.rows),
+            *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _tex_row(texts: list[str]) -> str:
+    return " & ".join(tex(text) for text in texts) + r" \\"
+
+
+def tex(text: str) -> str:
+    """Text with LaTeX's special characters escaped and the tables' marks as mathematics."""
+    return text.translate(_TEX)

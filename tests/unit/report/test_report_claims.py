@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purifiers.core.errors import UserError
+from purifiers.plan.cells import Document, ScaleInfo
+from purifiers.report.claims import COLUMNS, write_claims
+
+Make = Callable[..., Any]
+Judge = Callable[..., dict[str, str]]
+HIGH, LOW = [1] * 90 + [0] * 10, [1] * 50 + [0] * 50
+PLACES = {"madry": "Madry", "aid": "Madry + AID", "noise": "Noise"}
+
+
+def part(better: str, than: str | list[str], column: str = "pgd") -> dict[str, Any]:
+    def place(row: str) -> dict[str, str]:
+        return {"table": "3", "block": "mnist", "row": row, "column": column}
+
+    if isinstance(than, str):
+        return {"better": place(better), "than": place(than)}
+    return {"better": place(better), "better_than_all": [place(row) for row in than]}
+
+
+@pytest.fixture
+def document(a_cell: Make, a_document: Make) -> Document:
+    rows = [
+        a_cell(row=row, row_label=label, scores=((f"{row}0",), (f"{row}1",)), seeds=(0, 1))
+        for row, label in PLACES.items()
+    ]
+    absent = a_cell(
+        row="pd",
+        row_label="PD",
+        state="not implemented",
+        reason="method pixel_defend is not implemented",
+    )
+    return a_document(*rows, absent)
+
+
+@pytest.fixture
+def judge(tmp_path: Path, runs_root: Path, smoke_scale: ScaleInfo, document: Document) -> Judge:
+    def run(*parts: dict[str, Any], other: Document | None = None) -> dict[str, str]:
+        claim = {"id": "c", "text": "AID\n raises accuracy", "where": "section 4", "decide": parts}
+        path = tmp_path / "claims.csv"
+        given = {"table_3": other or document}
+        write_claims([claim], given, smoke_scale, runs_root, path, {}.get)
+        with path.open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert tuple(row) == COLUMNS
+        return row
+
+    return run
+
+
+@pytest.fixture
+def scored(score: Make) -> None:
+    for seed in (0, 1):
+        score(f"aid{seed}", HIGH)
+        score(f"madry{seed}", LOW)
+        score(f"noise{seed}", LOW)
+
+
+@pytest.mark.usefixtures("scored")
+class TestScored:
+    def test_supported(self, judge: Judge) -> None:
+        row = judge(part("aid", "madry"))
+        assert row["verdict"] == "supported"
+        assert row["text"] == "AID raises accuracy"
+        assert (row["where"], row["scale"], row["stand_in"]) == ("section 4", "smoke", "")
+        assert row["evidence"].startswith("Madry + AID over Madry (MNIST, PGD): +40.0 [+3")
+        assert row["evidence"].endswith(" pp (100 images x 2 seeds)")
+
+    def test_contradicted_by_one_part(self, judge: Judge) -> None:
+        row = judge(part("aid", "madry"), part("madry", "aid"))
+        assert row["verdict"] == "contradicted"
+        assert "Madry over Madry + AID (MNIST, PGD): -40.0" in row["evidence"]
+
+    def test_undecided(self, judge: Judge) -> None:
+        assert judge(part("aid", "madry"), part("madry", "noise"))["verdict"] == "undecided"
+
+    def test_better_than_all(self, judge: Judge) -> None:
+        assert judge(part("aid", ["madry", "noise"]))["verdict"] == "supported"
+        assert judge(part("madry", ["noise", "aid"]))["verdict"] == "contradicted"
+
+    def test_a_missing_cell_is_named_beside_the_rest(self, judge: Judge) -> None:
+        row = judge(part("aid", "madry"), part("pd", "madry"))
+        assert row["verdict"] == "not implemented"
+        told = "method pixel_defend is not implemented: table 3 (MNIST, PD, PGD)"
+        assert row["evidence"].endswith(f"; {told}")
+        assert "Madry + AID over Madry" in row["evidence"]
+
+    def test_contradicted_outweighs_a_missing_cell(self, judge: Judge) -> None:
+        assert judge(part("madry", "aid"), part("pd", "madry"))["verdict"] == "contradicted"
+
+    def test_unknown_cell_is_refused(self, judge: Judge) -> None:
+        with pytest.raises(UserError, match=r"no row 'madri'.*did you mean 'madry'"):
+            judge(part("aid", "madri"))
+
+    def test_ambiguous_cell_is_refused(self, judge: Judge) -> None:
+        with pytest.raises(UserError, match="names 4 cells"):
+            judge({"better": {"table": "3"}, "than": {"table": "3"}})
+
+
+def test_a_claim_without_parts_is_undecided(judge: Judge) -> None:
+    row = judge()
+    assert (row["verdict"], row["evidence"]) == ("undecided", "no cell decides it")
+
+
+def test_not_run(judge: Judge, score: Make) -> None:
+    score("aid0", HIGH)
+    score("aid1", HIGH)
+    row = judge(part("aid", "madry"))
+    assert row["verdict"] == "not run"
+    assert row["evidence"] == "not run: table 3 (MNIST, Madry, PGD)"
+
+
+def test_missing_cells_are_gathered_by_reason(judge: Judge) -> None:
+    row = judge(part("aid", ["madry", "noise"]))
+    cells = (f"table 3 (MNIST, {name}, PGD)" for name in ("Madry + AID", "Madry", "Noise"))
+    assert row["evidence"] == "not run: " + ", ".join(cells)
+
+
+def test_only_seeds_and_images_of_both_sides_count(judge: Judge, score: Make) -> None:
+    score("aid0", [1, 1, 1, 1], indices=[5, 6, 7, 8])
+    score("madry0", [0, 0, 0, 1], indices=[7, 8, 9, 6])
+    score("madry1", [1, 1, 1, 1])
+    row = judge(part("aid", "madry"))
+    # Of the shared images 6, 7 and 8 the base has one right.
+    assert "+66.7 [" in row["evidence"]
+    assert row["evidence"].endswith("(3 images x 1 seed)")
+
+
+def test_worst_of_side(judge: Judge, score: Make, a_cell: Make, a_document: Make) -> None:
+    score("pgd", HIGH, attack="pgd")
+    score("cw", LOW, attack="cw")
+    score("base", [1] * 70 + [0] * 30)
+    worst = a_cell(row="aid", column="worst", scores=(("pgd", "cw"),), seeds=(0,))
+    base = a_cell(row="madry", column="worst", scores=(("base",),), seeds=(0,))
+    row = judge(part("aid", "madry", "worst"), other=a_document(worst, base))
+    assert row["verdict"] == "contradicted"
+    assert "-20.0 [" in row["evidence"]
+
+
+def test_stand_in_is_named(judge: Judge, score: Make, a_cell: Make, a_document: Make) -> None:
+    score("a", HIGH)
+    score("b", LOW)
+    given = {"dataset": "svhn", "used_dataset": "digits", "seeds": (0,)}
+    cells = [a_cell(row="aid", scores=(("a",),), **given), a_cell(scores=(("b",),), **given)]
+    assert judge(part("aid", "madry"), other=a_document(*cells))["stand_in"] == "digits"
+
+
+def test_data_sets_are_not_mixed(judge: Judge, a_cell: Make, a_document: Make) -> None:
+    cells = [a_cell(row="aid", dataset="svhn"), a_cell()]
+    with pytest.raises(UserError, match="differ in data set"):
+        judge(part("aid", "madry"), other=a_document(*cells))
+
+
+def test_less_time_is_better_and_one_seed_decides_nothing(
+    judge: Judge, score: Make, a_cell: Make, a_document: Make
+) -> None:
+    for seed in (0, 1):
+        score(f"aid{seed}", [1], summary={"seconds_per_image": 0.1 + seed / 100})
+        score(f"pd{seed}", [1], summary={"seconds_per_image": 4.0 + seed / 100})
+    given = {"metric": "seconds_per_image", "unit": "seconds"}
+
+    def cells(seeds: tuple[int, ...]) -> Document:
+        rows = {
+            row: a_cell(row=row, scores=tuple((f"{row}{s}",) for s in seeds), seeds=seeds, **given)
+            for row in ("aid", "pd")
+        }
+        return a_document(*rows.values())
+
+    assert judge(part("aid", "pd"), other=cells((0, 1)))["verdict"] == "supported"
+    assert judge(part("pd", "aid"), other=cells((0, 1)))["verdict"] == "contradicted"
+    assert judge(part("aid", "pd"), other=cells((0,)))["verdict"] == "undecided"

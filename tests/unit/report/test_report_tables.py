@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from purifiers.plan.cells import Document, ScaleInfo
+from purifiers.report.aggregate import aggregate
+from purifiers.report.compare import VERDICTS
+from purifiers.report.runs import Runs
+from purifiers.report.tables import csv_text, latex_text, markdown_text, tex
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def document(a_cell: Make, a_document: Make, score: Make) -> Document:
+    score("a", [1] * 60 + [0] * 40)
+    score("b", [1] * 20 + [0] * 80)
+    run = {"scores": (("a",),), "seeds": (0,)}
+    pd_row = {"row": "pd", "row_label": "PD_1 & 50%"}
+    cells = [
+        a_cell(column="clean", column_label="Clean", published=60.5, **run),
+        a_cell(column="pgd", scores=(("b",),), seeds=(0,)),
+        a_cell(column="clean", column_label="Clean", published=None, **pd_row, **run),
+        a_cell(state="quoted", published=38.17, **pd_row),
+        a_cell(
+            block="svhn",
+            block_label="SVHN|x",
+            state="not implemented",
+            reason="no pd here",
+            flags=("odd",),
+        ),
+    ]
+    return a_document(*cells, notes=("OCR: the header_row is shifted",), title="A_B & 100%")
+
+
+@pytest.fixture
+def frame(document: Document, runs_root: Path, paper_scale: ScaleInfo) -> pd.DataFrame:
+    return aggregate(document, paper_scale, Runs(runs_root, {}.get))
+
+
+def test_csv_is_tidy(frame: pd.DataFrame) -> None:
+    lines = csv_text(frame).splitlines()
+    assert len(lines) == 6
+    assert lines[0].startswith("paper,document,table,block,row,column,dataset,")
+    assert "60.5,60.0,60,100,100," in lines[1]
+    assert frame["verdict"].isin(VERDICTS).all()
+
+
+def test_markdown(document: Document, frame: pd.DataFrame, paper_scale: ScaleInfo) -> None:
+    lines = markdown_text(document, frame, paper_scale).splitlines()
+    assert lines[0] == (
+        "**Scale paper (the papers' own settings); no stand-in data; n = 100 images; seeds: 1.**"
+    )
+    assert "# Table 3. A\\_B & 100%" in lines
+    assert "|  | Clean | PGD |" in lines
+    assert "|:--|--:|--:|" in lines
+    assert "| Madry | 60.5 ≈ 60.0 ±9.4 | 60 ≠ 20.0 ±7.8 |" in lines
+    assert "| PD\\_1 & 50% | · / 60.0 ±9.4 | 38.17 q |" in lines
+    assert "## SVHN\\|x" in lines
+    assert "| Madry | 60 / n.i. |" in lines
+    assert "- OCR: the header\\_row is shifted" in lines
+    assert "- 1 not implemented: no pd here" in lines
+    assert "- 1 flagged: odd" in lines
+    counts = "1 match, 1 differs, 1 no published value, 1 not implemented, 1 quoted"
+    assert f"Table 3, section 4.2. Verdicts: {counts}." in lines
+
+
+def test_markdown_tables_are_rectangular(
+    document: Document, frame: pd.DataFrame, paper_scale: ScaleInfo
+) -> None:
+    widths: list[set[int]] = [set()]
+    for line in markdown_text(document, frame, paper_scale).splitlines():
+        if line.startswith("|"):
+            widths[-1].add(line.replace("\\|", "").count("|"))
+        elif widths[-1]:
+            widths.append(set())
+    assert [len(found) for found in widths] == [1, 1, 0]
+
+
+def test_latex(document: Document, frame: pd.DataFrame, paper_scale: ScaleInfo) -> None:
+    text = latex_text(document, frame, paper_scale)
+    assert text.startswith("% Scale paper (the papers' own settings); no stand-in data;")
+    assert r"\caption{Table 3. A\_B \& 100\% (MNIST). Scale paper" in text
+    assert r"\label{aid:table_3:svhn}" in text
+    assert r"PD\_1 \& 50\% & $\cdot$ / 60.0 $\pm$9.4 & 38.17 q \\" in text
+    assert r"Madry & 60.5 $\approx$ 60.0 $\pm$9.4 & 60 $\neq$ 20.0 $\pm$7.8 \\" in text
+    assert r"\begin{tabular}{lrr}" in text
+    assert text.count("Each cell: ") == text.count("Verdicts: ") == 1
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
+    assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+    assert text.isascii()
+
+
+def test_tex_escapes() -> None:
+    assert tex("a\\b{c}~^#$") == (r"a\textbackslash{}b\{c\}\textasciitilde{}\textasciicircum{}\#\$")
+
+
+def test_stand_ins_are_stamped(
+    a_cell: Make, a_document: Make, score: Make, runs_root: Path, smoke_scale: ScaleInfo
+) -> None:
+    score("d", [1, 0])
+    given = {"used_dataset": "digits", "scores": (("d",),), "seeds": (0,)}
+    document = a_document(a_cell(dataset="svhn", **given), a_cell(dataset="cifar10", **given))
+    frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
+    text = markdown_text(document, frame, smoke_scale)
+    assert text.startswith(
+        "**Scale smoke (minutes); stand-in data: digits for svhn, cifar10; "
+        "reduced sizes and budgets; n = 2 images; seeds: 1.**\n"
+    )
+    assert "- Digits stand in for every data set." in text
+
+
+def test_nothing_reproduced(
+    a_cell: Make, a_document: Make, runs_root: Path, paper_scale: ScaleInfo
+) -> None:
+    document = a_document(a_cell(scores=(("gone",),), seeds=(0,)))
+    frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    text = markdown_text(document, frame, paper_scale)
+    assert "nothing reproduced yet" in text.splitlines()[0]
+    assert "| Madry | 60 / – |" in text
+
+
+def test_without_any_published_value_only_the_reproduced_one_is_shown(
+    a_cell: Make, a_document: Make, score: Make, runs_root: Path, smoke_scale: ScaleInfo
+) -> None:
+    score("d", [1, 0])
+    document = a_document(a_cell(published=None, scores=(("d",),), seeds=(0,)))
+    frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
+    assert "| Madry | 50.0 ±" in markdown_text(document, frame, smoke_scale)
+    assert frame["verdict"][0] == "not comparable at this scale"
+
+
+def test_a_configuration_shows_what_the_paper_says(
+    a_cell: Make, a_document: Make, runs_root: Path, paper_scale: ScaleInfo
+) -> None:
+    told = {"state": "configuration", "published": None}
+    cells = [
+        a_cell(state="configuration", published=200.0),
+        a_cell(**told, column="activation", flags=("published: ReLU",)),
+    ]
+    cells.append(a_cell(**told, column="output"))
+    document = a_document(*cells, status="configuration")
+    frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    text = markdown_text(document, frame, paper_scale)
+    assert text.splitlines()[0].endswith("configuration: nothing to run.**")
+    assert "| Madry | 200 | ReLU | · |" in text
+    assert "Verdicts" not in text + latex_text(document, frame, paper_scale)

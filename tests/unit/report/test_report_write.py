@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.report.figures import _as_numbers, _audit_pairs
+from purifiers.report.write import write_document
+
+Make = Callable[..., Any]
+
+
+def write(document: Document, scale: ScaleInfo, root: Path, out: Path) -> set[str]:
+    write_document(document, scale, root, out, {}.get)
+    return {path.name for path in out.iterdir()}
+
+
+def test_table_files(
+    a_cell: Make,
+    a_document: Make,
+    score: Make,
+    runs_root: Path,
+    tmp_path: Path,
+    smoke_scale: ScaleInfo,
+) -> None:
+    score("a", [1, 0])
+    document = a_document(a_cell(scores=(("a",),), seeds=(0,)))
+    names = write(document, smoke_scale, runs_root, tmp_path / "out")
+    assert names == {f"table_3.{end}" for end in ("csv", "md", "tex", "provenance.json")}
+    read = pd.read_csv(tmp_path / "out" / "table_3.csv")
+    assert read["reproduced"].tolist() == [50.0]
+    assert read["verdict"].tolist() == ["not comparable at this scale"]
+
+
+def test_provenance(
+    a_cell: Make,
+    a_document: Make,
+    score: Make,
+    runs_root: Path,
+    tmp_path: Path,
+    smoke_scale: ScaleInfo,
+) -> None:
+    upstream = RunFolder(runs_root, "classifier", "cnn-1")
+    early = {"git": "old", "torch": "2", "device": "cuda", "finished": "2026-01-01T00:00:00+00:00"}
+    upstream.finish({"component": "small_cnn"}, [], {}, 10.0, early)
+    score("a", [1], upstream="cnn-1", finished="2026-01-03T00:00:00+00:00")
+    score("b", [1], upstream="cnn-1", finished="2026-01-02T00:00:00+00:00")
+    score("unrelated", [1], git="never")
+    document = a_document(a_cell(scores=(("a", "b"), ("gone", "b")), seeds=(0, 1)))
+    write(document, smoke_scale, runs_root, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "table_3.provenance.json").read_text()) == {
+        "runs": {"classifier": 1, "score": 2},
+        "git": ["abc", "old"],
+        "torch": ["2"],
+        "device": ["cpu", "cuda"],
+        "processor": ["p"],
+        "finished": ["2026-01-01T00:00:00+00:00", "2026-01-03T00:00:00+00:00"],
+        "elapsed_seconds": 13.0,
+    }
+
+
+@pytest.fixture
+def a_figure(a_cell: Make, a_document: Make, score: Make) -> Callable[..., Document]:
+    def make(*labels: str) -> Document:
+        cells: list[Cell] = []
+        for place, label in enumerate(labels):
+            for row in ("madry", "aid"):
+                run = score(f"{row}{place}", [1] * (5 - place) + [0] * (place + 1))
+                cells.append(
+                    a_cell(
+                        **{"document": "figure_6", "table": "figure_6"},
+                        **{"row": row, "row_label": row},
+                        **{"column": f"c{place}", "column_label": label},
+                        **{"published": None if row == "aid" else 50.0},
+                        **{"scores": ((run,),), "seeds": (0,)},
+                    )
+                )
+        return a_document(*cells)
+
+    return make
+
+
+@pytest.mark.parametrize("labels", [("1/255", "8/255", "16/255"), ("none", "jpeg", "aid")])
+def test_figure_files(
+    a_figure: Callable[..., Document],
+    runs_root: Path,
+    tmp_path: Path,
+    smoke_scale: ScaleInfo,
+    labels: tuple[str, ...],
+) -> None:
+    out = tmp_path / "out"
+    document = a_figure(*labels)
+    names = write(document, smoke_scale, runs_root, out)
+    assert names == {f"figure_6.{end}" for end in ("csv", "png", "svg", "provenance.json")}
+    assert (out / "figure_6.png").read_bytes().startswith(b"\x89PNG")
+    first = (out / "figure_6.svg").read_bytes()
+    assert len(first) > 5000
+    write(document, smoke_scale, runs_root, out)
+    assert (out / "figure_6.svg").read_bytes() == first
+
+
+def test_a_figure_without_values_has_no_picture(
+    a_cell: Make, a_document: Make, runs_root: Path, tmp_path: Path, smoke_scale: ScaleInfo
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "figure_6.png").write_bytes(b"of an older run")
+    document = a_document(a_cell(document="figure_6", scores=(("gone",),), seeds=(0,)))
+    names = write(document, smoke_scale, runs_root, out)
+    assert names == {"figure_6.csv", "figure_6.provenance.json"}
+
+
+def test_a_schematic_figure_has_no_cells(
+    a_document: Make, runs_root: Path, tmp_path: Path, smoke_scale: ScaleInfo
+) -> None:
+    document = a_document(paper="idfr", document="figure_2", status="qualitative")
+    names = write(document, smoke_scale, runs_root, tmp_path / "out")
+    assert names == {"figure_2.csv", "figure_2.provenance.json"}
+
+
+def test_axis_is_numeric_only_when_every_label_is_a_number() -> None:
+    assert _as_numbers(["8/255", "0.5"]) == [8 / 255, 0.5]
+    assert _as_numbers(["8/255", "off"]) is None
+
+
+def test_audit(
+    a_cell: Make,
+    a_document: Make,
+    score: Make,
+    runs_root: Path,
+    tmp_path: Path,
+    smoke_scale: ScaleInfo,
+) -> None:
+    score("clean", [1, 1, 1, 1], attack=None)
+    score("blind", [1, 1, 1, 0])
+    score("adaptive", [1, 0, 0, 0])
+    base = {
+        "document": "audit",
+        "table": "audit",
+        "published": None,
+        "seeds": (0,),
+        "gradient": "bpda",
+    }
+    given = {"threat_model": "white_box", "column": "pgd_white_box"}
+    document = a_document(
+        a_cell(row="aid", row_label="AID", scores=(("clean",),), attack="none", **base),
+        a_cell(row="aid", row_label="AID", scores=(("blind",),), **base),
+        a_cell(row="aid", row_label="AID", scores=(("adaptive",),), **base, **given),
+        a_cell(row="pd", row_label="PD", scores=(("blind",),), **base),
+        a_cell(row="pd", row_label="PD", scores=(("gone",),), **base, **given),
+    )
+    out = tmp_path / "out"
+    names = write(document, smoke_scale, runs_root, out)
+    ends = ("csv", "md", "tex", "png", "svg", "provenance.json")
+    assert names == {f"audit.{end}" for end in ends}
+    frame = pd.read_csv(out / "audit.csv")
+    assert _audit_pairs(document, frame) == {"MNIST": [("AID", 75.0, 25.0)]}

@@ -40,7 +40,12 @@ def fill(
         return
     partial = path.with_name(path.name + ".partial")
     progress_path = path.with_name(path.name + ".progress.json")
-    expected = {"count": count, "shape": list(shape), "dtype": np.dtype(dtype).str}
+    expected = {
+        "count": count,
+        "shape": list(shape),
+        "dtype": np.dtype(dtype).str,
+        "batch_size": batch_size,
+    }
     done = 0
     if partial.exists() and progress_path.exists():
         found = read_json(progress_path)
@@ -52,6 +57,8 @@ def fill(
         if done == 0:
             _reserve(partial, count, shape, dtype)
     try:
+        # reading refuses what is too short; "r+" would silently lengthen it with zeros
+        np.lib.format.open_memmap(partial, mode="r")
         rows = np.lib.format.open_memmap(partial, mode="r+")
     except ValueError:
         raise UserError(f"{partial}: truncated; remove it and start again") from None

@@ -43,7 +43,8 @@ def test_leaves_global_state_alone(victim):
     before, tracer = torch.get_rng_state(), sys.gettrace()
     sys.settrace(trace)
     try:
-        Autoattack(**CHEAP)(model, victim.images[:4], model(victim.images[:4]).argmax(dim=1))
+        labels = model(victim.images[:4]).argmax(dim=1)
+        Autoattack(**CHEAP | {"eps": 1e-4})(model, victim.images[:4], labels)
         kept = sys.gettrace()
     finally:
         sys.settrace(tracer)
@@ -89,9 +90,17 @@ def test_a_single_image_and_none(victim):
     assert attack(victim.model, victim.images[:0], victim.labels[:0]).shape == (0, 1, 8, 8)
 
 
-def test_budgets_are_used(victim):
-    queries = {}
-    for steps in (5, 10):
+@pytest.mark.parametrize(
+    ("budget", "forwards"),
+    [
+        ("apgd_steps", 3),  # of APGD-CE, and of APGD-T for two targets
+        ("fab_steps", 4),  # gradient and check, for two targets
+        ("square_queries", 1),
+    ],
+)
+def test_budgets_are_used(victim, budget, forwards):
+    queries = []
+    for extra in (0, 5):
         count = 0
 
         def counted(x):
@@ -99,11 +108,22 @@ def test_budgets_are_used(victim):
             count += len(x)
             return victim.model(x)
 
-        settings = CHEAP | {"apgd_steps": steps, "eps": 0.001}
+        settings = CHEAP | {"eps": 0.001, budget: CHEAP[budget] + extra}
         Autoattack(**settings)(counted, victim.images[:4], victim.labels[:4])
-        queries[steps] = count
-    # 4 images, 5 more iterations, APGD-CE and two targets of APGD-T
-    assert queries[10] - queries[5] == 4 * 5 * 3
+        queries.append(count)
+    assert queries[1] - queries[0] == 4 * 5 * forwards
+
+
+def test_logits_are_not_written_into(victim):
+    """The Square attack overwrites the logits it is given."""
+    kept = []
+
+    def keeping(x):
+        kept.append(victim.model(x))
+        return kept[-1]
+
+    Autoattack(**CHEAP | {"eps": 0.001})(keeping, victim.images[:4], victim.labels[:4])
+    assert torch.isfinite(torch.cat(kept)).all()
 
 
 def test_unknown_version():

@@ -48,6 +48,26 @@ def test_batches_and_batch_mates_do_not_matter(victim, name):
     assert registry.load("attack", name).batch_dependent is False
 
 
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n != "autoattack"])
+def test_indices_follow_their_images(victim, name):
+    """Also after the broken images have dropped out."""
+    clean = victim.images.flatten(1)
+    sizes = set()
+
+    def target(images, indices):
+        nearest = torch.cdist(images.detach().flatten(1), clean).argmin(dim=1)
+        # C&W walks so far that an image may come close to another one
+        assert (nearest == indices - 500).float().mean() > 0.9
+        sizes.add(len(images))
+        return victim.model(images)
+
+    target.per_image = True
+    parameters = SETTINGS[name] | ({"stop": "success"} if name in ("pgd", "mim") else {})
+    attack = build(registry.load("attack", name), **parameters)
+    attack(target, victim.images, victim.labels, indices=torch.arange(64) + 500)
+    assert len(sizes) > 1 or name == "fgsm"
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_logits_that_are_not_finite_are_an_error(victim, name):
     def broken(x):

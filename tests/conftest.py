@@ -86,6 +86,7 @@ def make_workspace(path: Path) -> Workspace:
     path.mkdir()
     shutil.copy(ROOT / "Snakefile", path)
     shutil.copytree(ROOT / "workflow", path / "workflow", ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copytree(ROOT / "profiles", path / "profiles")
     shutil.copy(here / "tiny.yaml", path / "workflow" / "scales")
     shutil.copytree(here / "toy", path / "benchmarks" / "toy")
     (path / "purifiers").symlink_to(ROOT / "purifiers", target_is_directory=True)

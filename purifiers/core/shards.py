@@ -51,7 +51,9 @@ def fill(
         found = read_json(progress_path)
         done = found.pop("done")
         if found != expected:
-            raise UserError(f"{partial}: unfinished work of another size; remove it and start again")
+            raise UserError(
+                f"{partial}: unfinished work of another size; remove it and start again"
+            )
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if done == 0:

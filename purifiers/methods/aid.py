@@ -14,12 +14,12 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Attack, Classifier, Method
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.loop import Recipe
-from purifiers.core.noise import derive_seed, generator, uniform
+from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import fraction
 from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscriminator, pooled
 
 VERSION = 1
-BUDGET = ("epochs", "width", "train_steps", "learning_rate")
+BUDGET = ("epochs", "width", "train_steps", "train_step", "learning_rate")
 PASSES = "3 * iterations"
 FIT_PASSES = "epochs * (3 * train_steps + 1)"
 
@@ -159,9 +159,10 @@ class Aid(Method):
 
     def _contrastive_loss(self, images: Tensor, seed: int) -> Tensor:
         low, *high = self._features(images)
-        order = torch.randperm(len(images), generator=generator(seed, "contrastive"))
-        shuffled = [feature[order.to(feature.device)] for feature in high]
-        logits = torch.cat([self.discriminator([low, *high]), self.discriminator([low, *shuffled])])
+        # a shift, for a permutation would leave some images paired with themselves
+        shift = 1 + derive_seed(seed, "contrastive") % max(len(images) - 1, 1)
+        others = [feature.roll(shift, dims=0) for feature in high]
+        logits = torch.cat([self.discriminator([low, *high]), self.discriminator([low, *others])])
         wanted = torch.cat([torch.zeros(len(images)), torch.ones(len(images))]).to(logits.device)
         return functional.binary_cross_entropy_with_logits(logits, wanted)
 

@@ -205,6 +205,12 @@ class Expander:
         for key in ("dataset", "classifier", "training"):
             if key not in cell:
                 raise UserError(f"{where}: the cell names no {key}")
+        datasets = [*paper.declared.get("settings", {}), *self.scale.declared["datasets"]]
+        if cell["dataset"] not in datasets:
+            raise UserError(
+                f"{where}: data set {cell['dataset']!r} has no row in the settings of "
+                f"{paper.folder / 'paper.yaml'}{did_you_mean(cell['dataset'], datasets)}"
+            )
         for key in sorted(set(cell) - SUPPORTED):
             raise _NotImplementedHere(f"{key} is not implemented")
         for key, known in (

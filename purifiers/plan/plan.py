@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from purifiers.core.artifacts import RunFolder
+from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
@@ -63,6 +64,19 @@ class Plan:
         """Write what the jobs read."""
         unique = {batch.id: batch for batch in self.batches.values()}
         write_specs(unique.values(), self.runs_root, self.scale)
+        for name in (*self.documents, *{d.paper for d in self.documents.values()}):
+            self._write_report_spec(name)
+
+    def report_spec(self, name: str) -> str:
+        """File that says what a document or paper is made from, relative to the root."""
+        return f"results/runs/batches/report/{self.scale.name}/{name}.spec.json"
+
+    def _write_report_spec(self, name: str) -> None:
+        """Renew the spec while jobs are missing: Snakemake takes a table that is there, written
+        early or after an error, for finished, unless an input is newer and has other content."""
+        path, manifests = self.root / self.report_spec(name), self.manifests(name)
+        if not path.exists() or not all((self.root / name).exists() for name in manifests):
+            write_json(path, {"made_from": manifests, "asked_ns": time.time_ns()})
 
     def failure_of(self, score: str) -> str | None:
         """Why a score cannot be had: the first failure among the runs behind it."""

@@ -81,14 +81,15 @@ def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
     norms = [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     counted = [None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms]
-    training = classifier.training
+    modes = [(module, module.training) for module in classifier.modules()]
     classifier.train(mode == "train")
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        classifier.train(training)
+        for module, training in modes:
+            module.training = training
         for norm, momentum, count in zip(norms, momenta, counted, strict=True):
             norm.momentum = momentum
             if count is not None and norm.num_batches_tracked is not None:

@@ -23,7 +23,7 @@ def plan(scale):
         made = make_plan(ROOT, scale, from_command_line().get(scale, ()))
         made.write_specs()
     except UserError as error:
-        raise WorkflowError(f"error: {error}") from None
+        sys.exit(f"error: {error}")  # one line, where Snakemake would add a traceback
     return made
 
 
@@ -37,5 +37,12 @@ def upstream(wildcards):
     return [f"{BATCHES}/{name}" for name in spec["upstream"]]
 
 
+def made_from(scale, name):
+    return [plan(scale).report_spec(name), *plan(scale).manifests(name)]
+
+
 def everything(wildcards):
-    return [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in plan(SCALE).working_papers()]
+    made = plan(SCALE)
+    if config.get("tables"):
+        return [f"results/tables/{SCALE}/{name}.csv" for name in made.documents]
+    return [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in made.working_papers()]

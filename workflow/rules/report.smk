@@ -1,7 +1,7 @@
 # Tables, figures and claims, written from the scores.
 rule document:
     input:
-        lambda wildcards: plan(wildcards.scale).manifests(f"{wildcards.paper}/{wildcards.document}"),
+        lambda wildcards: made_from(wildcards.scale, f"{wildcards.paper}/{wildcards.document}"),
     output:
         "results/tables/{scale}/{paper}/{document}.csv",
     wildcard_constraints:
@@ -15,7 +15,7 @@ rule document:
 # Writes every document of the paper, too: one start for all of them.
 rule paper:
     input:
-        lambda wildcards: plan(wildcards.scale).manifests(wildcards.paper),
+        lambda wildcards: made_from(wildcards.scale, wildcards.paper),
     output:
         "results/tables/{scale}/{paper}/README.md",
         "results/tables/{scale}/{paper}/claims.csv",

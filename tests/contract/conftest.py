@@ -1,0 +1,191 @@
+"""Every component file, found as the registry finds it, and a small trained network to try it on.
+
+A test that takes ``attack``, ``classifier``, ``dataset``, ``method`` or ``training`` runs once
+per file of that folder, its ``_template.py`` included; ``component`` runs over all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from purifiers.core import registry
+from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.loop import Recipe, fit
+from purifiers.datasets.digits import Digits
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budgets"]
+
+# What makes a test small; where a component has a parameter of the name.
+MOST_STEPS = 12
+LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component file."""
+
+    kind: str
+    name: str
+
+    @property
+    def description(self) -> registry.Description:
+        """What the file says of itself."""
+        path = ROOT / "purifiers" / registry.FOLDERS[self.kind] / f"{self.name}.py"
+        return registry._describe_file(self.kind, self.name, path)
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(f"purifiers.{registry.FOLDERS[self.kind]}.{self.name}")
+
+    @property
+    def cls(self) -> Any:
+        return getattr(self.module, registry.class_name(self.name))
+
+    @property
+    def small(self) -> dict[str, Any]:
+        """The smoke scale's budget; an attack gets few and long steps, and a large ball."""
+        chosen = dict(SMOKE.get(f"{self.kind}.{self.name}", {}))
+        if self.kind == "attack":
+            described = self.description
+            budget = described.constants.get("BUDGET", ())
+            default = {n: described.parameters[n] for n in budget} | chosen
+            chosen = {n: min(v, MOST_STEPS) for n, v in default.items() if type(v) is int}
+            chosen |= {n: v for n, v in LENGTHS.items() if n in described.parameters}
+        return chosen
+
+    def make(self, *context: Any, **parameters: Any) -> Any:
+        """The component at its small size."""
+        return build(self.cls, *context, **(self.small | parameters))
+
+
+def components(kind: str) -> list[Component]:
+    return [Component(kind, name) for name in (*registry.names(kind), "_template")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for kind in registry.KINDS:
+        if kind in metafunc.fixturenames:
+            found = components(kind)
+            metafunc.parametrize(kind, found, ids=[c.name for c in found], scope="module")
+    if "component" in metafunc.fixturenames:
+        found = [component for kind in registry.KINDS for component in components(kind)]
+        metafunc.parametrize("component", found, ids=[f"{c.kind}-{c.name}" for c in found])
+
+
+@dataclass(frozen=True, repr=False)
+class Victim:
+    """A small wide residual network trained on digits, frozen, with digits it has not seen.
+
+    Attributes:
+        images: float32 (24, 1, 16, 16).
+        pixels: training images, uint8 (n, 1, 16, 16); ``targets`` are their labels.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    labels: Tensor
+    pixels: np.ndarray
+    targets: np.ndarray
+    double: nn.Module
+
+    indices = torch.arange(300, 324)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """In double precision, so that rounding, which depends on the batch, flips no sign."""
+        return self.double(images.double()).float()
+
+    def accuracy(self, images: Tensor) -> float:
+        with torch.no_grad():
+            return float((self.classifier(images).argmax(dim=1) == self.labels).float().mean())
+
+
+@pytest.fixture(scope="session")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
+    data = Digits()
+    pixels, targets = data.load("train", ROOT)
+    images, labels = data.load("test", ROOT)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier = Component("classifier", "wide_resnet").make(data.shape, data.classes)
+        natural = Component("training", "natural").make(epochs=6)
+
+        def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+            return natural.loss(classifier, images, labels, indices, seed)
+
+        checkpoint = tmp_path_factory.mktemp("victim") / "checkpoint"
+        fit(classifier, loss, pixels, targets, natural.recipe, 0, checkpoint, "victim", "victim")
+    frozen(classifier).zero_grad(set_to_none=True)
+    return Victim(
+        classifier,
+        torch.from_numpy(images[:24]).float() / 255,
+        torch.from_numpy(labels[:24]),
+        pixels,
+        targets,
+        copy.deepcopy(classifier).double(),
+    )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Trains a few steps, enough to see that it works and no more."""
+
+    folder: Path
+
+    def __call__(self, module: nn.Module, loss: Any, recipe: Recipe, victim: Victim) -> None:
+        short = replace(recipe, epochs=2, batch_size=64, checkpoint_seconds=1e9)
+        pixels, targets = victim.pixels[:384], victim.targets[:384]
+        checkpoint = self.folder / "checkpoint"
+        with torch.random.fork_rng(devices=[]):
+            fit(module, loss, pixels, targets, short, 0, checkpoint, "short", "short")
+
+
+@pytest.fixture(scope="session")
+def fit_briefly(tmp_path_factory: pytest.TempPathFactory) -> Fitting:
+    return Fitting(tmp_path_factory.mktemp("fit"))
+
+
+@pytest.fixture(scope="session")
+def ready(victim: Victim, fit_briefly: Fitting) -> Any:
+    """``ready(component)``: a purifier bound to the victim, fitted briefly if it has to be."""
+    made: dict[str, Method] = {}
+
+    def get(component: Component) -> Method:
+        if component.name not in made:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                method = component.make()
+                method.bind(victim.classifier, victim.classifier.shape)
+            if method.fitted:
+                fit_briefly(method.train(), method.fit_loss, method.recipe, victim)
+            made[component.name] = frozen(method)
+        return made[component.name]
+
+    return get
+
+
+def _load_golden() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("renew_golden", HERE / "renew_golden.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden() -> ModuleType:
+    """The module ``renew_golden.py``."""
+    return _load_golden()

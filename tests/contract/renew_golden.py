@@ -1,0 +1,273 @@
+"""Golden outputs: a few numbers that each component gives on a tiny problem of fixed numbers.
+
+``python tests/contract/renew_golden.py`` writes ``golden.json`` anew. It refuses while an output
+has moved and the component's ``VERSION`` has not, for then stored results would be taken for
+those of the new code. (Only after a change of the problems below, delete ``golden.json`` first.)
+
+Everything runs in double precision where it can, and is compared with a tolerance, so that the
+processor does not matter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from purifiers.core import registry
+from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).with_name("golden.json")
+COMMAND = "python tests/contract/renew_golden.py"
+RELATIVE, ABSOLUTE = 1e-4, 1e-6
+SEED, CLASSES = 5, 5
+MOST = 10  # of anything that BUDGET names in an attack or a method
+# Settings besides the defaults that are other algorithms in the same file.
+MODES: dict[str, tuple[dict[str, Any], ...]] = {
+    "attack.autoattack": ({"version": "rand", "apgd_steps": 4},),
+    "attack.mim": ({"stop": "success"},),
+    "attack.pgd": ({"stop": "success"},),
+    "method.aid": ({"variant": "upstream"}, {"target": "contrastive"}),
+    "training.madry": ({"attack_mode": "eval"},),
+    "training.trades": ({"attack_mode": "train"},),
+}
+
+
+def numbers(*shape: int, phase: float = 0.0) -> Tensor:
+    """Scattered numbers in (0, 1) that no random generator is needed for, float64."""
+    place = np.arange(int(np.prod(shape)), dtype=np.float64) + phase
+    return torch.from_numpy(np.sin(place * 12.9898) * 43758.5453 % 1.0).reshape(shape)
+
+
+def fill(module: nn.Module) -> None:
+    """Overwrite all weights with fixed numbers of a usual size."""
+    for position, (name, value) in enumerate(module.state_dict().items()):
+        if not value.is_floating_point():
+            continue
+        spread = 2.0 * numbers(*value.shape, phase=1000.0 * position) - 1.0
+        if value.dim() > 1:
+            new = spread * (6.0 / value[0].numel()) ** 0.5  # He's, uniform
+        else:
+            new = 0.1 * spread + float("var" in name or ("norm" in name and "weight" in name))
+        value.copy_(new)
+
+
+class Net(Classifier):
+    """Two convolutions in double precision, float32 outside; taps named as AID's defaults."""
+
+    TAPS = ("conv1", "stage3")
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape, CLASSES)
+        self.conv1 = nn.Conv2d(shape[0], 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.stage3 = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.head = nn.Linear(6 * ((shape[1] + 1) // 2) * ((shape[2] + 1) // 2), CLASSES)
+        self.double()
+        fill(self)
+
+    def features(self, images: Tensor, taps: Any) -> list[Tensor]:
+        early = self.conv1(images.double())
+        late = self.stage3(torch.tanh(self.norm(early)))
+        return [{"conv1": early, "stage3": late}[tap].float() for tap in taps]
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.stage3(torch.tanh(self.norm(self.conv1(images.double()))))
+        return 0.3 * self.head(torch.tanh(hidden).flatten(1)).float()
+
+
+def problem(count: int, side: int) -> tuple[Net, Tensor, Tensor, Tensor]:
+    """A network, grey images (count, 1, side, side), the labels it gives them, and indices."""
+    net = Net((1, side, side))
+    frozen(net)
+    images = (0.2 + 0.6 * numbers(count, 1, side, side)).float()
+    return net, images, net(images).argmax(dim=1), torch.arange(count) + 70
+
+
+def construct(kind: str, name: str, *context: Any, **parameters: Any) -> Any:
+    """A component with little budget: the smoke scale's for networks, else at most ``MOST``."""
+    described = registry.describe(kind, name)
+    smoke = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budgets"]
+    small = dict(smoke.get(f"{kind}.{name}", {}))
+    for budget in described.constants.get("BUDGET", ()) if kind in ("attack", "method") else ():
+        if type(described.parameters[budget]) is int:
+            small[budget] = min(described.parameters[budget], MOST)
+    small |= {key: value for key, value in parameters.items() if key in described.parameters}
+    return build(registry.load(kind, name), *context, **small)
+
+
+def attack_output(name: str, **mode: Any) -> Tensor:
+    net, images, labels, indices = problem(3, 5)
+    large = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.05}
+    attack = construct("attack", name, **large, **mode)
+    return attack(net, images, labels, SEED, indices) - images
+
+
+def method_output(name: str, **mode: Any) -> Tensor:
+    net, images, labels, indices = problem(4, 6)
+    torch.manual_seed(SEED)
+    method: Method = construct("method", name, eps=0.05, step_size=0.02, **mode)
+    method.bind(net, net.shape)
+    initial = spreads(method)
+    fill(method)
+    method.train()
+    fitted = [method.fit_loss(images, labels, indices, SEED)] if method.fitted else []
+    frozen(method)
+    return torch.cat([method.purify(images, SEED, indices).flatten(), *map(flat, fitted), initial])
+
+
+def classifier_output(name: str, **mode: Any) -> Tensor:
+    torch.manual_seed(SEED)
+    classifier = construct("classifier", name, (1, 16, 16), CLASSES, **mode)
+    initial = spreads(classifier)
+    frozen(classifier).double()
+    fill(classifier)
+    return torch.cat([classifier(numbers(2, 1, 16, 16)).flatten(), initial.double()])
+
+
+def training_output(name: str, **mode: Any) -> Tensor:
+    net, images, labels, indices = problem(6, 5)
+    net.train().requires_grad_(True)
+    training = construct("training", name, **mode)
+    loss = training.loss(net, images, (labels + 1) % CLASSES, indices, SEED)
+    loss.backward()
+    gradients = [p.grad.norm() for p in net.parameters() if p.grad is not None]
+    return torch.stack([loss.double(), *gradients, *net.norm.running_mean, *net.norm.running_var])
+
+
+def dataset_output(name: str, **mode: Any) -> Tensor:
+    """Means of the first images, their labels, and a sum that weighs every pixel differently.
+
+    Raises:
+        UserError: it needs files.
+    """
+    rows = []
+    for split in ("train", "test"):
+        images, labels = construct("dataset", name, **mode).load(split, Path("no such folder"))
+        weights = numbers(images.size).numpy()
+        rows += [len(images), float(weights @ images.reshape(-1)) / len(images), *labels[:20]]
+        rows += list(images[:20].mean(axis=(1, 2, 3)))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def spreads(module: nn.Module) -> Tensor:
+    """Mean size of each tensor of a seeded initialisation."""
+    values = [v.detach().abs().mean() for v in module.state_dict().values() if v.numel() > 1]
+    return torch.stack(values) if values else torch.empty(0)
+
+
+def flat(value: Tensor) -> Tensor:
+    return value.detach().reshape(-1)
+
+
+def output(kind: str, name: str) -> list[float]:
+    """The numbers of one component in all its modes, with six significant digits."""
+    made = []
+    for mode in ({}, *MODES.get(f"{kind}.{name}", ())):
+        with torch.random.fork_rng(devices=[]):
+            made.append(flat(globals()[f"{kind}_output"](name, **mode)).double())
+    return [float(f"{value:.6g}") for value in torch.cat(made).tolist()]
+
+
+def needs_files(name: str) -> bool:
+    """Whether a data set is read from files, so that nothing of it can be held here."""
+    module = importlib.import_module(f"purifiers.datasets.{name}")
+    return name == "image_folder" or any(hasattr(module, n) for n in ("REMOTES", "ARCHIVE"))
+
+
+def subjects() -> list[tuple[str, str]]:
+    """Kind and name of every component that a golden output is held of."""
+    return [
+        (kind, name)
+        for kind in registry.KINDS
+        for name in registry.names(kind)
+        if not (kind == "dataset" and needs_files(name))
+    ]
+
+
+def moved(expected: list[float], found: list[float]) -> bool:
+    """Whether two outputs differ by more than the processor explains."""
+    return len(expected) != len(found) or not np.allclose(
+        found, expected, rtol=RELATIVE, atol=ABSOLUTE
+    )
+
+
+def complaint(kind: str, name: str, held: dict[str, Any]) -> str | None:
+    """What is wrong between a component and what ``golden.json`` holds of it, in one line."""
+    described = registry.describe(kind, name)
+    file = described.path.relative_to(ROOT)
+    entry = held.get(f"{kind}.{name}")
+    if entry is None:
+        return f"{file} has no golden output yet: {COMMAND}"
+    if entry["version"] != described.version:
+        return (
+            f"{file} has VERSION {described.version}, golden.json holds {entry['version']}: "
+            f"run {COMMAND} and say in CHANGELOG.md what moved"
+        )
+    if moved(entry["output"], output(kind, name)):
+        return (
+            f"the output moved, but VERSION is still {described.version}: "
+            f"raise VERSION in {file} or undo the change"
+        )
+    return None
+
+
+def stale(held: dict[str, Any]) -> list[str]:
+    """Entries of components that are no more."""
+    return sorted(set(held) - {f"{kind}.{name}" for kind, name in subjects()})
+
+
+def renewed(held: dict[str, Any]) -> dict[str, Any]:
+    """What ``golden.json`` should hold now.
+
+    Raises:
+        UserError: an output has moved while its VERSION has not.
+    """
+    fresh, refused = {}, []
+    for kind, name in subjects():
+        key, version = f"{kind}.{name}", registry.describe(kind, name).version
+        entry = held.get(key)
+        made = output(kind, name)
+        if entry and entry["version"] == version:
+            if moved(entry["output"], made):
+                refused.append(str(complaint(kind, name, held)))
+            fresh[key] = entry  # not rewritten for the sake of a last digit
+        else:
+            fresh[key] = {"version": version, "output": made}
+    if refused:
+        raise UserError("\n".join(refused))
+    return fresh
+
+
+def write(held: dict[str, Any]) -> None:
+    """One component per line, so that a change is easy to see."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(held[key])}" for key in sorted(held))
+    GOLDEN.write_text(f"{{\n{lines}\n}}\n")
+
+
+def read() -> dict[str, Any]:
+    """What is held."""
+    return json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+
+
+def main() -> int:
+    """Write ``golden.json``; 1 if that would hide a change."""
+    try:
+        write(renewed(read()))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What every purifier promises."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+import purifiers
+from purifiers.core.artifacts import RunFolder
+from purifiers.core.component import frozen
+from purifiers.core.defence import Defence
+from purifiers.core.errors import UserError
+from purifiers.stages._context import WEIGHTS, load_weights, save_weights
+
+CHANCE = 0.1
+
+
+def test_images_are_images(method, ready, victim):
+    given = victim.images.clone()
+    purified = ready(method).purify(victim.images, 1, victim.indices)
+    assert purified.shape == victim.images.shape
+    assert purified.dtype == torch.float32
+    assert purified.min() >= 0 and purified.max() <= 1
+    assert torch.equal(victim.images, given), "purify wrote into the images it was given"
+
+
+def test_same_seed_same_images(method, ready, victim):
+    """Whatever the global generator holds, which stays untouched."""
+    first = ready(method).purify(victim.images, 1, victim.indices)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        before = torch.random.get_rng_state()
+        again = ready(method).purify(victim.images, 1, victim.indices)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(first, again)
+
+
+def test_stochastic_is_told_truly(method, ready, victim):
+    one, two = (ready(method).purify(victim.images, seed, victim.indices) for seed in (1, 2))
+    assert torch.equal(one, two) is not method.cls.stochastic
+
+
+def test_batches_and_batch_mates_do_not_matter(method, ready, victim):
+    whole = ready(method).purify(victim.images, 1, victim.indices)
+    backwards = torch.arange(23, -1, -1)
+    parts = [
+        ready(method).purify(victim.images[rows], 1, victim.indices[rows])
+        for rows in backwards.split(10)
+    ]
+    # a sign decided by the last bit may flip
+    assert ((torch.cat(parts).flip(0) - whole).abs() > 1e-4).float().mean() < 0.002
+
+
+def test_clean_accuracy_stays_above_chance(method, ready, victim):
+    purified = ready(method).purify(victim.images, 1, victim.indices)
+    assert victim.accuracy(purified) > 3 * CHANCE
+
+
+def test_works_where_gradients_are_switched_off(method, ready, victim):
+    with torch.no_grad():
+        quiet = ready(method).purify(victim.images, 1, victim.indices)
+        assert not torch.is_grad_enabled()
+    assert not quiet.requires_grad
+    assert torch.equal(quiet, ready(method).purify(victim.images, 1, victim.indices))
+
+
+def test_can_be_attacked(method, ready, victim):
+    """BPDA passes a gradient whatever the purifier does; its forward is the purified image's."""
+    defence = Defence(victim.classifier, [ready(method)], gradient="bpda", seed=1)
+    leaf = victim.images.clone().requires_grad_(True)
+    logits = defence(leaf, victim.indices)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
+    assert torch.isfinite(gradient).all() and gradient.flatten(1).norm(dim=1).min() > 0
+    purified = ready(method).purify(victim.images, 1, victim.indices)
+    assert torch.equal(logits, victim.classifier(purified))
+
+
+def test_saved_and_loaded_purifies_the_same(method, ready, victim, tmp_path):
+    folder = RunFolder(tmp_path, "purifier", "trip")
+    save_weights(ready(method), folder)
+    folder.finish({}, [WEIGHTS], {}, 0.0, {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        other = method.make()
+        other.bind(victim.classifier, victim.classifier.shape)
+    load_weights(other, folder)
+    frozen(other)
+    assert torch.equal(
+        other.purify(victim.images, 1, victim.indices),
+        ready(method).purify(victim.images, 1, victim.indices),
+    )
+
+
+def test_weights_are_the_purifiers_alone(method, ready, victim):
+    theirs = {value.data_ptr() for value in victim.classifier.state_dict().values()}
+    ours = {value.data_ptr() for value in ready(method).state_dict().values() if value.numel()}
+    assert not theirs & ours
+    assert bool(ours) or not method.cls.fitted
+
+
+def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
+    """Also while the purifier is fitted."""
+    before = {name: value.clone() for name, value in victim.classifier.state_dict().items()}
+    made = method.make()
+    made.bind(victim.classifier, victim.classifier.shape)
+    if made.fitted:
+        made.train()
+        loss = made.fit_loss(victim.images, victim.labels, victim.indices, 0)
+        assert loss.dim() == 0 and torch.isfinite(loss)
+        loss.backward()
+        assert all(p.grad is not None for p in made.parameters())
+    frozen(made).purify(victim.images, 1, victim.indices)
+    assert not victim.classifier.training
+    assert all(p.grad is None and not p.requires_grad for p in victim.classifier.parameters())
+    after = victim.classifier.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_defaults_make_a_purifier(method):
+    described = method.description
+    assert not described.required
+    made = method.cls()
+    assert made.fitted is method.cls.fitted
+    assert hasattr(made, "recipe") or not made.fitted
+    if made.fitted:
+        assert "FIT_PASSES" in described.constants
+    assert {"images", "seed", "indices"} <= set(inspect.signature(made.purify).parameters)
+
+
+def test_unknown_parameter_is_refused(method):
+    with pytest.raises(UserError, match="has no parameter 'no_such'"):
+        if method.name == "_template":
+            method.description.check_parameters({"no_such": 1}, "method")
+        else:
+            purifiers.method(method.name, no_such=1)
+
+
+def test_identity_changes_no_bit(victim):
+    identity = purifiers.method("identity")
+    assert torch.equal(identity.purify(victim.images), victim.images)
+    defended = purifiers.defend(victim.classifier, [identity])
+    assert torch.equal(defended(victim.images), victim.classifier(victim.images))

@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     report = commands.add_parser("report", help="write tables, figures and claims of what is done")
     report.add_argument("--scale", default="smoke")
-    report.add_argument("documents", nargs="*", help="such as aid/table_3 aid/claims; all by default")
+    report.add_argument(
+        "documents", nargs="*", help="such as aid/table_3 aid/claims; all by default"
+    )
     report.set_defaults(function=_report)
 
     status = commands.add_parser("status", help="write the README's table of what runs")

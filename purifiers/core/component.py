@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from purifiers.core.errors import UserError
+from purifiers.core.loop import Recipe
 from purifiers.core.numbers import check_linf_length, fraction, is_linf_length
 
 Target = Callable[[Tensor, Tensor], Tensor]
@@ -52,7 +53,7 @@ def as_target(logits_fn: Callable[..., Tensor]) -> Target:
     A callable whose attribute ``per_image`` is true already takes ``(images, indices)``.
     """
     if getattr(logits_fn, "per_image", False):
-        return logits_fn
+        return cast(Target, logits_fn)
 
     def target(images: Tensor, indices: Tensor) -> Tensor:
         return logits_fn(images)
@@ -190,10 +191,12 @@ class Method(nn.Module):
     Attributes:
         stochastic: two seeds give two outputs.
         fitted: the method has weights that are trained before it is used.
+        recipe: how they are trained.
     """
 
     stochastic: ClassVar[bool] = False
     fitted: ClassVar[bool] = False
+    recipe: Recipe
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         """Build what depends on the frozen classifier or on the images' shape (C, H, W)."""

@@ -34,7 +34,10 @@ def uniform(
     high: float = 1.0,
     tag: str = "",
 ) -> Tensor:
-    """Uniform noise (len(indices), *shape) in [low, high); row i depends on (seed, indices[i], tag)."""
+    """Uniform noise in [low, high), (len(indices), *shape).
+
+    Row i depends on (seed, indices[i], tag) alone.
+    """
     rows = [torch.rand(tuple(shape), generator=g) for g in _rows(seed, indices, tag)]
     stacked = torch.stack(rows) if rows else torch.empty((0, *shape))
     return stacked * (high - low) + low

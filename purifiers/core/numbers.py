@@ -23,7 +23,9 @@ def fraction(value: str | float) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UserError(f"{value!r} is not a length: write a number or a fraction such as 8/255") from None
+        raise UserError(
+            f"{value!r} is not a length: write a number or a fraction such as 8/255"
+        ) from None
 
 
 def is_fraction(value: object) -> bool:

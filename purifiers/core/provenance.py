@@ -14,7 +14,7 @@ from typing import Any
 @functools.cache
 def git_commit() -> str:
     """The commit the code stands at, with ``+changes`` where files differ from it."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:
         try:

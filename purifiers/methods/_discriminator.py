@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,7 +60,10 @@ class UpstreamDiscriminator(nn.Module):
         self.taps, self.channels = tuple(taps), dict(channels)
         depth = 1 + extra_layers
         self.branches = nn.ModuleDict(
-            {name: _layers([count] + [width] * depth, norm=True) for name, count in channels.items()}
+            {
+                name: _layers([count] + [width] * depth, norm=True)
+                for name, count in channels.items()
+            }
         )
         head = [width * len(channels), 2 * width, width] + [width // 2] * extra_layers
         self.head = nn.Sequential(_layers(head, norm=True), nn.Linear(head[-1], 1))
@@ -68,7 +72,9 @@ class UpstreamDiscriminator(nn.Module):
         given = dict(zip(self.taps, features, strict=True))
         rows = features[0].shape[0]
         encoded = [
-            self.branches[name](given[name] if name in given else features[0].new_zeros(rows, count))
+            self.branches[name](
+                given[name] if name in given else features[0].new_zeros(rows, count)
+            )
             for name, count in self.channels.items()
         ]
         return self.head(torch.cat(encoded, dim=1)).squeeze(1)
@@ -76,7 +82,7 @@ class UpstreamDiscriminator(nn.Module):
 
 def _layers(widths: Sequence[int], norm: bool) -> nn.Sequential:
     modules: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(widths):
         modules.append(nn.Linear(inputs, outputs))
         if norm:
             modules.append(nn.BatchNorm1d(outputs))

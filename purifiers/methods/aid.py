@@ -172,7 +172,8 @@ class Aid(Method):
 
     def logit(self, images: Tensor) -> Tensor:
         """The discriminator's logit, high for adversarial, (n,)."""
-        return self.discriminator(pooled(self.classifier.features(images, self.taps)))
+        features = pooled(self.classifier.features(images, self.taps))
+        return self.discriminator(features)
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None

@@ -54,7 +54,9 @@ def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
             # depth orders them, so that what is needed is always there.
             group = sorted(group, key=lambda run: (_depth(run), run.id))
             inside = {run.id for run in group}
-            needed = {found[i.id].id: found[i.id] for r in group for i in r.inputs if i.id not in inside}
+            needed = {
+                found[i.id].id: found[i.id] for r in group for i in r.inputs if i.id not in inside
+            }
             upstream = tuple(needed[key] for key in sorted(needed))
             content = [[run.id for run in group], [batch.id for batch in upstream]]
             batch = Batch(f"{stage}-{short_hash(content)}", stage, tuple(group), upstream)

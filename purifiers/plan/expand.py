@@ -18,8 +18,22 @@ THREAT_MODELS = ("oblivious", "white_box")
 GRADIENTS = ("exact", "bpda")
 METRICS = ("accuracy",)
 SUPPORTED = frozenset(
-    "dataset classifier training methods attack threat_model gradient metric unit worst_of "
-    "worst_over override quoted flags".split()
+    [
+        "dataset",
+        "classifier",
+        "training",
+        "methods",
+        "attack",
+        "threat_model",
+        "gradient",
+        "metric",
+        "unit",
+        "worst_of",
+        "worst_over",
+        "override",
+        "quoted",
+        "flags",
+    ]
 )
 SUBSET_SEED = 0  # which test images a reduced scale takes; the same for every seed
 
@@ -55,9 +69,7 @@ class Setting:
         parameters = {**declared, **budget, **override}
         described.check_parameters(parameters, where)
         settings = self.paper.settings(self.used.name) if _has_reference(parameters) else {}
-        resolved = {
-            key: _resolve(key, value, settings, where) for key, value in parameters.items()
-        }
+        resolved = {key: _resolve(key, value, settings, where) for key, value in parameters.items()}
         return component(kind, component_name, resolved)
 
 
@@ -97,9 +109,7 @@ class Expander:
                 for place, column in enumerate(block["columns"]):
                     published = block["published"].get(row["id"])
                     value = published[place] if published else None
-                    cells.append(
-                        self._cell(paper, stem, content, block, row, column, value, where)
-                    )
+                    cells.append(self._cell(paper, stem, content, block, row, column, value, where))
         return Document(
             paper=paper.id,
             document=stem,
@@ -124,7 +134,8 @@ class Expander:
         where = f"{document_where}: {block['id']}/{row['id']}/{column['id']}"
         base = merge(content.get("defaults", {}), block.get("cell", {}), row.get("cell", {}))
         declared = merge(base, column.get("cell", {}))
-        state, reason, used, scores = "planned", "", None, ()
+        state, reason, used = "planned", "", None
+        scores: tuple[tuple[str, ...], ...] = ()
         flags = list(declared.get("flags", ()))
         number = isinstance(published, int | float)
         if published is not None and not number:
@@ -253,9 +264,7 @@ class Expander:
         network = network_key(classifier, shape)
         cost = passes("training", training, "FIT_PASSES") * setting.used.train
         slug = f"{setting.used.name}-{classifier['component']}-{training['component']}-s{seed}"
-        return self._keep(
-            make_run("classifier", slug, spec, (data,), passes=cost, network=network)
-        )
+        return self._keep(make_run("classifier", slug, spec, (data,), passes=cost, network=network))
 
     def _method(self, setting: Setting, name: str, seed: int) -> tuple[dict[str, Any], Run | None]:
         """A method's spec, and the run that fits it if it has to be fitted."""
@@ -296,7 +305,6 @@ class Expander:
         made_by: Run = data
         story = ["clean"]
         attack: dict[str, Any] | None = None
-        common = {"lineage": classifier.lineage, "network": classifier.network}
         pixels = 4 * math.prod(registry.describe("dataset", setting.used.name).constants["SHAPE"])
         name = setting.cell.get("attack", "none")
         if name != "none":
@@ -321,7 +329,9 @@ class Expander:
             inputs = (data, classifier, *(run for _, run in attacked if run))
             size = setting.used.test * pixels
             made_by = self._keep(
-                make_run("attack", slug, spec, inputs, passes=cost, size_bytes=size, **common)
+                make_run(
+                    "attack", slug, spec, inputs, passes=cost, size_bytes=size, **_like(classifier)
+                )
             )
             images = {**images, "run": made_by.id, "stage": "attack"}
         for method, fitted in methods:
@@ -332,8 +342,13 @@ class Expander:
             inputs = (data, classifier, made_by, *([fitted] if fitted else []))
             made_by = self._keep(
                 make_run(
-                    "purify", slug, spec, tuple(dict.fromkeys(inputs)), passes=cost,
-                    size_bytes=setting.used.test * pixels, **common,
+                    "purify",
+                    slug,
+                    spec,
+                    tuple(dict.fromkeys(inputs)),
+                    passes=cost,
+                    size_bytes=setting.used.test * pixels,
+                    **_like(classifier),
                 )
             )
             images = {**images, "run": made_by.id, "stage": "purify"}
@@ -341,7 +356,7 @@ class Expander:
         slug = "-".join([_base(classifier), *story, f"s{seed}"])
         inputs = tuple(dict.fromkeys((data, classifier, made_by)))
         return self._keep(
-            make_run("score", slug, spec, inputs, passes=setting.used.test, **common)
+            make_run("score", slug, spec, inputs, passes=setting.used.test, **_like(classifier))
         )
 
 
@@ -365,6 +380,10 @@ def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:
     """What one forward pass is a pass of: architecture, sizes and image shape."""
     sizes = ",".join(f"{key}={value}" for key, value in sorted(classifier["parameters"].items()))
     return f"{classifier['component']}({sizes})@{'x'.join(map(str, shape))}"
+
+
+def _like(classifier: Run) -> dict[str, Any]:
+    return {"lineage": classifier.lineage, "network": classifier.network}
 
 
 def _base(classifier: Run) -> str:

@@ -104,29 +104,32 @@ def make_plan(root: Path, scale_name: str, wanted: Sequence[str] = ()) -> Plan:
         UserError: an unknown scale, paper or document, or a wrong declaration.
     """
     scale = load_scale(root, scale_name)
-    names = paper_names(root)
+    known = paper_names(root)
     chosen: dict[str, set[str] | None] = {}
     for name in wanted:
         paper, _, document = name.partition("/")
-        if paper not in names:
-            raise UserError(f"there is no paper {paper!r}{did_you_mean(paper, names)}")
+        if paper not in known:
+            raise UserError(f"there is no paper {paper!r}{did_you_mean(paper, known)}")
+        listed = chosen.setdefault(paper, set())
         if not document:
             chosen[paper] = None
-        elif chosen.get(paper, set()) is not None:
-            chosen.setdefault(paper, set()).add(document)  # type: ignore[union-attr]
-    papers = {name: load_paper(root, name) for name in names if not wanted or name in chosen}
+        elif listed is not None:
+            listed.add(document)
+    papers = {name: load_paper(root, name) for name in known if not wanted or name in chosen}
     expander = Expander(scale)
     documents: dict[str, Document] = {}
-    for paper in papers.values():
-        stems = chosen.get(paper.id)
+    for name, declared in papers.items():
+        stems = chosen.get(name)
         for stem in stems or ():
-            if stem not in paper.documents:
-                hint = did_you_mean(stem, paper.documents)
-                raise UserError(f"paper {paper.id!r} declares no {stem!r}{hint}")
-        for stem in paper.documents:
+            if stem not in declared.documents:
+                hint = did_you_mean(stem, declared.documents)
+                raise UserError(f"paper {name!r} declares no {stem!r}{hint}")
+        for stem in declared.documents:
             if stems is None or stem in stems:
-                documents[f"{paper.id}/{stem}"] = expander.document(paper, stem)
-    return Plan(root, scale, papers, documents, expander.runs, gather(expander.runs.values(), scale))
+                documents[f"{name}/{stem}"] = expander.document(declared, stem)
+    return Plan(
+        root, scale, papers, documents, expander.runs, gather(expander.runs.values(), scale)
+    )
 
 
 def wanted_documents(

@@ -55,9 +55,7 @@ class Price:
 
 def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) -> Price:
     """Add up the runs that are not done yet."""
-    open_runs = [
-        run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()
-    ]
+    open_runs = [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
     seconds = [throughput.seconds(run, device) for run in open_runs]
     return Price(
         runs=len(open_runs),
@@ -85,9 +83,13 @@ def describe_price(plan: Plan) -> str:
     total = price(plan.runs.values(), plan, throughput, device)
     lines.append(_line("all together", cells, planned, total))
     if device == "gpu":
-        lines.append(f"GPU hours are estimated at {ASSUMED_FLOPS / 1e12:g} TFLOP/s where not measured.")
+        lines.append(
+            f"GPU hours are estimated at {ASSUMED_FLOPS / 1e12:g} TFLOP/s where not measured."
+        )
     if total.unknown:
-        lines.append(f"{total.unknown} runs use networks without a measured throughput: not counted.")
+        lines.append(
+            f"{total.unknown} runs use networks without a measured throughput: not counted."
+        )
     return "\n".join(lines)
 
 

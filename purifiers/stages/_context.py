@@ -161,7 +161,12 @@ def open_classifier(context: Context, run_id: str) -> Classifier:
     classifier = new_classifier(spec["classifier"], open_data(context, spec["data"]))
     load_weights(classifier, folder)
     frozen(classifier)
-    return classifier.to(context.device, memory_format=torch.channels_last)
+    return on_device(classifier, context)
+
+
+def on_device(classifier: Classifier, context: Context) -> Classifier:
+    """Move a classifier; convolutions run faster channels-last, on processors too."""
+    return classifier.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def new_method(spec: dict[str, Any], classifier: Classifier, context: Context) -> Method:

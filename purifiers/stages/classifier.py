@@ -19,6 +19,7 @@ from purifiers.stages._context import (
     Context,
     Outcome,
     new_classifier,
+    on_device,
     open_data,
     save_weights,
 )
@@ -30,7 +31,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     chosen = data.subset("train", spec["train"])
     torch.manual_seed(derive_seed(spec["seed"], "classifier"))
     classifier = new_classifier(spec["classifier"], data)
-    classifier = classifier.to(context.device, memory_format=torch.channels_last).train()
+    classifier = on_device(classifier, context).train()
     training = build(
         registry.load("training", spec["training"]["component"]), **spec["training"]["parameters"]
     )

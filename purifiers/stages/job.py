@@ -29,9 +29,7 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     """
     device = choose_device(batch["device"])
     torch.set_num_threads(threads)
-    context = Context(
-        runs_root, device, threads, batch["batch_size"], batch["checkpoint_seconds"]
-    )
+    context = Context(runs_root, device, threads, batch["batch_size"], batch["checkpoint_seconds"])
     stage = importlib.import_module(f"purifiers.stages.{batch['stage']}")
     failed = []
     for entry in batch["runs"]:

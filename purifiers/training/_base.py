@@ -80,7 +80,9 @@ def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
         raise UserError(f"attack_mode is {mode!r}: choose train or eval")
     norms = [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counted = [None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms]
+    counted = [
+        None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms
+    ]
     modes = [(module, module.training) for module in classifier.modules()]
     classifier.train(mode == "train")
     for norm in norms:

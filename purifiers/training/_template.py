@@ -29,6 +29,4 @@ class Template(Training):
     def loss(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
     ) -> Tensor:
-        return functional.cross_entropy(
-            classifier(images), labels, label_smoothing=self.smoothing
-        )
+        return functional.cross_entropy(classifier(images), labels, label_smoothing=self.smoothing)

@@ -1,8 +1,9 @@
-"""AID-Purifier: Algorithms 1 and 2 of the paper line by line, and the size of its discriminators."""
+"""AID-Purifier: Algorithms 1 and 2 of the paper line by line, and its discriminators' sizes."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,8 @@ def test_contrastive_target_by_hand(toy, images):
     expected = -np.concatenate([np.log(1 - true), np.log(false)]).mean()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert not (low == np.roll(low, shift, axis=0)).all(axis=1).any()
-    assert method.fit_loss(images, LABELS, INDICES, 3).item() != loss.item()
+    others = {method.fit_loss(images, LABELS, INDICES, seed).item() for seed in range(10)}
+    assert 1 < len(others) <= 4  # as many as there are shifts
 
 
 def test_training_attacks(toy, images):
@@ -232,14 +234,14 @@ def test_training_attacks(toy, images):
     assert isinstance(pgd, Pgd) and (pgd.eps, pgd.step_size, pgd.steps) == (0.1, 0.02, 10)
     assert isinstance(cw, CwL2) and (cw.steps, cw.search_steps, cw.max_l2) == (20, 1, 3.0)
     assert isinstance(deepfool, DeepfoolLinf) and (deepfool.eps, deepfool.steps) == (0.1, 20)
-    used = set()
+    used: list[int] = []
+    method.attacks = [
+        lambda target, x, *rest, mine=name: used.append(mine) or x for name in range(3)
+    ]
     for seed in range(20):
-        method.attacks = [
-            lambda target, x, *rest, mine=name: used.add((seed, mine)) or x for name in range(3)
-        ]
         method.fit_loss(images, LABELS, INDICES, seed)
     assert len(used) == 20  # one per batch
-    assert {name for _, name in used} == {0, 1, 2}
+    assert set(used) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,7 @@ def parameters(variant: str, extra_layers: int) -> int:
 
 
 def linear(*widths: int) -> int:
-    return sum(a * b + b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return sum(a * b + b for a, b in itertools.pairwise(widths))
 
 
 def test_size_of_table_5():

@@ -28,7 +28,7 @@ MOMENTS = {
     "score": "runs/score/*/measured.npy.progress.json",
     "report": "tables/tiny/toy/table_1.md",
 }
-"""Per stage a file, below ``results``, that shows the stage at work; purifiers are fitted beside the
+"""Per stage a file, below ``results``, that shows it at work; purifiers are fitted beside the
 attacks."""
 
 

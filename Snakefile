@@ -21,4 +21,4 @@ rule all:
 
 
 onerror:
-    shell("{PYTHON} -m purifiers report --scale {SCALE} || true")
+    shell("python -m purifiers report --scale {SCALE} || true")

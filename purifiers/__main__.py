@@ -26,16 +26,18 @@ def main(arguments: list[str] | None = None) -> int:
     plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
     plan.set_defaults(function=_plan)
 
-    report = commands.add_parser("report", help="write tables, figures and claims of what is done")
+    report = commands.add_parser("report", help="write the tables of what is done")
     report.add_argument("--scale", default="smoke")
-    report.add_argument(
-        "documents", nargs="*", help="such as aid/table_3 aid/claims; all by default"
-    )
+    report.add_argument("documents", nargs="*", help="such as aid/table_3 or aid")
     report.set_defaults(function=_report)
 
     status = commands.add_parser("status", help="write the README's table of what runs")
     status.add_argument("--check", action="store_true", help="only say whether it is up to date")
     status.set_defaults(function=_status)
+
+    measure = commands.add_parser("measure", help="time the planned networks for the prices")
+    measure.add_argument("--device", default="cpu")
+    measure.set_defaults(function=_measure)
 
     chosen = parser.parse_args(arguments)
     try:
@@ -77,6 +79,18 @@ def _status(arguments: argparse.Namespace) -> int:
     from purifiers.report.reports import write_status
 
     return write_status(Path.cwd(), check=arguments.check)
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    from purifiers.plan.plan import make_plan
+    from purifiers.plan.scale import scale_names
+    from purifiers.stages.measure import measure_networks
+
+    root = Path.cwd()
+    runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
+    networks = {run.network for run in runs if run.network}
+    measure_networks(networks, root / "workflow" / "throughput.yaml", arguments.device)
+    return 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def fraction(value: str | float) -> float:
     if match and float(match[2]) != 0.0:
         return float(match[1]) / float(match[2])
     try:
-        return float(value)
+        return float(str(value))  # so that True and None are no lengths either
     except ValueError:
         raise UserError(
             f"{value!r} is not a length: write a number or a fraction such as 8/255"

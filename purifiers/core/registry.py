@@ -155,11 +155,12 @@ def _defining_file(tree: ast.Module, name: str, path: Path) -> tuple[ast.Module,
     if any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body):
         return tree, name, path
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("purifiers."):
-            if any(alias.name == name for alias in node.names):
-                parts = (node.module or "").split(".")[1:]
-                source = _ROOT.joinpath(*parts).with_suffix(".py")
-                return ast.parse(source.read_text(encoding="utf-8")), name, source
+        if not isinstance(node, ast.ImportFrom) or name not in [a.name for a in node.names]:
+            continue
+        package, *parts = (node.module or "").split(".")
+        if package == "purifiers":
+            source = _ROOT.joinpath(*parts).with_suffix(".py")
+            return ast.parse(source.read_text(encoding="utf-8")), name, source
     return None
 
 

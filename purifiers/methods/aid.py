@@ -1,4 +1,4 @@
-"""AID-Purifier (Hwang et al., anonymous submission): descend a discriminator of adversarial images."""
+"""AID-Purifier (anonymous submission): descend a discriminator of adversarial images."""
 
 from __future__ import annotations
 

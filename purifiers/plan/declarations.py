@@ -107,7 +107,7 @@ def read_checked(path: Path, schema: str, root: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"{shown}: not readable as YAML: {' '.join(str(error).split())}") from None
     validator = _validator(root / "workflow" / "schemas" / f"{schema}.schema.yaml")
-    errors = sorted(validator.iter_errors(content), key=lambda e: len(list(e.absolute_path)))
+    errors = sorted(validator.iter_errors(content), key=_importance)
     if errors:
         raise UserError(f"{shown}: {_explain(errors[0])}")
     return content
@@ -140,6 +140,11 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _map
 def _validator(path: Path) -> Any:
     schema = yaml.safe_load(path.read_text(encoding="utf-8"))
     return jsonschema.Draft202012Validator(schema)
+
+
+def _importance(error: Any) -> tuple[int, bool]:
+    """Outer mistakes first; a misspelled key before the key that is missing because of it."""
+    return len(list(error.absolute_path)), error.validator != "additionalProperties"
 
 
 def _explain(error: Any) -> str:

@@ -1,4 +1,4 @@
-"""TRADES (Zhang et al. 2019): cross entropy on clean images plus a divergence to their neighbours."""
+"""TRADES (Zhang et al. 2019): cross entropy plus the divergence to the worst neighbour."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ from purifiers.core.errors import UserError
 from purifiers.plan.plan import make_plan, wanted_documents
 
 SCALE = config.get("scale", "smoke")
-PYTHON = sys.executable
 ROOT = Path(workflow.basedir)
 BATCHES = "results/runs/batches"
+shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # this environment's python
 REPORT_VERSION = 1  # raised when tables must be written anew from the same runs
 
 

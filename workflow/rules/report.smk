@@ -4,12 +4,15 @@ rule document:
         lambda wildcards: made_from(wildcards.scale, f"{wildcards.paper}/{wildcards.document}"),
     output:
         "results/tables/{scale}/{paper}/{document}.csv",
+    log:
+        "results/logs/report/{scale}/{paper}/{document}.log",
     wildcard_constraints:
         document="(table|figure)_[a-z0-9]+|audit",
     params:
         version=REPORT_VERSION,
     shell:
-        "{PYTHON} -m purifiers report --scale {wildcards.scale} {wildcards.paper}/{wildcards.document}"
+        "python -m purifiers report --scale {wildcards.scale}"
+        " {wildcards.paper}/{wildcards.document} 2> >(tee {log} >&2)"
 
 
 # Writes every document of the paper, too: one start for all of them.
@@ -19,7 +22,10 @@ rule paper:
     output:
         "results/tables/{scale}/{paper}/README.md",
         "results/tables/{scale}/{paper}/claims.csv",
+    log:
+        "results/logs/report/{scale}/{paper}/claims.log",
     params:
         version=REPORT_VERSION,
     shell:
-        "{PYTHON} -m purifiers report --scale {wildcards.scale} {wildcards.paper}"
+        "python -m purifiers report --scale {wildcards.scale} {wildcards.paper}"
+        " 2> >(tee {log} >&2)"

@@ -9,10 +9,12 @@ for stage in ["dataset", "classifier", "purifier", "attack", "purify", "score"]:
             spec=f"{BATCHES}/{stage}/{{batch}}.spec.json",
         output:
             f"{BATCHES}/{stage}/{{batch}}.done.json",
+        log:
+            f"results/logs/{stage}/{{batch}}.log",
         wildcard_constraints:
             batch="[a-z]+-[0-9a-f]{8}",
         threads: lambda wildcards, input: batch_spec(input.spec)["threads"]
         resources:
             gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
         shell:
-            "{PYTHON} -m purifiers run {input.spec} {output} --threads {threads}"
+            "python -m purifiers run {input.spec} {output} --threads {threads} 2> >(tee {log} >&2)"

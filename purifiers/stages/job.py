@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import shutil
 import sys
@@ -29,6 +30,7 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     """
     device = choose_device(batch["device"])
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     context = Context(runs_root, device, threads, batch["batch_size"], batch["checkpoint_seconds"])
     stage = importlib.import_module(f"purifiers.stages.{batch['stage']}")
     failed = []
@@ -44,6 +46,16 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     if not failed:
         write_json(manifest, {"batch": batch["batch"], "runs": [r["id"] for r in batch["runs"]]})
     return len(failed)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors: given back to the kernel and faulted in again
+    with every batch, it cost small networks a quarter of their time. Elsewhere nothing happens."""
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) -> None:

@@ -18,8 +18,9 @@ from purifiers.core import registry
 from purifiers.core.artifacts import write_text
 from purifiers.core.component import build, frozen
 
-HEAD = """# Measured cost of one forward pass of one image: seconds on the device (processors: of one
-# thread's own time), and multiply-adds. Written by `python -m purifiers measure`; read by `python -m purifiers plan`.
+HEAD = """\
+# Measured cost of one forward pass of one image: seconds on the device (of a processor: its
+# own time on one thread), and multiply-adds. Written by `python -m purifiers measure`.
 """
 ROUNDS = 3
 MINIMUM_SECONDS = 0.3  # per round, so that the clock's grain does not matter
@@ -59,7 +60,7 @@ def _parse(key: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def _seconds(network: nn.Module, shape: tuple[int, ...], device: str) -> float:
-    """Median over rounds, per image; a processor's own time, which other programs do not stretch."""
+    """Median over rounds, per image; on a processor its own time, whatever else it is doing."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     batch = max(2, min(128, 2**18 // math.prod(shape)))
     images = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,15 @@ from purifiers.core.progress import Progress
 AUGMENTATIONS = ("none", "flip", "crop_flip")
 SCHEDULES = ("step", "one_cycle")
 OPTIMIZERS = ("sgd", "adam")
+
+
+class Pixels(Protocol):
+    """Training images: an array, or something that reads the rows of one when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: npt.NDArray) -> npt.NDArray: ...
+
 
 Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(images, labels, indices, seed) of a batch to a scalar."""
@@ -115,7 +124,7 @@ def augment(images: Tensor, augmentation: str, seed: int) -> Tensor:
 def fit(
     module: nn.Module,
     loss: Loss,
-    pixels: npt.NDArray,
+    pixels: Pixels,
     labels: npt.NDArray,
     recipe: Recipe,
     seed: int,

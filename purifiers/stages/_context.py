@@ -82,6 +82,20 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some rows of a memory-mapped array, read when they are asked for."""
+
+    array: npt.NDArray
+    chosen: npt.NDArray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: npt.NDArray) -> npt.NDArray:
+        return self.array[self.chosen[rows]]
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """Images to attack, purify or score, and what they were before.
 

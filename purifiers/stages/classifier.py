@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from purifiers.stages._context import (
     WEIGHTS,
     Context,
     Outcome,
+    Rows,
     new_classifier,
     on_device,
     open_data,
@@ -43,7 +43,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     summary = fit(
         classifier,
         loss,
-        np.asarray(data.images["train"])[chosen],
+        Rows(data.images["train"], chosen),
         data.labels["train"][chosen],
         replace(training.recipe, checkpoint_seconds=context.checkpoint_seconds),
         derive_seed(spec["seed"], "classifier"),

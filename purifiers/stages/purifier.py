@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from purifiers.stages._context import (
     WEIGHTS,
     Context,
     Outcome,
+    Rows,
     new_method,
     open_classifier,
     open_data,
@@ -38,7 +38,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     summary = fit(
         method,
         loss,
-        np.asarray(data.images["train"])[chosen],
+        Rows(data.images["train"], chosen),
         data.labels["train"][chosen],
         replace(method.recipe, checkpoint_seconds=context.checkpoint_seconds),
         derive_seed(spec["seed"], "purifier"),

@@ -1,0 +1,28 @@
+"""The README's generated part says what the declarations say."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from purifiers.report.reports import MARKS, write_status
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_status_is_up_to_date() -> None:
+    assert write_status(ROOT, check=True) == 0, "run python -m purifiers status"
+
+
+def test_an_outdated_status_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("benchmarks", "workflow"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    assert write_status(tmp_path, check=True) == 1
+    assert "out of date" in capsys.readouterr().out
+    assert write_status(tmp_path, check=False) == 0
+    assert write_status(tmp_path, check=True) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "| aid | table 3 |" in text

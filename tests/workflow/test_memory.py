@@ -1,0 +1,83 @@
+"""The memory of a stage does not grow with the number of test images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Anonymous memory alone: pages of a mapped file count as resident but can be dropped at any time.
+PROGRAM = """
+import json, sys, threading, time
+from pathlib import Path
+import numpy as np, torch
+from purifiers.core.artifacts import RunFolder
+from purifiers.stages import purify, score
+from purifiers.stages._context import Context, new_classifier, save_weights
+
+root, n = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+context = Context(root, "cpu", 1, 64, 60.0)
+data = RunFolder(root, "dataset", "toy-00000000")
+data.path.mkdir(parents=True)
+for split, count in (("train", 8), ("test", n)):
+    images = np.lib.format.open_memmap(
+        data.path / f"{split}_images.npy", "w+", np.uint8, (count, 3, 32, 32)
+    )
+    images[:] = 7
+    np.save(data.path / f"{split}_labels.npy", np.zeros(count, np.int64))
+files = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
+summary = {"shape": [3, 32, 32], "classes": 10, "sizes": {}, "source": "", "note": ""}
+data.finish({}, files, summary, 0.0, {})
+spec = {"component": "wide_resnet", "parameters": {"depth": 10, "widen_factor": 1}}
+folder = RunFolder(root, "classifier", "toy-11111111")
+folder.path.mkdir(parents=True)
+from purifiers.stages._context import open_data
+save_weights(new_classifier(spec, open_data(context, data.id)), folder)
+folder.finish({"classifier": spec, "data": data.id}, ["weights.safetensors"], {}, 0.0, {})
+subset = {"split": "test", "n": n, "seed": 0}
+clean = {"data": data.id, "subset": subset, "run": None}
+
+peak, done = 0, False
+def watch():
+    global peak
+    while not done:
+        for line in open("/proc/self/status"):
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]))
+        time.sleep(0.02)
+thread = threading.Thread(target=watch)
+thread.start()
+method = {"component": "identity", "parameters": {}, "run": None}
+made = RunFolder(root, "purify", "toy-22222222")
+made.path.mkdir(parents=True)
+purify_spec = {"images": clean, "classifier": folder.id, "method": method, "seed": 0}
+outcome = purify.run(made, purify_spec, context)
+made.finish(purify_spec, outcome.files, outcome.summary, 0.0, {})
+scored = RunFolder(root, "score", "toy-33333333")
+scored.path.mkdir(parents=True)
+images = {**clean, "run": made.id, "stage": "purify"}
+outcome = score.run(scored, {"images": images, "classifier": folder.id, "attack": None}, context)
+done = True
+thread.join()
+print(json.dumps({"peak_kib": peak, **outcome.summary}))
+"""
+
+
+def peak(folder: Path, n: int) -> int:
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(n)]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["n"] == n
+    return answer["peak_kib"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_purifying_and_scoring_hold_a_batch_at_a_time(tmp_path: Path) -> None:
+    few, many = peak(tmp_path / "few", 1000), peak(tmp_path / "many", 8000)
+    as_floats = 4 * 3 * 32 * 32 / 1024  # KiB per image, if all were held
+    assert many - few < 0.25 * (8000 - 1000) * as_floats

@@ -127,9 +127,8 @@ def make_plan(root: Path, scale_name: str, wanted: Sequence[str] = ()) -> Plan:
         for stem in declared.documents:
             if stems is None or stem in stems:
                 documents[f"{name}/{stem}"] = expander.document(declared, stem)
-    return Plan(
-        root, scale, papers, documents, expander.runs, gather(expander.runs.values(), scale)
-    )
+    runs = expander.lineage.runs
+    return Plan(root, scale, papers, documents, runs, gather(runs.values(), scale))
 
 
 def wanted_documents(

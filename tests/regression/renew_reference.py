@@ -70,10 +70,9 @@ def main() -> int:
 def as_text(found: dict[str, tuple[int, int]]) -> str:
     """JSON with a count per line, so that a change of one is a change of one line."""
     lines = ",\n".join(f"  {json.dumps(key)}: {list(found[key])}" for key in sorted(found))
-    machine = json.dumps(fingerprint(), sort_keys=True)
-    return (
-        f'{{\n "counts": {{\n{lines}\n }},\n "fingerprint": {machine},\n "scale": "{SCALE}"\n}}\n'
-    )
+    told = {"fingerprint": fingerprint(), "scale": SCALE}
+    rest = json.dumps(told, indent=1, sort_keys=True).removeprefix("{\n")
+    return f'{{\n "counts": {{\n{lines}\n }},\n{rest}\n'
 
 
 if __name__ == "__main__":

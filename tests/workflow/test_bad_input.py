@@ -351,6 +351,17 @@ def _left_ball(self: Any, target: Any, images: Any, *rest: Any) -> Any:
     return 1.0 - images
 
 
+def attack_fails(
+    workspace: Any, command: Any, monkeypatch: pytest.MonkeyPatch, behaviour: Any
+) -> tuple[Path, str]:
+    """Do the attack on the natural network anew with a broken PGD; its run, and what it says."""
+    attack = workspace.folder("attack", "*-natural-pgd-*")
+    reopen(workspace, attack, workspace.folder("score", "*-natural-pgd-s0-*"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Pgd, "perturb", behaviour)
+        return attack, refused_job(workspace, command, "attack")
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
@@ -360,19 +371,9 @@ def _left_ball(self: Any, target: Any, images: Any, *rest: Any) -> Any:
     ],
 )
 def test_failing_attack(
-    finished: Any,
-    undisturbed: Any,
-    command: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    behaviour: Any,
-    reason: str,
+    finished: Any, command: Any, monkeypatch: pytest.MonkeyPatch, behaviour: Any, reason: str
 ) -> None:
-    attack = finished.folder("attack", "*-natural-pgd-*")
-    score = finished.folder("score", "*-natural-pgd-s0-*")
-    reopen(finished, attack, score)
-    with monkeypatch.context() as patched:
-        patched.setattr(Pgd, "perturb", behaviour)
-        err = refused_job(finished, command, "attack")
+    attack, err = attack_fails(finished, command, monkeypatch, behaviour)
     line = err.splitlines()[-1]
     assert line.startswith(f"error: attack {attack.name}: ") and reason in line
     assert reason in json.loads((attack / "failure.json").read_text())["error"]
@@ -385,9 +386,16 @@ def test_failing_attack(
         assert (row["verdict"] == "failed") == failed
         assert (row["reproduced"] == row["n_correct"] == "") == failed
         assert (reason in row["flags"] and attack.name in row["flags"]) == failed
-    claims = (finished.path / "results" / "tables" / "tiny" / "toy" / "claims.csv").read_text()
-    assert "reproduced" not in claims.splitlines()[1].split(",")
+    (claim,) = cells(finished, "claims")
+    assert claim["verdict"] == "undecided"
 
+
+def test_failed_run_is_done_again(
+    finished: Any, undisturbed: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the component is mended; the table that says "failed" gives way, too."""
+    attack_fails(finished, command, monkeypatch, _raises)
+    assert command("report", "--scale", "tiny")[0] == 0
     done = finished.snakemake()
     assert done.returncode == 0, done.stdout
     assert not list(finished.runs.rglob("failure.json"))

@@ -1,0 +1,83 @@
+"""From recipes, settings, budgets and overrides to a component's final parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from purifiers.core import registry
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.numbers import check_linf_length, fraction, is_fraction, is_linf_length
+from purifiers.plan.declarations import Paper
+from purifiers.plan.runs import component
+from purifiers.plan.scale import Scale, UsedDataset
+
+
+class NotImplementedHere(Exception):
+    """A cell needs something the suite does not have yet; its text names it."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A cell's declaration with everything needed to resolve it."""
+
+    paper: Paper
+    scale: Scale
+    where: str
+    cell: dict[str, Any]
+    used: UsedDataset
+
+    def recipe(self, kind: str, name: str) -> dict[str, Any]:
+        """A recipe as a component spec: settings filled in, budgets and overrides applied.
+
+        Raises:
+            UserError: unknown recipe, parameter or setting, or a length out of range.
+        """
+        where = f"{self.where}: {kind}.{name}"
+        declared = self.paper.recipe(kind, name, self.where)
+        component_name = declared.pop("component")
+        if not registry.exists(kind, component_name):
+            raise NotImplementedHere(f"{kind} {component_name} is not implemented")
+        described = registry.describe(kind, component_name)
+        override = self.cell.get("override", {}).get(f"{kind}.{name}", {})
+        budget = self.scale.budget(kind, component_name, self.used)
+        parameters = {**declared, **budget, **override}
+        described.check_parameters(parameters, where)
+        settings = self.paper.settings(self.used.name) if _has_reference(parameters) else {}
+        resolved = {key: _resolve(key, value, settings, where) for key, value in parameters.items()}
+        return component(kind, component_name, resolved)
+
+
+def _has_reference(parameters: dict[str, Any]) -> bool:
+    return any(isinstance(value, str) and value.startswith("$") for value in parameters.values())
+
+
+def _resolve(parameter: str, value: Any, settings: dict[str, Any], where: str) -> Any:
+    if isinstance(value, str) and value.startswith("$"):
+        if value[1:] not in settings:
+            raise UserError(
+                f"{where}: settings has no {value[1:]!r}{did_you_mean(value[1:], settings)}"
+            )
+        value = settings[value[1:]]
+    if is_fraction(value):
+        value = fraction(value)
+    if is_linf_length(parameter) and value is not None:
+        value = fraction(value)
+        check_linf_length(parameter, value, where)
+    return value
+
+
+def merge(*fragments: dict[str, Any]) -> dict[str, Any]:
+    """Later fragments win; ``override`` and ``flags`` add up."""
+    merged: dict[str, Any] = {}
+    for fragment in fragments:
+        for key, value in fragment.items():
+            if key == "override":
+                known = merged.get("override", {})
+                names = [*known, *(name for name in value if name not in known)]
+                merged["override"] = {n: {**known.get(n, {}), **value.get(n, {})} for n in names}
+            elif key == "flags":
+                merged["flags"] = [*merged.get("flags", []), *value]
+            else:
+                merged[key] = value
+    return merged

@@ -1,0 +1,52 @@
+"""What training a classifier and fitting a purifier have in common."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.core.loop import Loss, Recipe, fit
+from purifiers.core.noise import derive_seed
+from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, Rows, save_weights
+
+
+def fit_and_save(
+    folder: RunFolder,
+    spec: dict[str, Any],
+    context: Context,
+    data: Data,
+    module: nn.Module,
+    loss: Loss,
+    recipe: Recipe,
+) -> Outcome:
+    """Train ``module`` from scratch or from the last checkpoint, and write its weights.
+
+    Args:
+        spec: has ``train``, the number of training images, and ``seed``.
+        loss: as :func:`purifiers.core.loop.fit` takes it; its images come channels-last.
+    """
+    chosen = data.subset("train", spec["train"])
+
+    def channels_last_loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return loss(images, labels, indices, seed)
+
+    summary = fit(
+        module.train(),
+        channels_last_loss,
+        Rows(data.images["train"], chosen),
+        data.labels["train"][chosen],
+        replace(recipe, checkpoint_seconds=context.checkpoint_seconds),
+        derive_seed(spec["seed"], folder.stage),
+        folder.path / "checkpoint",
+        folder.id,
+        f"{folder.stage} {folder.id}",
+        context.device,
+    )
+    save_weights(module, folder)
+    parameters = sum(p.numel() for p in module.parameters())
+    return Outcome([WEIGHTS], {**summary, "parameters": parameters})

@@ -1,0 +1,64 @@
+"""What the planner refuses and shares."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from purifiers.core.errors import UserError
+from purifiers.plan.plan import make_plan
+from purifiers.plan.resolve import merge
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for folder in ("benchmarks/aid", "workflow"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    return tmp_path
+
+
+def test_an_early_stopped_set_is_never_purified(root: Path) -> None:
+    path = root / "benchmarks" / "aid" / "paper.yaml"
+    text = path.read_text()
+    early = text.replace("steps: 40, step_size: $attack_step", "stop: success, steps: 40")
+    assert early != text
+    path.write_text(early)
+    with pytest.raises(UserError, match="set stop to never"):
+        make_plan(root, "smoke", ["aid/table_11b"])
+
+
+def test_repeated_cells_cost_nothing(root: Path) -> None:
+    alone = make_plan(root, "paper", ["aid/table_3"])
+    together = make_plan(root, "paper", ["aid/table_1", "aid/table_3", "aid/table_7"])
+    assert set(alone.runs) == set(together.runs)
+
+
+def test_stand_ins_share_one_run_where_settings_agree(root: Path) -> None:
+    document = make_plan(root, "smoke", ["aid/table_3"]).documents["aid/table_3"]
+    cells = {(c.block, c.row, c.column): c.scores for c in document.cells}
+    assert cells["svhn", "madry", "pgd"] == cells["cifar10", "madry", "pgd"] != ()
+
+
+def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
+    before = make_plan(root, "smoke", ["aid/table_11b"])
+    scale = root / "workflow" / "scales" / "smoke.yaml"
+    scale.write_text(scale.read_text().replace("seeds: [0]", "seeds: [1]"))
+    after = make_plan(root, "smoke", ["aid/table_11b"])
+    shared = {run.stage for run in after.runs.values() if run.id in before.runs}
+    assert shared == {"dataset"}
+
+
+def test_a_later_fragment_wins_and_overrides_add_up() -> None:
+    merged = merge(
+        {"attack": "pgd", "override": {"attack.pgd": {"steps": 5}}, "flags": ["a"]},
+        {"attack": "mim", "override": {"attack.pgd": {"eps": 0.1}}, "flags": ["b"]},
+    )
+    assert merged == {
+        "attack": "mim",
+        "override": {"attack.pgd": {"steps": 5, "eps": 0.1}},
+        "flags": ["a", "b"],
+    }

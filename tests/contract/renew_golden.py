@@ -4,8 +4,9 @@
 has moved and the component's ``VERSION`` has not, for then stored results would be taken for
 those of the new code. (Only after a change of the problems below, delete ``golden.json`` first.)
 
-Everything runs in double precision where it can, and is compared with a tolerance, so that the
-processor does not matter.
+An entry keeps the parameters it was made with: a new default, or another budget of the smoke
+scale, is another run anyway and moves nothing here. Everything runs in double precision where it
+can, and is compared with a tolerance, so that the processor does not matter.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ GOLDEN = Path(__file__).with_name("golden.json")
 COMMAND = "python tests/contract/renew_golden.py"
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 SEED, CLASSES = 5, 5
+LENGTHS: dict[str, dict[str, float]] = {
+    "attack": {"eps": 0.1, "step_size": 0.004, "learning_rate": 0.05},
+    "method": {"eps": 0.05, "step_size": 0.02},
+}
 MOST = 24  # of anything that BUDGET names in an attack or a method
 # Settings besides the defaults that are other algorithms in the same file.
 MODES: dict[str, tuple[dict[str, Any], ...]] = {
@@ -94,58 +99,67 @@ def problem(count: int, side: int) -> tuple[Net, Tensor, Tensor, Tensor]:
     return net, images, net(images).argmax(dim=1), torch.arange(count) + 70
 
 
-def construct(kind: str, name: str, *context: Any, **parameters: Any) -> Any:
-    """A component with little budget: the smoke scale's for networks, else at most ``MOST``."""
+def small_parameters(kind: str, name: str) -> dict[str, Any]:
+    """Every parameter of a new entry: the smoke scale's budget, and at most ``MOST`` of anything
+    else that BUDGET counts in an attack or a method."""
     described = registry.describe(kind, name)
     smoke = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budgets"]
-    small = dict(smoke.get(f"{kind}.{name}", {}))
+    chosen = described.parameters | smoke.get(f"{kind}.{name}", {})
     for budget in described.constants.get("BUDGET", ()) if kind in ("attack", "method") else ():
-        if type(described.parameters[budget]) is int:
-            small[budget] = min(described.parameters[budget], MOST)
-    small |= {key: value for key, value in parameters.items() if key in described.parameters}
-    return build(registry.load(kind, name), *context, **small)
+        if type(chosen[budget]) is int:
+            chosen[budget] = min(chosen[budget], MOST)
+    return chosen | {n: v for n, v in LENGTHS.get(kind, {}).items() if n in chosen}
 
 
-def attack_output(name: str, **mode: Any) -> Tensor:
+def construct(kind: str, name: str, parameters: dict[str, Any], *context: Any) -> Any:
+    """A component with those of the parameters that it still has."""
+    known = registry.describe(kind, name).parameters
+    given = {key: value for key, value in parameters.items() if key in known}
+    return build(registry.load(kind, name), *context, **given)
+
+
+def attack_output(name: str, parameters: dict[str, Any]) -> Tensor:
     net, images, labels, indices = problem(3, 5)
-    large = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.05}
-    attack = construct("attack", name, **large, **mode)
+    attack = construct("attack", name, parameters)
     return attack(net, images, labels, SEED, indices) - images
 
 
-def method_output(name: str, **mode: Any) -> Tensor:
+def method_output(name: str, parameters: dict[str, Any]) -> Tensor:
     net, images, labels, indices = problem(4, 6)
     torch.manual_seed(SEED)
-    method: Method = construct("method", name, eps=0.05, step_size=0.02, **mode)
+    method: Method = construct("method", name, parameters)
     method.bind(net, net.shape)
     initial = spreads(method)
     fill(method)
-    method.train()
-    fitted = [method.fit_loss(images, labels, indices, SEED)] if method.fitted else []
+    made = [initial]
+    if method.fitted:
+        loss = method.train().fit_loss(images, labels, indices, SEED)
+        gradients = torch.autograd.grad(loss, list(method.parameters()))
+        made += [flat(loss), torch.stack([gradient.norm() for gradient in gradients])]
     frozen(method)
-    return torch.cat([method.purify(images, SEED, indices).flatten(), *map(flat, fitted), initial])
+    return torch.cat([method.purify(images, SEED, indices).flatten(), *made])
 
 
-def classifier_output(name: str, **mode: Any) -> Tensor:
+def classifier_output(name: str, parameters: dict[str, Any]) -> Tensor:
     torch.manual_seed(SEED)
-    classifier = construct("classifier", name, (1, 16, 16), CLASSES, **mode)
+    classifier = construct("classifier", name, parameters, (1, 16, 16), CLASSES)
     initial = spreads(classifier)
     frozen(classifier).double()
     fill(classifier)
     return torch.cat([classifier(numbers(2, 1, 16, 16)).flatten(), initial.double()])
 
 
-def training_output(name: str, **mode: Any) -> Tensor:
+def training_output(name: str, parameters: dict[str, Any]) -> Tensor:
     net, images, labels, indices = problem(6, 5)
     net.train().requires_grad_(True)
-    training = construct("training", name, **mode)
+    training = construct("training", name, parameters)
     loss = training.loss(net, images, (labels + 1) % CLASSES, indices, SEED)
     loss.backward()
     gradients = [p.grad.norm() for p in net.parameters() if p.grad is not None]
     return torch.stack([loss.double(), *gradients, *net.norm.running_mean, *net.norm.running_var])
 
 
-def dataset_output(name: str, **mode: Any) -> Tensor:
+def dataset_output(name: str, parameters: dict[str, Any]) -> Tensor:
     """Means of the first images, their labels, and a sum that weighs every pixel differently.
 
     Raises:
@@ -153,7 +167,7 @@ def dataset_output(name: str, **mode: Any) -> Tensor:
     """
     rows = []
     for split in ("train", "test"):
-        images, labels = construct("dataset", name, **mode).load(split, Path("no such folder"))
+        images, labels = construct("dataset", name, parameters).load(split, Path("no such folder"))
         weights = numbers(images.size).numpy()
         rows += [len(images), float(weights @ images.reshape(-1)) / len(images), *labels[:20]]
         rows += list(images[:20].mean(axis=(1, 2, 3)))
@@ -170,12 +184,13 @@ def flat(value: Tensor) -> Tensor:
     return value.detach().reshape(-1)
 
 
-def output(kind: str, name: str) -> list[float]:
+def output(kind: str, name: str, parameters: dict[str, Any]) -> list[float]:
     """The numbers of one component in all its modes, with six significant digits."""
     made = []
     for mode in ({}, *MODES.get(f"{kind}.{name}", ())):
         with torch.random.fork_rng(devices=[]):
-            made.append(flat(globals()[f"{kind}_output"](name, **mode)).double())
+            values = globals()[f"{kind}_output"](name, parameters | mode)
+        made.append(flat(values).double())
     return [float(f"{value:.6g}") for value in torch.cat(made).tolist()]
 
 
@@ -214,7 +229,7 @@ def complaint(kind: str, name: str, held: dict[str, Any]) -> str | None:
             f"{file} has VERSION {described.version}, golden.json holds {entry['version']}: "
             f"run {COMMAND} and say in CHANGELOG.md what moved"
         )
-    if moved(entry["output"], output(kind, name)):
+    if moved(entry["output"], output(kind, name, entry["parameters"])):
         return (
             f"the output moved, but VERSION is still {described.version}: "
             f"raise VERSION in {file} or undo the change"
@@ -237,13 +252,14 @@ def renewed(held: dict[str, Any]) -> dict[str, Any]:
     for kind, name in subjects():
         key, version = f"{kind}.{name}", registry.describe(kind, name).version
         entry = held.get(key)
-        made = output(kind, name)
         if entry and entry["version"] == version:
-            if moved(entry["output"], made):
+            if complaint(kind, name, held):
                 refused.append(str(complaint(kind, name, held)))
             fresh[key] = entry  # not rewritten for the sake of a last digit
         else:
-            fresh[key] = {"version": version, "output": made}
+            small = small_parameters(kind, name)
+            made = output(kind, name, small)
+            fresh[key] = {"version": version, "parameters": small, "output": made}
     if refused:
         raise UserError("\n".join(refused))
     return fresh

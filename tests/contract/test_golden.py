@@ -71,6 +71,18 @@ def test_a_moved_output_is_noticed(key, golden, monkeypatch):
     assert golden.complaint(kind, name, fresh) is None
 
 
+def test_new_defaults_and_budgets_move_nothing(golden, monkeypatch):
+    """They are other runs by their parameters alone."""
+    held, real = golden.read(), registry.describe
+    monkeypatch.setattr(golden, "small_parameters", None)
+    monkeypatch.setitem(Fgsm.__init__.__kwdefaults__, "eps", 0.5)
+    assert Fgsm().eps == 0.5
+    assert golden.complaint("attack", "fgsm", held) is None
+    fewer = dataclasses.replace(real("attack", "fgsm"), parameters={})
+    monkeypatch.setattr(registry, "describe", lambda *_: fewer)
+    assert "raise VERSION" in golden.complaint("attack", "fgsm", held)
+
+
 def test_renewing_changes_nothing_when_nothing_moved(golden, monkeypatch, tmp_path):
     copy = tmp_path / "golden.json"
     copy.write_text(golden.GOLDEN.read_text())

@@ -84,7 +84,8 @@ def third_party_imports(folder: str) -> Iterator[tuple[str, str]]:
                 modules = [node.module]
             for module in modules:
                 top = module.partition(".")[0]
-                if top not in sys.stdlib_module_names and top != "purifiers":
+                beside = path.with_name(f"{top}.py").exists()  # a script's own folder
+                if top not in sys.stdlib_module_names and top != "purifiers" and not beside:
                     yield str(path.relative_to(ROOT)), top
 
 

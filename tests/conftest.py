@@ -45,7 +45,7 @@ class Workspace:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run ``python -m <arguments>``; Snakemake's stdout and stderr come together."""
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err or "")
 
     def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

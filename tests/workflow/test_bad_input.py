@@ -387,7 +387,7 @@ def test_failing_attack(
         assert (row["reproduced"] == row["n_correct"] == "") == failed
         assert (reason in row["flags"] and attack.name in row["flags"]) == failed
     (claim,) = cells(finished, "claims")
-    assert claim["verdict"] == "undecided"
+    assert claim["verdict"] == "not run"
 
 
 def test_failed_run_is_done_again(

@@ -35,19 +35,16 @@ def git_commit() -> str:
 @functools.cache
 def processor() -> str:
     """Name and instruction sets of the processor, as far as they decide rounding."""
-    flags: set[str] = set()
-    model = platform.processor() or platform.machine()
+    told = {"model name": platform.processor() or platform.machine()}
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() == "flags":
-                flags = set(value.split())
-                break
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    return " ".join([model, *(flag for flag in wanted if flag in flags)])
+        first = info.read_text(errors="replace").split("\n\n")[0]
+        pairs = (line.partition(":") for line in first.splitlines())
+        told |= {key.strip(): value.strip() for key, _, value in pairs}
+    numbers = [f"{key} {told[key]}" for key in ("cpu family", "model", "stepping") if key in told]
+    flags = told.get("flags", "").split()
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return " ".join([told["model name"], *numbers, *wanted])
 
 
 def version_of(package: str) -> str:

@@ -137,8 +137,8 @@ def _audit_pairs(document: Document, frame: pd.DataFrame) -> dict[str, list[Pair
     lowest accuracy of each side counts."""
     sides: dict[tuple[str, str], dict[str, float]] = {}
     for cell, value in zip(document.cells, frame["reproduced"], strict=True):
-        single = all(len(runs) == 1 for runs in cell.scores)  # a worst-of belongs to neither side
-        if single and cell.attack != "none" and not pd.isna(value):
+        combined = cell.attack.startswith("worst of")  # belongs to neither side
+        if not combined and cell.attack != "none" and not pd.isna(value):
             side = "adaptive" if cell.threat_model == "white_box" else "protocol"
             found = sides.setdefault((cell.block_label, cell.row_label), {})
             found[side] = min(float(value), found.get(side, 100.0))

@@ -98,6 +98,12 @@ def _number(cell: Cell, row: Mapping[Any, Any]) -> str:
     return f"{row['reproduced']:.1f} ±{(row['ci_high'] - row['ci_low']) / 2:.1f}"
 
 
+def data_notes(document: Document) -> list[str]:
+    """What is different about images that were really read: flags such as ``cifar10: ...``."""
+    noted = (f for c in document.cells for f in c.flags if f.startswith(f"{c.used_dataset}: "))
+    return list(dict.fromkeys(noted))
+
+
 def stamp(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
     """One line: scale, stand-in data sets, number of images and seeds."""
     named = scale.label.startswith(scale.name)
@@ -113,6 +119,7 @@ def stamp(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
         parts.append(f"stand-in data: {', '.join(listed)}")
     elif any(cell.used_dataset for cell in document.cells):
         parts.append("no stand-in data")
+    parts.extend(data_notes(document))
     if scale.reduced:
         parts.append("reduced sizes and budgets")
     measured = frame[frame["reproduced"].notna()]

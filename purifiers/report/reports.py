@@ -12,6 +12,7 @@ from purifiers.plan.cells import Document
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.scale import scale_names
 from purifiers.report.claims import write_claims
+from purifiers.report.layout import data_notes
 from purifiers.report.status import status_markdown
 from purifiers.report.write import write_document
 
@@ -73,6 +74,8 @@ def _index(plan: Plan, paper: str) -> str:
     lines = [f"# {plan.papers[paper].declared['title']}", "", f"Scale: {scale.label}.", ""]
     if scale.stand_in_note:
         lines += [f"**{scale.stand_in_note}**", ""]
+    noted = [note for d in plan.of(paper) for note in data_notes(_with_data_notes(d, plan))]
+    lines += [f"**{note}**\n" for note in dict.fromkeys(noted)]
     lines += ["| Document | Title | Cells | Reproduced |", "|:--|:--|--:|--:|"]
     for document in plan.of(paper):
         planned = sum(cell.state == "planned" for cell in document.cells)

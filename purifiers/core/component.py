@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from purifiers.core.errors import UserError
 from purifiers.core.loop import Recipe
 from purifiers.core.numbers import check_linf_length, fraction, is_linf_length
-
-Target = Callable[[Tensor, Tensor], Tensor]
-"""Images (n, C, H, W) and their indices (n,) to logits (n, classes)."""
+from purifiers.core.target import Target as Target
+from purifiers.core.target import as_target as as_target
+from purifiers.core.target import input_gradient as input_gradient
 
 
 def normalise(owner: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -47,49 +47,6 @@ def check_images(images: Tensor, where: str) -> None:
         raise UserError(f"{where}: images must lie in [0, 1], got [{low:g}, {high:g}]")
 
 
-def as_target(logits_fn: Callable[..., Tensor]) -> Target:
-    """Give a plain ``images -> logits`` function the signature of a target.
-
-    A callable whose attribute ``per_image`` is true already takes ``(images, indices)``.
-    """
-    if getattr(logits_fn, "per_image", False):
-        return cast(Target, logits_fn)
-
-    def target(images: Tensor, indices: Tensor) -> Tensor:
-        return logits_fn(images)
-
-    return target
-
-
-def input_gradient(
-    target: Target,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of each image's loss with respect to that image alone.
-
-    Args:
-        loss: logits (n, classes) and labels (n,) to one loss per image (n,).
-
-    Returns:
-        gradient (n, C, H, W), logits (n, classes) and losses (n,), all detached.
-
-    Raises:
-        RuntimeError: the logits are not finite: a broken model must not count as a robust one.
-    """
-    with torch.enable_grad():
-        leaf = images.detach().requires_grad_(True)
-        logits = target(leaf, indices)
-        losses = loss(logits, labels)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-    logits = logits.detach()
-    if not torch.isfinite(logits).all():
-        raise RuntimeError("the attacked model gave logits that are not finite")
-    return gradient, logits, losses.detach()
-
-
 class Attack:
     """From images and labels to adversarial images.
 
@@ -117,7 +74,8 @@ class Attack:
         """Attack ``logits_fn``.
 
         Args:
-            logits_fn: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
+            logits_fn: images float32 (n, C, H, W) in [0, 1] to logits (n, classes); or a
+                :class:`purifiers.core.defence.Defence`, which is also told the indices.
             labels: true labels, int64 (n,).
             seed: with an image's index it decides that image's noise.
             indices: the images' indices in their data set; 0 ... n-1 by default.
@@ -146,11 +104,16 @@ class Attack:
             raise RuntimeError(f"{name} made images that are not finite")
         if adversarial.numel() and (adversarial.min() < 0 or adversarial.max() > 1):
             raise RuntimeError(f"{name} left the pixel range [0, 1]")
-        eps = getattr(self, "eps", None)
-        if self.norm == "linf" and eps is not None and adversarial.numel():
-            distance = float((adversarial - images).abs().max())
+        shift = (adversarial - images).flatten(1)
+        eps, radius = getattr(self, "eps", None), getattr(self, "radius", None)
+        if self.norm == "linf" and eps is not None and shift.numel():
+            distance = float(shift.abs().max())
             if distance > eps + 1e-6:
                 raise RuntimeError(f"{name} left its ball: {distance:g} > eps {eps:g}")
+        if self.norm == "l2" and radius is not None and shift.numel():
+            distance = float(shift.norm(dim=1).max())
+            if distance > radius * (1 + 1e-5) + 1e-6:
+                raise RuntimeError(f"{name} left its ball: {distance:g} > radius {radius:g}")
 
 
 class Classifier(nn.Module):
@@ -201,6 +164,18 @@ class Method(nn.Module):
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         """Build what depends on the frozen classifier or on the images' shape (C, H, W)."""
 
+    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+        """Called before fitting: on which frozen classifiers, and on how many training images.
+
+        Without a word of its own a method is fitted on the classifier that it is bound to. One
+        that can be fitted on several, and then serves any, says ``ENSEMBLE = True``.
+
+        Raises:
+            UserError: several, for a method that listens to one.
+        """
+        if len(classifiers) > 1:
+            raise UserError(f"{type(self).__name__} cannot be fitted on several classifiers")
+
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """Scalar training loss of one batch (fitted methods only)."""
         raise TypeError(f"{type(self).__name__} is not fitted")
@@ -219,6 +194,22 @@ class Method(nn.Module):
             float32 (n, C, H, W) in [0, 1].
         """
         raise TypeError(f"{type(self).__name__} does not implement purify")
+
+    def step(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """One step of an iterative purification; the whole of it where there is only one."""
+        return self.purify(images, seed, indices)
+
+    def verdict(self, images: Tensor) -> Tensor:
+        """How adversarial the method's own detector finds each image: a logit (n,), high for
+        adversarial. Methods with ``PROVIDES = ("verdict",)`` have one."""
+        raise UserError(f"{type(self).__name__} has no detector that could be attacked")
+
+    def score(self, images: Tensor) -> Tensor:
+        """Gradient of the log-density that the method learned, (n, C, H, W). Methods with
+        ``PROVIDES = ("score",)`` have one."""
+        raise UserError(f"{type(self).__name__} has no score that could be attacked")
 
 
 def frozen(module: nn.Module) -> nn.Module:

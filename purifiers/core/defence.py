@@ -1,45 +1,79 @@
-"""A classifier behind a chain of purifiers, as one callable with a gradient."""
+"""A classifier behind a chain of purifiers, as one callable whose gradient an attacker chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from purifiers.core.component import Classifier, Method, default_indices
-from purifiers.core.errors import UserError
+from purifiers.core.component import Method, default_indices
+from purifiers.core.errors import UserError, did_you_mean
 
-GRADIENTS = ("exact", "bpda")
+GRADIENTS = ("exact", "bpda", "one_step", "none")
+COMBINES = ("mean", "sign")
+_HIDDEN = "the attacker sees scores only"
 
 
 class Defence:
     """Images to logits through ``methods`` in order, then ``classifier``.
 
     Args:
-        classifier: frozen, in evaluation mode.
+        classifier: images to logits, frozen, in evaluation mode; may be ``prepared``.
         methods: purifiers, applied first to last.
-        gradient: ``"exact"`` differentiates through the purifiers; ``"bpda"`` runs them forward
-            and takes the identity backward (Athalye et al. 2018, section 4.1).
+        gradient: how an attacker differentiates it:
+
+            - ``"exact"``: through the purifiers;
+            - ``"bpda"``: the purifiers run forward, the identity backward (Athalye et al. 2018,
+              section 4.1);
+            - ``"one_step"``: exact, through one step of each purifier in place of all of them
+              (one-step unrolling; Yoon et al. 2021, appendix F);
+            - ``"none"``: not at all; the attacker sees scores only.
         seed: decides the noise of random purifiers, with each image's index.
+        eot_samples: draws behind every answer and gradient of an attacked random defence.
+        eot_combine: ``"mean"`` or ``"sign"``, as in :class:`purifiers.core.target.Target`.
+        auxiliary: a method whose verdict an attacker fools beside the classifier, whether or not
+            it purifies here.
+
+    Attributes:
+        stochastic: a purifier of the chain is random.
+        exact: this defence in float32, where the classifier answers in low precision; else None.
+        chunk: images per gradient computation that the classifier was prepared for.
     """
 
     per_image = True
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: Callable[[Tensor], Tensor],
         methods: Sequence[Method] = (),
         gradient: str = "exact",
         seed: int = 0,
+        eot_samples: int = 1,
+        eot_combine: str = "mean",
+        auxiliary: Method | None = None,
     ) -> None:
-        if gradient not in GRADIENTS:
-            raise UserError(f"gradient is {gradient!r}: choose one of {', '.join(GRADIENTS)}")
+        for name, value, known in (
+            ("gradient", gradient, GRADIENTS),
+            ("eot_combine", eot_combine, COMBINES),
+        ):
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}{hint}")
+        if eot_samples < 1:
+            raise UserError(f"eot_samples is {eot_samples}, but at least 1 draw is needed")
         self.classifier = classifier
         self.methods = tuple(methods)
         self.gradient = gradient
         self.seed = seed
+        self.eot_samples = eot_samples
+        self.eot_combine = eot_combine
+        self.auxiliary = auxiliary
+        self.stochastic = any(method.stochastic for method in self.methods)
+        self.chunk: int | None = getattr(classifier, "chunk", None)
+        precise = getattr(classifier, "exact", None)
+        self.exact = None if precise is None else Defence(precise, methods, gradient, seed)
 
     def purify(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images after all purifiers, float32 (n, C, H, W) in [0, 1]."""
@@ -48,12 +82,62 @@ class Defence:
             images = method.purify(images, self.seed, where)
         return images
 
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of images that are purified already.
+
+        Raises:
+            UserError: a gradient is wanted where ``gradient`` is ``"none"``.
+        """
+        self._refuse_hidden(images)
+        return self.classifier(images)
+
+    def verdict(self, images: Tensor) -> Tensor:
+        """The logit (n,) of the first detector among ``auxiliary`` and ``methods``, high for
+        adversarial; asked of the images as they are, whatever purifies before it.
+
+        Raises:
+            UserError: there is none, or the attacker sees scores only.
+        """
+        return self._providing("verdict").verdict(images)
+
+    def score(self, images: Tensor) -> Tensor:
+        """Gradient (n, C, H, W) of the log-density learned by the first among ``auxiliary`` and
+        ``methods`` that has one; at the images as they are.
+
+        Raises:
+            UserError: there is none, or the attacker sees scores only.
+        """
+        return self._providing("score").score(images)
+
+    def _providing(self, part: str) -> Method:
+        if self.gradient == "none":
+            raise UserError(f"this attack reads a method's {part}, but {_HIDDEN}")
+        for method in (self.auxiliary, *self.methods):
+            if method is not None and getattr(type(method), part) is not getattr(Method, part):
+                return method
+        raise UserError(
+            f"this attack goes against a method's {part}, but none of the attacked methods has "
+            "one: give one as `auxiliary`"
+        )
+
+    def _refuse_hidden(self, images: Tensor) -> None:
+        if self.gradient == "none" and torch.is_grad_enabled() and images.requires_grad:
+            raise UserError(f"this attack takes gradients, but {_HIDDEN}")
+
     def __call__(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Logits (n, classes)."""
-        if not self.methods:
-            return self.classifier(images)
-        if self.gradient == "exact":
+        """Logits (n, classes).
+
+        Raises:
+            UserError: a gradient is wanted where ``gradient`` is ``"none"``.
+        """
+        self._refuse_hidden(images)
+        if not self.methods or self.gradient in ("exact", "none"):
             return self.classifier(self.purify(images, indices))
+        if self.gradient == "one_step":
+            where = default_indices(images, indices)
+            for method in self.methods:
+                images = method.step(images, self.seed, where)
+            return self.classifier(images)
         with torch.no_grad():
             purified = self.purify(images.detach(), indices)
         return self.classifier(_IdentityBackward.apply(images, purified))

@@ -56,3 +56,65 @@ def signs(
 ) -> Tensor:
     """Random signs, -1 or +1, (len(indices), *shape); row i depends on (seed, indices[i], tag)."""
     return torch.where(uniform(seed, indices, shape, tag=tag) < 0.5, -1.0, 1.0)
+
+
+# splitmix64: increment and multipliers (Steele, Lea & Flood 2014, section 5), as signed integers
+_INCREMENT, _FIRST, _SECOND = (
+    constant - (1 << 64)
+    for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def keys(seed: int, indices: Sequence[int] | Tensor, tag: str = "") -> Tensor:
+    """The key of each image's stream of random numbers, int64 (n,), from (seed, index, tag).
+
+    For attacks that need new numbers thousands of times: :func:`words` reads any place of any
+    stream without a generator per image. Keys may be selected and moved to a device like other
+    rows; every device reads the same numbers.
+    """
+    listed = indices.tolist() if isinstance(indices, Tensor) else indices
+    made = [derive_seed(seed, int(index), tag) for index in listed]
+    return torch.tensor(made, dtype=torch.int64)
+
+
+def words(keys: Tensor, counters: Tensor) -> Tensor:
+    """64 random bits per counter and key, int64 (len(keys), *counters.shape).
+
+    Word k of a stream is the k-th output of splitmix64 seeded with the key.
+
+    Args:
+        keys: of :func:`keys`, int64 (n,).
+        counters: int64, not negative, any shape: places in the streams.
+    """
+    state = keys.view(-1, *[1] * counters.dim()) + (counters + 1) * _INCREMENT
+    state = (state ^ _shifted(state, 30)) * _FIRST
+    state = (state ^ _shifted(state, 27)) * _SECOND
+    return state ^ _shifted(state, 31)
+
+
+def integers(keys: Tensor, counters: Tensor, high: int | Tensor) -> Tensor:
+    """Uniform integers in [0, high), int64 (len(keys), *counters.shape).
+
+    One word each. No value is more likely than another by more than high / 2^32.
+
+    Args:
+        high: at most 2^31; a tensor is broadcast against ``counters``.
+    """
+    return (_shifted(words(keys, counters), 32) * high) >> 32
+
+
+def sign_vectors(keys: Tensor, counters: Tensor, size: int) -> Tensor:
+    """A vector of ``size`` random signs per counter, float32 (len(keys), *counters.shape, size).
+
+    Vector k reads words k * ceil(size / 64) and following, one bit per sign.
+    """
+    device = counters.device
+    each = -(-size // 64)
+    places = counters.unsqueeze(-1) * each + torch.arange(each, device=device)
+    bits = (words(keys, places).unsqueeze(-1) >> torch.arange(64, device=device)) & 1
+    return (bits.flatten(-2)[..., :size] * 2 - 1).float()
+
+
+def _shifted(values: Tensor, places: int) -> Tensor:
+    """Logical shift to the right: torch's own copies the sign."""
+    return (values >> places) & ((1 << (64 - places)) - 1)

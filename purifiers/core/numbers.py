@@ -35,7 +35,8 @@ def is_fraction(value: object) -> bool:
 
 def is_linf_length(parameter: str) -> bool:
     """Whether a parameter of this name is an L-infinity length on the pixel scale."""
-    return parameter in ("eps", "step_size", "train_step") or parameter.endswith("_eps")
+    known = ("eps", "step_size", "train_step", "augmentation_step")
+    return parameter in known or parameter.endswith("_eps")
 
 
 def check_linf_length(parameter: str, value: float, where: str) -> None:

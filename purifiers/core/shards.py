@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,22 +24,27 @@ def fill(
     work: Callable[[int, int], npt.NDArray],
     batch_size: int,
     label: str,
-) -> None:
+) -> dict[str, int]:
     """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun goes on where it stopped.
 
     Rows are written through a memory map under a temporary name; what is done is recorded after
-    each batch, so a kill at any moment repeats at most one batch.
+    each batch, so a kill at any moment repeats at most one batch. A batch that does not fit into
+    the device's memory is halved until it does, and so are those after it.
 
     Args:
         shape: shape of one row.
         work: rows ``[start, stop)`` as an array (stop - start, *shape).
-        batch_size: rows per call of ``work``; part of the record, for reruns must agree.
+        batch_size: most rows per call of ``work``; part of the record, for reruns must agree.
+
+    Returns:
+        ``{"halved_batch": rows}`` if memory ran out, else nothing; rows are those of the calls
+        that fitted.
 
     Raises:
         UserError: the unfinished file on disk does not fit, or the disk is full.
     """
     if path.exists():
-        return
+        return {}
     partial = path.with_name(path.name + ".partial")
     progress_path = path.with_name(path.name + ".progress.json")
     expected = {
@@ -65,15 +72,45 @@ def fill(
     except ValueError:
         raise UserError(f"{partial}: truncated; remove it and start again") from None
     progress = Progress(label, count, done=done)
-    for start in range(done, count, batch_size):
-        stop = min(start + batch_size, count)
-        rows[start:stop] = work(start, stop)
+    size, halved = batch_size, {}
+    while done < count:
+        stop = min(done + size, count)
+        made = _within_memory(work, done, stop)
+        if made is None:
+            size = (stop - done) // 2
+            halved = {"halved_batch": size}
+            print(f"{label}: out of memory, going on with batches of {size}", file=sys.stderr)
+            continue
+        rows[done:stop] = made
         rows.flush()
         write_json(progress_path, {**expected, "done": stop})
-        progress.add(stop - start)
+        progress.add(stop - done)
+        done = stop
     del rows
     os.replace(partial, path)
     progress_path.unlink(missing_ok=True)
+    return halved
+
+
+def _within_memory(
+    work: Callable[[int, int], npt.NDArray], start: int, stop: int
+) -> npt.NDArray | None:
+    """What ``work`` makes, or None if memory ran out and there is something left to halve."""
+    try:
+        return work(start, stop)
+    except (MemoryError, RuntimeError) as error:
+        if stop - start == 1 or not _out_of_memory(error):
+            raise
+    # outside the handler: its traceback held the tensors that did not fit
+    gc.collect()
+    return None
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether an error says so; torch's own class is not imported here."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "can't allocate memory" in str(error)  # torch's allocator on a processor
 
 
 def _reserve(partial: Path, count: int, shape: Sequence[int], dtype: npt.DTypeLike) -> None:

@@ -69,8 +69,11 @@ class Data:
     images: dict[str, npt.NDArray]
     labels: dict[str, npt.NDArray]
 
-    def subset(self, split: str, n: int, seed: int = 0) -> npt.NDArray:
+    def subset(self, split: str, n: int, seed: int = 0, last: bool = False) -> npt.NDArray:
         """Indices of the first ``n`` images of a shuffled split, in order; all if n is its size.
+
+        Args:
+            last: the last ``n`` instead; no image is in both where both fit into the split.
 
         Raises:
             UserError: more images are asked for than there are.
@@ -80,7 +83,8 @@ class Data:
             raise UserError(f"the {split} split has {total} images, {n} were asked for")
         if n == total:
             return np.arange(total)
-        return np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(total)[:n])
+        shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(total)
+        return np.sort(shuffled[total - n :] if last else shuffled[:n])
 
 
 @dataclass(frozen=True)
@@ -176,9 +180,13 @@ def new_classifier(spec: dict[str, Any], data: Data) -> Classifier:
     return build(cls, data.shape, data.classes, **spec["parameters"])
 
 
-def open_classifier(context: Context, run_id: str) -> Classifier:
-    """A trained classifier, frozen, in evaluation mode, channels-last."""
-    folder = context.folder("classifier", run_id)
+def open_classifier(context: Context, run_id: str, stage: str = "classifier") -> Classifier:
+    """A trained classifier, frozen, in evaluation mode, channels-last.
+
+    Args:
+        stage: which stage trained it: ``classifier`` or ``substitute``.
+    """
+    folder = context.folder(stage, run_id)
     spec = folder.record(verify=False)["spec"]  # load_weights checks the digest
     classifier = new_classifier(spec["classifier"], open_data(context, spec["data"]))
     load_weights(classifier, folder)

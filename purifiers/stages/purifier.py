@@ -1,4 +1,4 @@
-"""Fit a purifier to a frozen classifier."""
+"""Fit a purifier to a frozen classifier, or to several."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from purifiers.stages._fit import fit_and_save
 
 
 def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
-    """Fit from scratch or from the last checkpoint, and write the weights."""
+    """Fit from scratch or from the last checkpoint, and write the weights.
+
+    ``spec["ensemble"]`` names the classifiers that it is fitted on beside ``spec["classifier"]``.
+    """
     data = open_data(context, spec["data"])
-    classifier = open_classifier(context, spec["classifier"])
+    fitted_on = (spec["classifier"], *spec.get("ensemble", ()))
+    classifiers = [open_classifier(context, run_id) for run_id in fitted_on]
     torch.manual_seed(derive_seed(spec["seed"], folder.stage))
-    method = new_method(spec["method"], classifier, context)
+    method = new_method(spec["method"], classifiers[0], context)
+    method.fit_on(classifiers, spec["train"])
     return fit_and_save(folder, spec, context, data, method, method.fit_loss, method.recipe)

@@ -36,7 +36,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         check_images(purified, f"purified by {spec['method']['component']}")
         return purified.cpu().numpy()
 
-    fill(
+    halved = fill(
         folder.path / IMAGES,
         len(images),
         images.images.shape[1:],
@@ -45,4 +45,4 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         context.batch_size,
         f"purify {folder.id}",
     )
-    return Outcome([IMAGES], {"n": len(images)})
+    return Outcome([IMAGES], {"n": len(images), **halved})

@@ -13,19 +13,27 @@ import torch
 
 from purifiers.core.artifacts import RunFolder, write_bytes
 from purifiers.core.shards import fill
-from purifiers.stages._context import Context, Outcome, open_classifier, open_images
+from purifiers.stages._context import (
+    Context,
+    ImageSet,
+    Outcome,
+    open_classifier,
+    open_images,
+)
 
 SCORES = "scores.parquet"
 
 
 def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
-    """Write ``scores.parquet``: index, label, prediction, correct, and the distances linf and l2
-    of the classified image to the clean one.
+    """Write ``scores.parquet``: index, label, prediction, correct, and two pairs of distances to
+    the clean image: linf and l2 of what is classified, attack_linf and attack_l2 of what the
+    attack made, before anything purified it.
 
     Raises:
         RuntimeError: logits that are not finite.
     """
     images = open_images(context, spec["images"])
+    attacked = _attacked(context, spec["images"])
     classifier = open_classifier(context, spec["classifier"])
     measured = folder.path / "measured.npy"
 
@@ -35,11 +43,14 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
             logits = classifier(batch)
         if not torch.isfinite(logits).all():
             raise RuntimeError("the classifier gave logits that are not finite")
-        shift = (batch.cpu() - images.clean_batch(start, stop)).flatten(1)
-        columns = [logits.argmax(1).cpu().double(), shift.abs().amax(1), shift.norm(dim=1)]
+        columns = [logits.argmax(1).cpu()]
+        for made in (batch.cpu(), attacked.batch(start, stop, "cpu")[0]):
+            shift = (made - images.clean_batch(start, stop)).flatten(1)
+            columns += [shift.abs().amax(1), shift.norm(dim=1)]
         return torch.stack([column.double() for column in columns], dim=1).numpy()
 
-    fill(measured, len(images), (3,), np.float64, work, context.batch_size, f"score {folder.id}")
+    label = f"score {folder.id}"
+    halved = fill(measured, len(images), (5,), np.float64, work, context.batch_size, label)
     rows = np.load(measured)
     prediction = rows[:, 0].astype(np.int64)
     correct = prediction == images.labels
@@ -51,10 +62,19 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
             "correct": correct,
             "linf": rows[:, 1].astype(np.float32),
             "l2": rows[:, 2].astype(np.float32),
+            "attack_linf": rows[:, 3].astype(np.float32),
+            "attack_l2": rows[:, 4].astype(np.float32),
         }
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(folder.path / SCORES, buffer.getvalue())
     measured.unlink()
-    return Outcome([SCORES], {"n_correct": int(correct.sum()), "n": len(correct)})
+    return Outcome([SCORES], {"n_correct": int(correct.sum()), "n": len(correct), **halved})
+
+
+def _attacked(context: Context, images: dict[str, Any]) -> ImageSet:
+    """The set that purification started from: adversarial, or clean where nothing was attacked."""
+    while images.get("stage") == "purify":
+        images = context.folder("purify", images["run"]).record(verify=False)["spec"]["images"]
+    return open_images(context, images)

@@ -1,0 +1,127 @@
+"""A classifier made ready for many input gradients: same answers, less work."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from purifiers.core.component import frozen
+from purifiers.core.errors import UserError, did_you_mean
+
+PRECISIONS = ("float32", "bfloat16")
+
+CHUNK = 32
+"""Images per gradient computation on a processor. Our choice: activations of 32 small images stay
+in its cache, which took 8 to 25 % off the time of two networks against batches of 128 and 64."""
+
+_Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Normalisation = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Weighted = (nn.Linear, *_Convolution, nn.ConvTranspose2d)
+
+
+class Prepared:
+    """A frozen copy of a classifier, BatchNorm folded into the convolutions before it.
+
+    Folding is exact up to rounding. Networks that :mod:`torch.fx` cannot trace (control flow that
+    depends on the images) are frozen and left as they are.
+
+    Args:
+        classifier: images to logits; is not changed.
+        precision: ``"float32"``, or ``"bfloat16"`` behind the first layer, which keeps float32
+            so that small changes of the image are not rounded away.
+
+    Attributes:
+        exact: the same in float32 where this one is not, else None: its answers are what counts.
+        chunk: images per gradient computation; None on a GPU: all at once.
+
+    Raises:
+        UserError: an unknown precision, or bfloat16 for a network that cannot be traced.
+    """
+
+    def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
+        if precision not in PRECISIONS:
+            hint = did_you_mean(precision, PRECISIONS)
+            raise UserError(
+                f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}{hint}"
+            )
+        module = frozen(copy.deepcopy(classifier))
+        graph = _traced(module)
+        if graph is not None:
+            _fold(graph)
+            module = graph
+        self.module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parameter = next(module.parameters(), None)
+        on_cpu = parameter is None or parameter.device.type == "cpu"
+        self.chunk = CHUNK if on_cpu else None
+        self.exact: Callable[[Tensor], Tensor] | None = None
+        if precision == "bfloat16":
+            if graph is None:
+                raise UserError(
+                    f"{type(classifier).__name__} cannot be run in bfloat16: its forward depends "
+                    "on the images' values; take float32"
+                )
+            self.exact = Prepared(classifier)
+            _lower(graph)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits, float32 (n, classes)."""
+        return self.module(images.contiguous(memory_format=torch.channels_last)).float()
+
+
+def prepared(classifier: nn.Module, precision: str = "float32") -> Prepared:
+    """See :class:`Prepared`."""
+    return Prepared(classifier, precision)
+
+
+def _traced(module: nn.Module) -> fx.GraphModule | None:
+    try:
+        return fx.symbolic_trace(module)
+    except Exception:  # a stand-in for the images breaks code in as many ways as there is code
+        return None
+
+
+def _fold(graph: fx.GraphModule) -> None:
+    """Fold every BatchNorm that keeps statistics and alone reads a convolution used once."""
+    calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    for node in list(graph.graph.nodes):
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or len(before.users) > 1 or calls[before.target] > 1:
+            continue
+        if not (_is(graph, node, _Normalisation) and _is(graph, before, _Convolution)):
+            continue
+        convolution = graph.get_submodule(str(before.target))
+        normalisation = graph.get_submodule(str(node.target))
+        if getattr(normalisation, "running_mean", None) is None:
+            continue
+        _set(graph, str(before.target), fuse_conv_bn_eval(convolution, normalisation))  # type: ignore[arg-type, type-var]
+        node.replace_all_uses_with(before)
+        graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _lower(graph: fx.GraphModule) -> None:
+    """bfloat16 from the output of the first layer with weights on."""
+    layers = [node for node in graph.graph.nodes if _is(graph, node, _Weighted)]
+    for node in layers[1:]:
+        graph.get_submodule(str(node.target)).to(torch.bfloat16)
+    if layers:
+        first = layers[0]
+        with graph.graph.inserting_after(first):
+            cast = graph.graph.call_method("to", (first, torch.bfloat16))
+        first.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    graph.recompile()
+
+
+def _is(graph: fx.GraphModule, node: fx.Node, kinds: tuple[type, ...]) -> bool:
+    return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), kinds)
+
+
+def _set(graph: fx.GraphModule, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(graph.get_submodule(parent), name, module)

@@ -58,7 +58,7 @@ def random_start(images: Tensor, eps: float, seed: int, indices: Tensor, tag: st
 
 
 def ascend(
-    gradient_of: Gradient,
+    target: Target,
     images: Tensor,
     labels: Tensor,
     indices: Tensor,
@@ -69,6 +69,7 @@ def ascend(
     steps: int,
     stop: str = "never",
     decay: float | None = None,
+    gradient_of: Gradient | None = None,
 ) -> Tensor:
     """Climb by ``step_size * sign(direction)``, clipped to the eps ball and to [0, 1].
 
@@ -79,10 +80,12 @@ def ascend(
             behind the boundary and is far weaker against a purifier that was not attacked.
         decay: ``None`` climbs along the gradient; a number along the momentum
             g <- decay * g + gradient / ||gradient||_1 (Dong et al. 2018, equation 6).
+        gradient_of: what is climbed; the cross entropy's gradient if None.
 
     Returns:
         Each image's last iterate (n, C, H, W).
     """
+    gradient_of = gradient_of or cross_entropy_gradient(target)
     lower, upper = (images - eps).clamp_(min=0.0), (images + eps).clamp_(max=1.0)
     current, result = start.clone(), start.clone()
     rows = torch.arange(len(images), device=images.device)
@@ -90,7 +93,7 @@ def ascend(
     for _ in range(steps if len(images) else 0):
         gradient, logits = gradient_of(current, labels, indices)
         if stop == "success":
-            unbroken = logits.argmax(dim=1) == labels
+            unbroken = target.unbroken(logits, current, labels, indices)
             if not unbroken.all():
                 result[rows] = current
                 rows, current, labels = rows[unbroken], current[unbroken], labels[unbroken]

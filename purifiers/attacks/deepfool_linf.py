@@ -5,19 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count
-from purifiers.attacks._losses import finite
+from purifiers.attacks._deepfool import check_deepfool, deepfool
 from purifiers.core.component import Attack, Target
-from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
 
 VERSION = 1
 BUDGET = ("steps", "candidates")
 PASSES = "2 * steps * candidates"
-
-# LTS4/DeepFool: added to each step. Without it an image with pixels at 0 or 1, which the step
-# cannot move, creeps up to the boundary and never crosses it.
-MARGIN = 1e-4
+FLOAT32_ONLY = True  # ends on the boundary, where rounding decides
 
 
 class DeepfoolLinf(Attack):
@@ -48,12 +43,7 @@ class DeepfoolLinf(Attack):
         candidates: int = 10,
         overshoot: float = 0.02,
     ) -> None:
-        check_count("deepfool_linf", steps=steps)
-        if candidates < 2:
-            raise UserError(
-                f"deepfool_linf: candidates is {candidates}, but the true class and at least one "
-                "other are needed: 2 or more"
-            )
+        check_deepfool("deepfool_linf", steps, candidates)
         self.eps = None if eps is None else fraction(eps)
         self.steps = steps
         self.candidates = candidates
@@ -63,53 +53,20 @@ class DeepfoolLinf(Attack):
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
         """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
-        result, original, total = images.clone(), images, torch.zeros_like(images)
-        rows, current, rivals = torch.arange(len(images), device=images.device), images, labels
-        for step in range(self.steps if len(images) else 0):
-            leaf, logits = _forward(target, current, indices)
-            if step == 0:
-                rivals = _strongest(logits.detach(), labels, self.candidates - 1)
-            unbroken = logits.argmax(dim=1) == labels
-            if not unbroken.all():
-                result[rows] = current
-                rows, labels, rivals = rows[unbroken], labels[unbroken], rivals[unbroken]
-                current, original, total = current[unbroken], original[unbroken], total[unbroken]
-                if not len(rows):
-                    break
-                indices = indices[unbroken.to(indices.device)]
-                # a second forward costs less than backwards that include the finished images
-                leaf, logits = _forward(target, current, indices)
-            total = total + _nearest(leaf, logits, labels, rivals)
-            current = (original + (1 + self.overshoot) * total).clamp_(0.0, 1.0)
-        result[rows] = current
+        result = deepfool(
+            target,
+            images,
+            labels,
+            indices,
+            steps=self.steps,
+            candidates=self.candidates,
+            overshoot=self.overshoot,
+            dual_norm=_l1,
+            steepest=torch.sign,
+            longest=1.0,
+        )
         return result if self.eps is None else result.clamp(images - self.eps, images + self.eps)
 
 
-def _forward(target: Target, images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = images.detach().requires_grad_(True)
-        return leaf, finite(target(leaf, indices))
-
-
-def _strongest(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The classes with the largest logits besides the true one, (n, count) or fewer."""
-    others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
-    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
-
-
-def _nearest(leaf: Tensor, logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
-    """The smallest step (n, C, H, W) onto one of the linearised boundaries."""
-    shortest = torch.full_like(logits[:, 0], float("inf")).detach()
-    direction = torch.zeros_like(leaf)
-    with torch.enable_grad():
-        gaps = (logits.gather(1, labels.unsqueeze(1)) - logits.gather(1, rivals)).unbind(dim=1)
-    for k, gap in enumerate(gaps, start=1):
-        ones = torch.ones_like(gap)
-        (slope,) = torch.autograd.grad(gap, leaf, ones, retain_graph=k < len(gaps))
-        # 1e-12 (our choice): a flat direction is far away, not a division by zero
-        distance = gap.detach() / slope.abs().sum(dim=(1, 2, 3)).clamp_min(1e-12)
-        closer = distance < shortest
-        shortest = torch.where(closer, distance, shortest)
-        direction = torch.where(closer.view(-1, 1, 1, 1), -slope.sign(), direction)
-    # no pixel has more than 1 to go, so a longer step means the same
-    return direction * (shortest + MARGIN).clamp_max(1.0).view(-1, 1, 1, 1)
+def _l1(slopes: Tensor) -> Tensor:
+    return slopes.abs().sum(dim=(1, 2, 3))

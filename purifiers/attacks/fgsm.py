@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, cross_entropy_gradient
+from purifiers.attacks._linf import ascend
 from purifiers.core.component import Attack, Target
 from purifiers.core.numbers import fraction
 
@@ -27,7 +27,7 @@ class Fgsm(Attack):
     ) -> Tensor:
         """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
         return ascend(
-            cross_entropy_gradient(target),
+            target,
             images,
             labels,
             indices,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, check_count, check_stop, cross_entropy_gradient
+from purifiers.attacks._linf import ascend, check_count, check_stop
 from purifiers.core.component import Attack, Target
 from purifiers.core.numbers import fraction
 
@@ -50,7 +50,7 @@ class Mim(Attack):
     ) -> Tensor:
         """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
         return ascend(
-            cross_entropy_gradient(target),
+            target,
             images,
             labels,
             indices,

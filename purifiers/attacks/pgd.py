@@ -8,7 +8,6 @@ from purifiers.attacks._linf import (
     ascend,
     check_count,
     check_stop,
-    cross_entropy_gradient,
     random_start,
 )
 from purifiers.core.component import Attack, Target
@@ -59,7 +58,7 @@ class Pgd(Attack):
         if self.random_start:
             start = random_start(images, self.eps, seed, indices, tag="pgd")
         return ascend(
-            cross_entropy_gradient(target),
+            target,
             images,
             labels,
             indices,

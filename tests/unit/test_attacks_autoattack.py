@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import sys
 
+import pyautoattack
 import pytest
 import torch
 
-from purifiers.attacks.autoattack import FIRST_DRAW, Autoattack
+from purifiers.attacks.autoattack import Autoattack
+from purifiers.attacks.autoattack_l2 import AutoattackL2
+from purifiers.core import noise
 from purifiers.core.errors import UserError
+from purifiers.core.target import FIRST_DRAW
 
 EPS = 0.1
-CHEAP = {"eps": EPS, "apgd_steps": 5, "fab_steps": 5, "targets": 2, "square_queries": 20}
+BUDGET = {"apgd_steps": 5, "fab_steps": 5, "targets": 2, "square_queries": 20}
+CHEAP = {"eps": EPS, **BUDGET}
+RADIUS = 0.6
 
 
 @pytest.mark.parametrize("version", ["standard", "rand"])
@@ -25,6 +31,43 @@ def test_lowers_accuracy_inside_the_ball(victim, version):
     assert 0 < kept.sum() < before.sum()
     untouched = kept | ~before
     assert torch.equal(adversarial[untouched], images[untouched])
+
+
+@pytest.mark.parametrize("version", ["standard", "rand"])
+def test_l2_lowers_accuracy_inside_the_ball(victim, version):
+    images, labels = victim.images[:24], victim.labels[:24]
+    settings = BUDGET | ({"apgd_steps": 2} if version == "rand" else {})
+    attack = AutoattackL2(radius=RADIUS, version=version, **settings)
+    adversarial = attack(victim.model, images, labels)
+    distance = (adversarial - images).double().flatten(1).norm(dim=1)
+    assert (distance <= RADIUS * (1 + 1e-5)).all()
+    kept = victim.model(adversarial).argmax(dim=1) == labels
+    before = victim.model(images).argmax(dim=1) == labels
+    assert 0 < kept.sum() < before.sum()
+    assert (distance > 0).equal(before & ~kept)
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "size"),
+    [(Autoattack(**CHEAP), "Linf", EPS), (AutoattackL2(radius=RADIUS, **BUDGET), "L2", RADIUS)],
+    ids=["linf", "l2"],
+)
+def test_is_the_package(victim, attack, norm, size):
+    """The same images as from the package itself, given the same seed."""
+    images, labels = victim.images[:16], victim.labels[:16]
+    ours = attack(victim.model, images, labels, seed=6, indices=torch.arange(16) + 30)
+    seed = noise.derive_seed(6, "autoattack", 30)
+    trace = sys.gettrace()
+    with torch.random.fork_rng(devices=[]):
+        suite = pyautoattack.AutoAttack(victim.model, norm=norm, eps=size, seed=seed)
+        for apgd in (suite.apgd, suite.apgd_targeted):
+            apgd.n_iter, apgd.n_iter_2, apgd.n_iter_min, apgd.size_decr = 5, 1, 1, 1
+        suite.fab.n_iter, suite.square.n_queries = 5, 20
+        suite.fab.n_target_classes = suite.apgd_targeted.n_target_classes = 2
+        theirs, _ = suite.run_standard_evaluation(images.clone(), labels, batch_size=16)
+    sys.settrace(trace)
+    assert not torch.equal(ours, images)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
 def test_same_seed_same_images(victim):
@@ -84,6 +127,43 @@ def test_every_query_of_a_random_target_gets_fresh_noise(victim):
     assert min(seen) >= FIRST_DRAW
 
 
+@pytest.mark.parametrize(("eot_samples", "draws"), [(1, 20), (3, 3)])
+def test_every_query_of_the_random_version_is_one_draw(victim, eot_samples, draws):
+    """Its gradients are means of the target's draws, else of the package's 20."""
+    calls = []
+
+    def defence(images, indices):
+        assert len(indices) == len(images) <= 4
+        calls.append(indices)
+        return victim.model(images)
+
+    defence.per_image = defence.stochastic = True
+    defence.eot_samples = eot_samples
+    queries = []
+    for steps in (2, 3):
+        calls.clear()
+        attack = Autoattack(**CHEAP | {"version": "rand", "eps": 1e-3, "apgd_steps": steps})
+        attack(defence, victim.images[:4], victim.labels[:4], indices=torch.arange(4) + 50)
+        seen = torch.cat(calls)
+        assert len(seen.unique()) == len(seen), "a draw came twice"
+        assert set((seen % FIRST_DRAW).tolist()) == {50, 51, 52, 53}
+        queries.append(len(seen))
+    # of APGD-CE and APGD-DLR
+    assert queries[1] - queries[0] == 4 * 2 * draws
+
+
+def test_the_standard_version_asks_for_means(victim):
+    sizes = []
+
+    def defence(images):
+        sizes.append(len(images))
+        return victim.model(images)
+
+    defence.eot_samples = 3
+    Autoattack(**CHEAP | {"eps": 1e-3})(defence, victim.images[:4], victim.labels[:4])
+    assert {size % 3 for size in sizes} == {0}
+
+
 def test_a_single_image_and_none(victim):
     attack = Autoattack(**CHEAP)
     assert attack(victim.model, victim.images[:1], victim.labels[:1]).shape == (1, 1, 8, 8)
@@ -129,3 +209,12 @@ def test_logits_are_not_written_into(victim):
 def test_unknown_version():
     with pytest.raises(UserError, match=r"version is 'standrd'.*did you mean 'standard'"):
         Autoattack(version="standrd")
+
+
+def test_l2_parameters_and_images():
+    with pytest.raises(UserError, match="autoattack_l2: radius is 0, but"):
+        AutoattackL2(radius=0.0)
+    with pytest.raises(UserError, match="autoattack_l2: version is 'random'"):
+        AutoattackL2(version="random")
+    with pytest.raises(UserError, match="images are 4x8, but"):
+        AutoattackL2(**BUDGET)(lambda x: x.flatten(1), torch.zeros(1, 1, 4, 8), torch.tensor([0]))

@@ -13,6 +13,7 @@ from purifiers.attacks.fgsm import Fgsm
 from purifiers.attacks.mim import Mim
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.errors import UserError
+from purifiers.core.target import as_target
 
 EPS = 0.1
 
@@ -61,8 +62,8 @@ def test_momentum_by_hand():
 
     def run(decay):
         return ascend(
-            gradient_of, image, label, label, start=image, eps=0.5, step_size=0.1, steps=2,
-            decay=decay,
+            as_target(lambda images: images.flatten(1)), image, label, label, start=image,
+            eps=0.5, step_size=0.1, steps=2, decay=decay, gradient_of=gradient_of,
         )  # fmt: skip
 
     # momentum: (.75, .25), then (.75 - .5, .25 + .5)

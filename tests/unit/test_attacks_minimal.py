@@ -1,14 +1,22 @@
-"""DeepFool and C&W against exact distances on linear models."""
+"""DeepFool and C&W against exact distances on linear models, and against plain versions."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from purifiers.attacks.cw_l2 import SHRINK, CwL2
-from purifiers.attacks.deepfool_linf import MARGIN, DeepfoolLinf
+from purifiers.attacks._deepfool import MARGIN
+from purifiers.attacks._losses import margin
+from purifiers.attacks._tanh import SHRINK
+from purifiers.attacks.cw_l2 import CwL2
+from purifiers.attacks.cw_linf import CwLinf
+from purifiers.attacks.deepfool_l2 import DeepfoolL2
+from purifiers.attacks.deepfool_linf import DeepfoolLinf
+from purifiers.core.component import Target
 from purifiers.core.errors import UserError
 
 N, SHAPE = 8, (1, 4, 4)
@@ -40,38 +48,61 @@ def model(weights: Tensor, bias: Tensor):
     return lambda x: x.flatten(1) @ weights.T + bias
 
 
+NORMS = {"linf": (DeepfoolLinf, {"eps": None}, 1), "l2": (DeepfoolL2, {}, 2)}
+
+
+@pytest.fixture(params=NORMS)
+def deepfool(request):
+    """DeepFool of a norm without limit, by its parameters, and the dual norm."""
+    attack, unlimited, dual = NORMS[request.param]
+    return (lambda **parameters: attack(**unlimited, **parameters)), dual
+
+
+def lengths(shift: Tensor, dual: int) -> Tensor:
+    return shift.flatten(1).norm(p=float("inf") if dual == 1 else 2, dim=1)
+
+
 @pytest.mark.parametrize("overshoot", [0.02, 0.5])
-def test_deepfool_binary_distance(images, overshoot):
+def test_deepfool_binary_distance(deepfool, images, overshoot):
+    attack, dual = deepfool
     weights, bias = linear(2)
-    labels, exact = distances(images, weights, bias, norm=1)
-    attack = DeepfoolLinf(eps=None, overshoot=overshoot)
-    adversarial = attack(model(weights, bias), images, labels)
+    labels, exact = distances(images, weights, bias, norm=dual)
+    adversarial = attack(overshoot=overshoot)(model(weights, bias), images, labels)
     assert (model(weights, bias)(adversarial).argmax(dim=1) != labels).all()
-    moved = (adversarial - images).abs().flatten(1).amax(dim=1)
-    torch.testing.assert_close(
-        moved, (1 + overshoot) * (exact.amin(dim=1) + MARGIN), rtol=1e-4, atol=1e-6
-    )
+    moved = lengths(adversarial - images, dual)
+    expected = (1 + overshoot) * (exact.amin(dim=1) + MARGIN)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_deepfool_picks_the_closest_class(images):
+def test_deepfool_l2_is_the_projection(images):
+    weights, bias = linear(2)
+    labels, exact = distances(images, weights, bias, norm=2)
+    adversarial = DeepfoolL2(overshoot=0.0)(model(weights, bias), images, labels)
+    normal = F.normalize(weights[1 - labels] - weights[labels], dim=1)
+    nearest = images + ((exact.amin(dim=1) + MARGIN).unsqueeze(1) * normal).view_as(images)
+    torch.testing.assert_close(adversarial, nearest, rtol=1e-4, atol=1e-6)
+
+
+def test_deepfool_picks_the_closest_class(deepfool, images):
+    attack, dual = deepfool
     weights, bias = linear(6)
-    labels, exact = distances(images, weights, bias, norm=1)
-    adversarial = DeepfoolLinf(eps=None)(model(weights, bias), images, labels)
+    labels, exact = distances(images, weights, bias, norm=dual)
+    adversarial = attack()(model(weights, bias), images, labels)
     reached = model(weights, bias)(adversarial).argmax(dim=1)
     assert torch.equal(reached, exact.argmin(dim=1))
-    moved = (adversarial - images).abs().flatten(1).amax(dim=1)
+    moved = lengths(adversarial - images, dual)
     torch.testing.assert_close(moved, 1.02 * (exact.amin(dim=1) + MARGIN), rtol=1e-4, atol=1e-6)
     runner_up = model(weights, bias)(images).argsort(dim=1)[:, -2]
     assert not torch.equal(reached, runner_up), "the largest logit is not always the closest class"
 
 
-def test_deepfool_candidates_limit_the_classes(images):
+def test_deepfool_candidates_limit_the_classes(deepfool, images):
+    attack, dual = deepfool
     weights, bias = linear(6)
-    labels, exact = distances(images, weights, bias, norm=1)
+    labels, exact = distances(images, weights, bias, norm=dual)
     runner_up = model(weights, bias)(images).argsort(dim=1)[:, -2]
-    attack = DeepfoolLinf(eps=None, candidates=2, steps=1)
-    adversarial = attack(model(weights, bias), images, labels)
-    moved = (adversarial - images).abs().flatten(1).amax(dim=1)
+    adversarial = attack(candidates=2, steps=1)(model(weights, bias), images, labels)
+    moved = lengths(adversarial - images, dual)
     expected = 1.02 * (exact.gather(1, runner_up.unsqueeze(1)).squeeze(1) + MARGIN)
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
 
@@ -87,37 +118,76 @@ def test_deepfool_clips_to_eps_and_leaves_misclassified(victim):
     torch.testing.assert_close(clipped, victim.images + shift, atol=1e-6, rtol=0)
 
 
-def test_deepfool_uses_the_labels(victim):
+def test_deepfool_projects_onto_the_l2_ball(victim):
+    free = DeepfoolL2()(victim.model, victim.images, victim.labels)
+    limited = DeepfoolL2(radius=0.3)(victim.model, victim.images, victim.labels)
+    assert victim.accuracy(free) < 0.05
+    assert victim.accuracy(free) < victim.accuracy(limited) < victim.accuracy(victim.images)
+    shift = free - victim.images
+    scale = (0.3 / lengths(shift, 2).clamp_min(0.3)).view(-1, 1, 1, 1)
+    torch.testing.assert_close(limited, victim.images + scale * shift, atol=1e-6, rtol=0)
+
+
+def test_deepfool_uses_the_labels(deepfool, victim):
     """With labels that are all wrong nothing is left to do."""
     wrong = (victim.model(victim.images).argmax(dim=1) + 1) % 10
-    assert torch.equal(DeepfoolLinf()(victim.model, victim.images, wrong), victim.images)
+    assert torch.equal(deepfool[0]()(victim.model, victim.images, wrong), victim.images)
 
 
-def test_deepfool_drops_finished_images(victim):
+def test_deepfool_drops_finished_images(deepfool, victim):
     forwards = []
 
     def counted(x):
         forwards.append(len(x))
         return victim.model(x)
 
-    DeepfoolLinf(eps=None, steps=20)(counted, victim.images, victim.labels)
+    deepfool[0](steps=20)(counted, victim.images, victim.labels)
     assert forwards[0] == len(victim.images)
     assert sum(forwards) < 10 * len(victim.images)
     assert sorted(forwards, reverse=True) == forwards
 
 
-def test_deepfool_needs_two_candidates():
+def test_deepfool_goes_on_alone_where_one_image_is_left(deepfool, victim):
+    """A few finished images stay for the backward passes, many are left out; both end alike."""
+    attack = deepfool[0]()
+    whole = attack(victim.model, victim.images, victim.labels)
+    single = [
+        attack(victim.model, image.unsqueeze(0), label.unsqueeze(0))
+        for image, label in zip(victim.images, victim.labels, strict=True)
+    ]
+    # a pixel whose slope is nothing but rounding goes either way
+    assert ((torch.cat(single) - whole).abs() > 1e-4).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("attack", [DeepfoolLinf, DeepfoolL2])
+def test_deepfool_refuses_what_makes_no_sense(attack):
     with pytest.raises(UserError, match="candidates is 1"):
-        DeepfoolLinf(candidates=1)
+        attack(candidates=1)
+    with pytest.raises(UserError, match="steps is 0"):
+        attack(steps=0)
 
 
-def test_deepfool_flat_model_moves_nothing():
+def test_deepfool_l2_needs_a_radius_above_zero():
+    with pytest.raises(UserError, match="radius is 0"):
+        DeepfoolL2(radius=0.0)
+
+
+def test_deepfool_flat_model_moves_nothing(deepfool):
     def flat(x):
         zero = 0 * x.sum(dim=(1, 2, 3))
         return torch.stack([zero + 1, zero], dim=1)
 
     image = torch.full((1, 1, 2, 2), 0.5)
-    assert torch.equal(DeepfoolLinf(steps=3)(flat, image, torch.tensor([0])), image)
+    assert torch.equal(deepfool[0](steps=3)(flat, image, torch.tensor([0])), image)
+
+
+def test_deepfool_slopes_that_are_not_finite_are_an_error(deepfool):
+    def steep(x):
+        root = (x - x).sum(dim=(1, 2, 3)).sqrt()
+        return torch.stack([root + 1, root * 0], dim=1)
+
+    with pytest.raises(RuntimeError, match="gradients that are not finite"):
+        deepfool[0]()(steep, torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]))
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -188,18 +258,90 @@ def test_cw_equals_the_textbook(victim):
     assert (expected != images).any()
 
 
-def test_cw_skips_backwards(victim):
-    """Once an image is over the boundary it needs a forward only."""
-    passes = {True: 0, False: 0}
+class Counted:
+    """The victim's model, counting images with and without gradient."""
 
-    def counted(x):
-        passes[torch.is_grad_enabled()] += len(x)
-        return victim.model(x)
+    def __init__(self, model, stochastic=False):
+        self.model, self.stochastic = model, stochastic
+        self.passes = {True: 0, False: 0}
 
-    attack = CwL2(steps=40, search_steps=1, initial_const=10.0, learning_rate=0.05)
-    attack(counted, victim.images, victim.labels)
-    assert passes[True] + passes[False] >= 40 * len(victim.images)
-    assert passes[True] < 0.7 * 40 * len(victim.images)
+    def __call__(self, x):
+        self.passes[torch.is_grad_enabled()] += len(x)
+        return self.model(x)
+
+
+@pytest.mark.parametrize("const", [0.3, 3.0, 30.0])
+def test_cw_coasting_changes_nothing(victim, const):
+    """What says that it is random is asked at every step; where it is not, that ends alike."""
+    images, labels = victim.images[:32], victim.labels[:32]
+    attack = CwL2(steps=80, search_steps=2, initial_const=const, learning_rate=0.03)
+    plain, coasting = Counted(victim.model, stochastic=True), Counted(victim.model)
+    expected, adversarial = attack(plain, images, labels), attack(coasting, images, labels)
+    assert coasting.passes[False] < 0.6 * plain.passes[False]
+    assert coasting.passes[True] == pytest.approx(plain.passes[True], rel=0.01)
+    moved, known = ((x - images).flatten(1).norm(dim=1) for x in (adversarial, expected))
+    torch.testing.assert_close(moved, known, rtol=0.01, atol=1e-5)
+    broken = victim.model(adversarial).argmax(dim=1) != labels
+    assert torch.equal(broken, victim.model(expected).argmax(dim=1) != labels)
+    assert broken.float().mean() > 0.9
+
+
+def test_cw_a_random_model_is_asked_at_every_step(victim):
+    images, labels = victim.images[:4], victim.labels[:4]
+    assert victim.correct(victim.images)[:4].all()
+    noise = torch.Generator().manual_seed(0)
+    model = Counted(lambda x: victim.model(x) + torch.randn(len(x), 10, generator=noise), True)
+    CwL2(steps=40, search_steps=1, initial_const=10.0, learning_rate=0.05)(model, images, labels)
+    assert sum(model.passes.values()) >= 40 * len(images)
+
+
+@pytest.mark.parametrize("const", [1e-3, 10.0])
+def test_cw_gives_up_early(victim, const):
+    """Where c is too small to misclassify an image, and nowhere else."""
+    runs = {}
+    for abort_early in (False, True):
+        counted = Counted(victim.model)
+        attack = CwL2(
+            steps=300,
+            search_steps=1,
+            initial_const=const,
+            learning_rate=0.05,
+            abort_early=abort_early,
+        )
+        adversarial = attack(counted, victim.images[:16], victim.labels[:16])
+        runs[abort_early] = (attack.failed, sum(counted.passes.values()), adversarial)
+    (failed, all_passes, patient), (also_failed, passes, hasty) = runs[False], runs[True]
+    assert failed == also_failed
+    assert torch.equal(patient, hasty)
+    assert (passes < 0.7 * all_passes and len(failed) > 10) if const < 1 else passes == all_passes
+
+
+def test_cw_misclassified_images_are_not_touched_again(victim):
+    wrong = (victim.model(victim.images).argmax(dim=1) + 1) % 10
+    counted = Counted(victim.model)
+    attack = CwL2(steps=50, search_steps=3)
+    adversarial = attack(counted, victim.images, wrong)
+    torch.testing.assert_close(adversarial, victim.images, atol=1e-6, rtol=0)
+    assert counted.passes == {True: len(victim.images), False: 0}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        CwL2(steps=60, search_steps=2, initial_const=3.0, learning_rate=0.05),
+        CwLinf(eps=0.3, steps=10),
+    ],
+    ids=["l2", "linf"],
+)
+def test_cw_successes_are_confirmed_in_full_precision(victim, attack):
+    class Coarse(Counted):
+        def exact(self, x):
+            return victim.model(x)
+
+    coarse = Coarse(lambda x: victim.model(x) + 3 * F.one_hot(victim.model(x).argsort()[:, -2], 10))
+    adversarial = attack(coarse, victim.images, victim.labels)
+    failed = torch.isin(torch.arange(len(victim.images)), torch.tensor(attack.failed))
+    assert not victim.correct(adversarial)[~failed].any()
 
 
 def test_cw_failures_are_counted_and_keep_the_original(victim):
@@ -252,3 +394,104 @@ def test_cw_moves_pixels_at_the_edge_of_the_range():
 def test_cw_refuses_unknown_failures():
     with pytest.raises(UserError, match=r"on_failure is 'orignal'.*did you mean 'original'"):
         CwL2(on_failure="orignal")
+
+
+def textbook_linf(logits_fn, image, label, eps, steps, rate):
+    """ART 1.4.1's CarliniLInfMethod for one image, written plainly; None where it fails."""
+    low, high = (image - eps).clamp_min(0), (image + eps).clamp_max(1)
+
+    def place(w):
+        return low + (high - low) * (torch.tanh(w) + 1) / 2
+
+    def loss(x):
+        logits = logits_fn(x.unsqueeze(0))[0]
+        other = torch.cat([logits[:label], logits[label + 1 :]]).max()
+        return F.relu(logits[label] - other)
+
+    w, best = torch.atanh((2 * (image - low) / (high - low) - 1) * SHRINK), loss(image)
+    for _ in range(steps):
+        if best == 0:
+            break
+        leaf = w.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(place(leaf)), leaf)
+        chosen, tries = 0.0, 0
+        while tries < 5 and not chosen:
+            value = loss(place(w - rate * slope))
+            if value < best:
+                best, chosen = value, rate
+            rate, tries = rate / 2, tries + 1
+        rate *= 2
+        if tries == 1:
+            for _ in range(5):
+                rate *= 2
+                value = loss(place(w - rate * slope))
+                if value > best:
+                    break
+                if value < best:
+                    best, chosen = value, rate
+            rate /= 2
+        w = w - chosen * slope
+    return place(w) if best == 0 else None
+
+
+@pytest.mark.parametrize("rate", [0.002, 0.05, 20.0])
+def test_cw_linf_equals_the_textbook(victim, rate):
+    """In double precision: a loss that hardly falls is told from one that hardly rises."""
+    images, labels = 0.1 + 0.8 * victim.images[:20].double(), victim.labels[:20]
+    exact = copy.deepcopy(victim.model).double()
+    attack = CwLinf(eps=0.07, steps=9, learning_rate=rate)
+    adversarial = attack.perturb(Target(exact), images, labels, 0, torch.arange(20))
+    for i, image in enumerate(images):
+        expected = textbook_linf(exact, image, int(labels[i]), 0.07, 9, rate)
+        assert (expected is None) == (i in attack.failed)
+        same = image if expected is None else expected
+        torch.testing.assert_close(adversarial[i], same, atol=1e-6, rtol=0)
+    assert 1 <= len(attack.failed) <= 19
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_cw_linf_finds_an_example_exactly_where_there_is_one(images, classes):
+    weights, bias = linear(classes)
+    labels, exact = distances(images, weights, bias, norm=1)
+    eps = float(exact.amin(dim=1).median())
+    possible = exact.amin(dim=1) < 0.9 * eps
+    impossible = exact.amin(dim=1) > eps
+    assert possible.any() and impossible.any()
+    attack = CwLinf(eps=eps, steps=100, learning_rate=1.0)
+    adversarial = attack(model(weights, bias), images, labels)
+    broken = model(weights, bias)(adversarial).argmax(dim=1) != labels
+    assert broken[possible].all() and not broken[impossible].any()
+    assert attack.failed == tuple((~broken).nonzero().flatten().tolist())
+    assert torch.equal(adversarial[~broken], images[~broken])
+    moved = (adversarial - images).abs().flatten(1).amax(dim=1)
+    assert (moved[broken] > exact.amin(dim=1)[broken] - 1e-6).all() and (moved <= eps + 1e-6).all()
+
+
+def test_cw_linf_stays_in_its_box_and_in_the_range(victim):
+    """Also where the box is cut at 0 and 1."""
+    attack = CwLinf(eps=0.4, steps=20, learning_rate=5.0)
+    adversarial = attack(victim.model, victim.images, victim.labels)
+    assert ((adversarial - victim.images).abs() <= 0.4 + 1e-6).all()
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert victim.accuracy(adversarial) < 0.5 * victim.accuracy(victim.images)
+    wrong = ~victim.correct(victim.images)
+    assert torch.equal(adversarial[wrong], victim.images[wrong])
+
+
+def test_cw_linf_reaches_the_confidence(victim):
+    def lead(confidence):
+        attack = CwLinf(eps=0.4, steps=30, learning_rate=0.02, confidence=confidence)
+        logits = victim.model(attack(victim.model, victim.images, victim.labels))
+        failed = torch.isin(torch.arange(len(logits)), torch.tensor(attack.failed))
+        assert (~failed).sum() > 10
+        return -margin(logits, victim.labels)[~failed]
+
+    assert lead(3.0).min() >= 3.0 - 1e-4
+    assert lead(0.0).median() < 2.0
+
+
+def test_cw_linf_refuses_an_empty_ball():
+    with pytest.raises(UserError, match="eps is 0"):
+        CwLinf(eps=0.0)
+    with pytest.raises(UserError, match="steps is 0"):
+        CwLinf(steps=0)

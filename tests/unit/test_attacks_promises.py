@@ -17,7 +17,17 @@ SETTINGS = {
     "autoattack": {
         "eps": 0.1, "apgd_steps": 4, "fab_steps": 4, "targets": 2, "square_queries": 10,
     },
+    "autoattack_l2": {
+        "radius": 1.0, "apgd_steps": 4, "fab_steps": 4, "targets": 2, "square_queries": 10,
+    },
+    "apgd": {"eps": 0.1, "steps": 8},
+    "bim": {"eps": 0.1, "step_size": 0.025, "steps": 6},
+    "pgd_l2": {"radius": 1.0, "step_length": 0.3, "steps": 6},
+    "square": {"eps": 0.15, "queries": 200},
+    "spsa": {"eps": 0.1, "steps": 10, "samples": 32, "learning_rate": 0.03},
+    "stadv": {"steps": 20},
 }  # fmt: skip
+BY_BATCH = ("autoattack", "autoattack_l2")
 
 
 def make(name):
@@ -30,7 +40,7 @@ def test_lowers_accuracy(victim, name):
     assert victim.accuracy(adversarial) < victim.accuracy(victim.images) - 0.2
 
 
-@pytest.mark.parametrize("name", [n for n in SETTINGS if n != "autoattack"])
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n not in BY_BATCH])
 def test_batches_and_batch_mates_do_not_matter(victim, name):
     attack = make(name)
     images, labels = victim.images[:24], victim.labels[:24]
@@ -48,7 +58,7 @@ def test_batches_and_batch_mates_do_not_matter(victim, name):
     assert registry.load("attack", name).batch_dependent is False
 
 
-@pytest.mark.parametrize("name", [n for n in SETTINGS if n != "autoattack"])
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n not in BY_BATCH])
 def test_indices_follow_their_images(victim, name):
     """Also after the broken images have dropped out."""
     clean = victim.images.flatten(1)
@@ -62,7 +72,8 @@ def test_indices_follow_their_images(victim, name):
         return victim.model(images)
 
     target.per_image = True
-    parameters = SETTINGS[name] | ({"stop": "success"} if name in ("pgd", "mim") else {})
+    drops = "stop" in registry.describe("attack", name).parameters
+    parameters = SETTINGS[name] | ({"stop": "success"} if drops else {})
     attack = build(registry.load("attack", name), **parameters)
     attack(target, victim.images, victim.labels, indices=torch.arange(64) + 500)
     assert len(sizes) > 1 or name == "fgsm"

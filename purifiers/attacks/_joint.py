@@ -1,0 +1,57 @@
+"""What the joint attacks share: half a step against the classifier, half for the purifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from purifiers.attacks._linf import check_count
+from purifiers.attacks._losses import cross_entropy
+from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.numbers import fraction
+
+
+class Joint(Attack):
+    """x <- project(x + step_size * (sign g + sign r) / 2), from the image, the last x.
+
+    g is the gradient of the cross entropy, made as the threat model says; r is where the
+    purifier would move the image (:meth:`restoring`). A pixel on which the two disagree stays.
+
+    Args:
+        eps: L-infinity radius on the [0, 1] scale.
+        step_size: length of a step on the same scale.
+        steps: number of steps.
+
+    Defaults: 40 steps of 2/255 in a ball of 8/255, no random start (`jmyoon1/adp`).
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float | str = "8/255",
+        step_size: float | str = "2/255",
+        steps: int = 40,
+    ) -> None:
+        check_count(type(self).__name__, steps=steps)
+        self.eps = fraction(eps)
+        self.step_size = fraction(step_size)
+        self.steps = steps
+
+    def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:
+        """Where the purifier would move the images, (n, C, H, W); only its signs count."""
+        raise TypeError(f"{type(self).__name__} does not implement restoring")
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        lower, upper = (images - self.eps).clamp_(min=0.0), (images + self.eps).clamp_(max=1.0)
+        current = images.clone()
+        for _ in range(self.steps if len(images) else 0):
+            gradient, _, _ = input_gradient(target, current, labels, indices, cross_entropy)
+            with torch.no_grad():
+                restoring = self.restoring(target, current, indices)
+            signs = gradient.sign() + restoring.sign()
+            current = current + self.step_size / 2 * signs
+            torch.clamp(current, lower, upper, out=current)
+        return current

@@ -1,0 +1,53 @@
+"""AutoAttack, L2: the parameter-free ensemble (Croce & Hein 2020), by its own package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from purifiers.attacks._autoattack import Ensemble
+from purifiers.attacks._l2 import length
+from purifiers.core.component import Target
+from purifiers.core.errors import UserError
+
+VERSION = 1
+BUDGET = ("apgd_steps", "fab_steps", "targets", "square_queries")
+# of the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
+PASSES = "3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries"
+FLOAT32_ONLY = True  # the package judges success by the logits it gets
+
+# Square's first noise is a grid of 5 x 5 tiles
+SMALLEST = 5
+
+
+class AutoattackL2(Ensemble):
+    """The members of :class:`purifiers.attacks.autoattack.Autoattack` in their L2 form; all that
+    is said there holds.
+
+    Args:
+        radius: of the L2 ball, over all pixels of an image on the [0, 1] scale.
+        version, apgd_steps, fab_steps, targets, square_queries: as there.
+
+    Defaults: radius .5 is that of the paper's and RobustBench's L2 tables on CIFAR-10, the rest
+    as in L-infinity.
+    """
+
+    norm = "l2"
+
+    def __init__(self, *, radius: float | str = 0.5, **common: Any) -> None:
+        self.radius = length("autoattack_l2", "radius", radius)
+        super().__init__("autoattack_l2", self.radius, **common)
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Adversarial images, float32 (n, C, H, W) in [0, 1].
+
+        Raises:
+            UserError: images of fewer than 5 x 5 pixels, or fewer than 4 classes.
+        """
+        if min(images.shape[2:]) < SMALLEST:
+            shape = "x".join(map(str, images.shape[2:]))
+            raise UserError(f"autoattack_l2: images are {shape}, but its Square attack needs 5x5")
+        return super().perturb(target, images, labels, seed, indices)

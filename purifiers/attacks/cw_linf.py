@@ -1,0 +1,157 @@
+"""C&W inside an L-infinity ball: descent on the margin in tanh space (Carlini & Wagner 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from purifiers.attacks._linf import check_count
+from purifiers.attacks._tanh import hinge, to_image, to_tanh
+from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.errors import UserError
+from purifiers.core.numbers import fraction
+from purifiers.core.target import finite
+
+VERSION = 1
+BUDGET = ("steps",)
+PASSES = "9 * steps + 1"
+
+# rates that CarliniLInfMethod tries by default: the first and four halves of it, then five doubles
+TRIALS, DOUBLINGS = 5, 5
+
+
+class CwLinf(Attack):
+    """Minimise max(z_y - max_other z + confidence, 0) inside the L-infinity ball of radius eps.
+
+    The variable of section V.B with the ball, cut to [0, 1], as its box; plain gradient descent
+    whose rate each image searches at every step: halved until the loss falls, four times at most,
+    or, where it falls at once, doubled while it falls on, five times at most. This is
+    ``CarliniLInfMethod`` of ART 1.4.1 (``Trusted-AI/adversarial-robustness-toolbox``; later
+    versions are another attack), which the authors of IDFR ran. An image stops where its loss
+    reaches 0, and one for which that never happens comes back unchanged. Attribute ``failed``
+    holds the indices of the last call's images of that kind.
+
+    Three things differ from ART: a tie of the two largest logits is no success, an accepted step
+    is not evaluated twice, and the model must answer with logits.
+
+    Stopping at the first success makes images that are weak against what was not attacked, a
+    purifier for example: raise ``confidence`` there. Pixels at 0 or 1 hardly move, since tanh is
+    flat there.
+
+    Args:
+        eps: L-infinity radius on the [0, 1] scale, above 0.
+        steps: most gradients.
+        learning_rate: the first rate, in w.
+        confidence: margin kappa by which another class must win.
+
+    Defaults: steps, learning rate and confidence are ART's; eps 8/255 is our choice (.3 there).
+
+    Raises:
+        UserError: no step, or eps 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float | str = "8/255",
+        steps: int = 10,
+        learning_rate: float = 0.01,
+        confidence: float = 0.0,
+    ) -> None:
+        check_count("cw_linf", steps=steps)
+        self.eps = fraction(eps)
+        if not self.eps > 0.0:
+            raise UserError(f"cw_linf: eps is {self.eps:g}, but a ball larger than 0 is needed")
+        self.steps = steps
+        self.learning_rate = learning_rate
+        self.confidence = confidence
+        self.failed: tuple[int, ...] = ()
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        result = images.clone()
+        descent = _Descent(self, target, images, labels, indices)
+        rows = torch.arange(len(images), device=images.device)
+        if len(images):
+            rows = rows[~descent.ask(rows, images)[1]]
+        for _ in range(self.steps):
+            if not len(rows):
+                break
+            broken = descent.step(rows)
+            result[rows[broken]] = descent.current[rows[broken]]
+            rows = rows[~broken]
+        self.failed = tuple(indices[rows.to(indices.device)].tolist())
+        return result
+
+
+class _Descent:
+    """Gradient descent with a line search; every image has a rate of its own."""
+
+    def __init__(
+        self, attack: CwLinf, target: Target, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> None:
+        self.target, self.labels, self.indices = target, labels, indices
+        self.hinge = hinge(attack.confidence)
+        self.low = (images - attack.eps).clamp_min(0.0)
+        self.high = (images + attack.eps).clamp_max(1.0)
+        self.w = to_tanh(images, self.low, self.high)
+        self.current = images.clone()
+        self.rate = torch.full((len(images),), attack.learning_rate, device=images.device)
+
+    def ask(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (n,), and which images are misclassified by the confidence asked for (n,)."""
+        labels, indices = self.labels[rows], self.indices[rows.to(self.indices.device)]
+        with torch.no_grad():
+            logits = finite(self.target(x, indices))
+        losses = self.hinge(logits, labels)
+        return losses, (losses == 0) & ~self.target.unbroken(logits, x, labels, indices)
+
+    def step(self, rows: Tensor) -> Tensor:
+        """Move these images down their gradients; which of them are misclassified then (n,)."""
+        slope, _, best = input_gradient(
+            self.target,
+            self.current[rows],
+            self.labels[rows],
+            self.indices[rows.to(self.indices.device)],
+            self.hinge,
+        )
+        inside = to_image(self.w[rows])
+        # dx/dw = 2 inside (1 - inside) times the box's width
+        direction = slope * (self.low[rows] - self.high[rows]) * 2 * inside * (1 - inside)
+        start, broken = self.w[rows], torch.zeros_like(rows, dtype=torch.bool)
+
+        def attempt(some: Tensor) -> tuple[Tensor, Tensor]:
+            """Try these (numbers of ``rows``) at their rates and keep what lowers the loss;
+            which loss fell (n,) and which did not rise (n,)."""
+            here = rows[some]
+            w = start[some] + self.rate[here].view(-1, 1, 1, 1) * direction[some]
+            low, high = self.low[here], self.high[here]
+            x = (low + (high - low) * to_image(w)).clamp(low, high)
+            losses, hit = self.ask(here, x)
+            fell, flat = losses < best[some], losses <= best[some]
+            better, where = some[fell], here[fell]
+            best[better], broken[better] = losses[fell], hit[fell]
+            self.w[where], self.current[where] = w[fell], x[fell]
+            return fell, flat
+
+        trying = torch.arange(len(rows), device=rows.device)
+        fell, _ = attempt(trying)
+        at_once, trying = trying[fell], trying[~fell]
+        for _ in range(TRIALS - 1):
+            if not len(trying):
+                break
+            self.rate[rows[trying]] /= 2
+            fell, _ = attempt(trying)
+            trying = trying[~fell]
+        doubled = at_once
+        for _ in range(DOUBLINGS):
+            doubled = doubled[~broken[doubled]]
+            if not len(doubled):
+                break
+            self.rate[rows[doubled]] *= 2
+            _, flat = attempt(doubled)
+            doubled = doubled[flat]
+        self.rate[rows[at_once]] /= 2
+        return broken

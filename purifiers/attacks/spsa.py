@@ -1,0 +1,136 @@
+"""SPSA in the L-infinity ball: gradients estimated from scores (Uesato et al. 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from purifiers.attacks._adam import Adam
+from purifiers.attacks._linf import check_count, check_stop
+from purifiers.attacks._losses import margin
+from purifiers.core import noise
+from purifiers.core.component import Attack, Target
+from purifiers.core.errors import UserError
+from purifiers.core.numbers import fraction
+from purifiers.core.target import finite
+
+VERSION = 1
+BUDGET = ("steps", "samples")
+PASSES = "steps * (samples + 1) + 1"
+
+# Perturbed images asked for at once: our choice; fills a GPU, and 224x224 RGB images then take
+# 150 MB. Of one image always as many pairs, whatever its batch: in which order its questions are
+# put decides a random defence's draws. 16 pairs alone already fill a processor.
+AT_ONCE, PAIRS = 256, 16
+
+
+class Spsa(Attack):
+    """Descend the margin by Adam, its gradient estimated from answers to x +- delta * v.
+
+    Algorithm 1: simultaneous perturbation with v of random signs; the estimate is the mean of
+    (f(x + delta v) - f(x - delta v)) / (2 delta) * v, f being the logit of the true class minus
+    the largest other one; after each step comes the projection onto the ball and [0, 1]. Starts
+    at the image. Only scores are read, never a gradient. Perturbed images are clipped to [0, 1],
+    since a defence answers for images only. Of an image's iterates the one with the lowest
+    margin is returned.
+
+    Args:
+        eps: L-infinity radius on the [0, 1] scale.
+        steps: Adam steps.
+        delta: length of a perturbation in every coordinate, on the same scale.
+        learning_rate: Adam's, on the same scale.
+        samples: answers per image and step, in pairs +-v: an even number. One more tells where
+            the image stands.
+        stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.square.Square`.
+
+    Defaults: delta, learning rate and samples as in ``cleverhans-lab/cleverhans``; 100 steps,
+    eps 8/255 and ``stop`` are our choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        eps: float | str = "8/255",
+        steps: int = 100,
+        delta: float = 0.01,
+        learning_rate: float = 0.01,
+        samples: int = 128,
+        stop: str = "never",
+    ) -> None:
+        check_count("spsa", steps=steps, samples=samples)
+        if samples % 2:
+            raise UserError(f"spsa: samples is {samples}, but they come in pairs: an even number")
+        if delta <= 0:
+            raise UserError(f"spsa: delta is {delta}, but a perturbation needs a length above 0")
+        self.eps = fraction(eps)
+        self.steps = steps
+        self.delta = delta
+        self.learning_rate = learning_rate
+        self.samples = samples
+        self.stop = check_stop("spsa", stop)
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        with torch.no_grad():
+            keys = noise.keys(seed, indices, "spsa").to(images.device)
+            return self._descend(target, images, labels, indices, keys)
+
+    def _descend(
+        self, target: Target, images: Tensor, labels: Tensor, indices: Tensor, keys: Tensor
+    ) -> Tensor:
+        result, best, current, clean = images.clone(), images, images, images
+        rows = torch.arange(len(images), device=images.device)
+        lowest = images.new_full((len(images),), float("inf"))
+        adam = Adam(images, self.learning_rate)
+        for step in range(self.steps + 1 if len(images) else 0):
+            logits = finite(target(current, indices))
+            found = margin(logits, labels)
+            better = found < lowest
+            lowest = torch.where(better, found, lowest)
+            best = torch.where(better.view(-1, 1, 1, 1), current, best)
+            if step == self.steps:
+                break
+            if self.stop == "success":
+                unbroken = target.unbroken(logits, current, labels, indices) | ~better
+                if not unbroken.all():
+                    result[rows] = best
+                    rows, labels, keys = rows[unbroken], labels[unbroken], keys[unbroken]
+                    best, lowest = best[unbroken], lowest[unbroken]
+                    current, clean = current[unbroken], clean[unbroken]
+                    if not len(rows):
+                        break
+                    indices = indices[unbroken.to(indices.device)]
+                    adam.keep(unbroken)
+            slope = self._slope(target, current, labels, indices, keys, step)
+            current = (current + adam.step(slope)).clamp(clean - self.eps, clean + self.eps)
+            current = current.clamp_(0.0, 1.0)
+        result[rows] = best
+        return result
+
+    def _slope(
+        self,
+        target: Target,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        keys: Tensor,
+        step: int,
+    ) -> Tensor:
+        """Estimated gradient of the margin (n, C, H, W)."""
+        pairs, size = torch.arange(self.samples // 2, device=keys.device), images[0].numel()
+        several = AT_ONCE // (2 * min(len(pairs), PAIRS))
+        slope = torch.zeros_like(images)
+        for rows in torch.arange(len(images)).split(several):
+            centre, mine, asked = images[rows].unsqueeze(1), labels[rows], indices[rows]
+            for numbers in pairs.split(PAIRS):
+                signs = noise.sign_vectors(keys[rows], step * len(pairs) + numbers, size)
+                shift = self.delta * signs.view(len(rows), -1, *images.shape[1:])
+                around = torch.stack([centre + shift, centre - shift], dim=2).clamp_(0.0, 1.0)
+                each = 2 * len(numbers)
+                logits = target(around.flatten(0, 2), asked.repeat_interleave(each))
+                found = margin(finite(logits), mine.repeat_interleave(each))
+                rise = found.view(len(rows), 1, -1, 2).diff(dim=3).neg().squeeze(3)
+                slope[rows] += (rise @ signs).view(len(rows), *images.shape[1:])
+        return slope / (self.samples * self.delta)

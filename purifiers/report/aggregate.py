@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.report.attacked import weak_attacks
 from purifiers.report.compare import verdict
 from purifiers.report.intervals import wilson
-from purifiers.report.runs import Found, Runs, ScoreRun
+from purifiers.report.runs import Found, Runs, worst
 
 COLUMNS = (
     *("paper", "document", "table", "block", "row", "column", "dataset", "classifier"),
     *("training", "method", "attack", "threat_model", "gradient", "metric", "unit", "published"),
     *("reproduced", "n_correct", "n", "images", "ci_low", "ci_high", "seeds", "seed_low"),
     *("seed_high", "deviation", "verdict", "worst_attack", "scale", "stand_in", "flags"),
+    "warnings",
 )
 COUNTS = ("n_correct", "n", "images", "seeds")
 NUMBERS = ("published", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "deviation")
@@ -38,6 +39,7 @@ def aggregate(
     ``ci_high`` is Wilson's 95 % interval at the pooled proportion with ``n = images``: more seeds
     do not narrow it. In a worst-of cell each seed takes the lowest accuracy over its runs, and
     ``worst_attack`` names the attack that reached it (over several seeds joined by ``/``).
+    ``warnings`` has the signs of a weak attack, see :mod:`purifiers.report.signs`.
 
     Args:
         published_n: images behind a paper's numbers, by the data set's name; where it is silent
@@ -46,7 +48,13 @@ def aggregate(
     Raises:
         UserError: a worst-of cell of another metric than accuracy.
     """
-    rows = [_row(cell, scale, runs, published_n or {}) for cell in document.cells]
+    found = [runs.find(cell) for cell in document.cells]
+    rows = [
+        {**_row(cell, there, scale, published_n or {}), "warnings": told}
+        for cell, there, told in zip(
+            document.cells, found, weak_attacks(document, found, runs), strict=True
+        )
+    ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     types: dict[str, Any] = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
     return frame.astype(types)
@@ -59,9 +67,8 @@ def stand_in(cell: Cell) -> str:
 
 
 def _row(
-    cell: Cell, scale: ScaleInfo, runs: Runs, published_n: Mapping[str, int]
+    cell: Cell, found: Found, scale: ScaleInfo, published_n: Mapping[str, int]
 ) -> dict[str, Any]:
-    found = runs.find(cell)
     row: dict[str, Any] = {
         "paper": cell.paper,
         "document": cell.document,
@@ -94,8 +101,8 @@ def _row(
 def _measured(
     cell: Cell, found: Found, scale: ScaleInfo, published_n: Mapping[str, int]
 ) -> dict[str, Any]:
-    worst = [_worst(cell, runs) for runs in found.seeds.values()]
-    values = [run.value(cell.metric) for run in worst]
+    counted = [worst(cell, runs) for runs in found.seeds.values()]
+    values = [run.value(cell.metric) for run in counted]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         flags = (*cell.flags, *found.flags, f"the run did not measure {cell.metric}")
@@ -108,15 +115,15 @@ def _measured(
     interval = None
     images = 0
     if cell.metric == "accuracy":
-        images = len(set().union(*(run.scores.index for run in worst)))
-        n_correct = sum(int(run.correct.sum()) for run in worst)
-        n = sum(len(run.scores) for run in worst)
+        images = len(set().union(*(run.scores.index for run in counted)))
+        n_correct = sum(int(run.correct.sum()) for run in counted)
+        n = sum(len(run.scores) for run in counted)
         low, high = wilson(n_correct / n * images, images)
         interval = (100 * low, 100 * high)
         result |= {"n_correct": n_correct, "n": n, "images": images}
         result |= {"ci_low": interval[0], "ci_high": interval[1]}
     if any(len(runs) > 1 for runs in found.seeds.values()):
-        result["worst_attack"] = "/".join(dict.fromkeys(run.attack for run in worst))
+        result["worst_attack"] = "/".join(dict.fromkeys(run.attack for run in counted))
     if cell.published is not None:
         result["deviation"] = result["reproduced"] - cell.published
     result["verdict"] = verdict(
@@ -129,15 +136,3 @@ def _measured(
         max(known) - min(known),
     )
     return result
-
-
-def _worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:
-    """The run of lowest accuracy; the first of equals."""
-    if len(runs) == 1:
-        return runs[0]
-    if cell.metric != "accuracy":
-        raise UserError(
-            f"{cell.document} of {cell.paper}, row {cell.row!r}, column {cell.column!r}: "
-            f"worst_of needs the metric accuracy, not {cell.metric!r}"
-        )
-    return min(runs, key=lambda run: float(run.correct.mean()))

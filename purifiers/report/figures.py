@@ -16,7 +16,7 @@ from purifiers.core.artifacts import write_bytes
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.layout import heading, stamp
+from purifiers.report.layout import WEAK, WEAK_HEADING, heading, stamp, suspicious
 
 FORMATS = ("png", "svg")
 Pair = tuple[str, float, float]
@@ -87,6 +87,10 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
             colour = drawn.lines[0].get_color()
             axes.plot(x, line["published"], "--", color=colour, alpha=0.7)
             axes.plot([], [], "--", color=colour, label=f"{line['cell'].iloc[0].row_label}, paper")
+    weak = block[block["warnings"].map(suspicious) & block["reproduced"].notna()]
+    if not weak.empty:
+        x = weak["column"].map(places)
+        axes.plot(x, weak["reproduced"], "rx", ms=10, label=WEAK_HEADING.lower())
     if numbers is None:
         axes.set_xticks(list(places.values()), list(labels.values()), rotation=45, ha="right")
         axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -128,22 +132,49 @@ def _audit(document: Document, frame: pd.DataFrame) -> Figure | None:
         axes.grid(axis="x", alpha=0.3)
         shown = labels
     handles, names = every_axes[0].get_legend_handles_labels()
-    picture.legend(handles, names, fontsize=7, loc="outside lower center", ncols=2)
+    marked = any(label.endswith(WEAK) for pairs in panels.values() for label, _, _ in pairs)
+    title = f"{WEAK} {WEAK_HEADING.lower()}" if marked else None
+    picture.legend(
+        handles,
+        names,
+        title=title,
+        fontsize=7,
+        title_fontsize=7,
+        loc="outside lower center",
+        ncols=2,
+    )
     return picture
+
+
+def _side(cell: Cell) -> str:
+    """Which of the picture's two protocols an attack belongs to; ``""`` for attacks that are made
+    on another model and carried over."""
+    asks_defence = cell.threat_model == "black_box" and not cell.source
+    if cell.threat_model == "white_box" or asks_defence:
+        return "adaptive"
+    return "protocol" if cell.threat_model in ("", "oblivious") else ""
 
 
 def _audit_pairs(document: Document, frame: pd.DataFrame) -> dict[str, list[Pair]]:
     """Per block label the rows of which both sides are reproduced, in the document's order; the
-    lowest accuracy of each side counts."""
+    lowest accuracy of each side counts, and a row with signs of a weak attack is marked."""
     sides: dict[tuple[str, str], dict[str, float]] = {}
-    for cell, value in zip(document.cells, frame["reproduced"], strict=True):
+    weak: set[tuple[str, str]] = set()
+    for cell, value, told in zip(
+        document.cells, frame["reproduced"], frame["warnings"], strict=True
+    ):
         combined = cell.attack.startswith("worst of")  # belongs to neither side
         if not combined and cell.attack != "none" and not pd.isna(value):
-            side = "adaptive" if cell.threat_model == "white_box" else "protocol"
+            side = _side(cell)
+            if not side:
+                continue
             found = sides.setdefault((cell.block_label, cell.row_label), {})
             found[side] = min(float(value), found.get(side, 100.0))
+            if suspicious(told):
+                weak.add((cell.block_label, cell.row_label))
     panels: dict[str, list[Pair]] = {}
     for (block, row), found in sides.items():
         if len(found) == 2:
-            panels.setdefault(block, []).append((row, found["protocol"], found["adaptive"]))
+            label = f"{row} {WEAK}" if (block, row) in weak else row
+            panels.setdefault(block, []).append((label, found["protocol"], found["adaptive"]))
     return panels

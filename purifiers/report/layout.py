@@ -11,6 +11,7 @@ import pandas as pd
 
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.compare import DIFFERS, MATCH, NO_PUBLISHED, NOT_COMPARABLE, VERDICTS
+from purifiers.report.signs import NOT_PROBED
 
 MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", NO_PUBLISHED: "/"}
 """What stands between the published and the reproduced value."""
@@ -20,6 +21,13 @@ MISSING = {"not run": "–", "not implemented": "n.i.", "failed": "failed"}
 
 WORDS = "published: "
 """How the flag begins that keeps a published value which is no number, such as ``ReLU``."""
+
+WEAK = "!"
+"""What follows a reproduced value whose attack shows signs of weakness."""
+
+WEAK_HEADING = "Signs of a weak attack"
+
+WEAK_LEGEND = f"An accuracy marked {WEAK} may be left because its attack failed."
 
 LEGEND = (
     "Each cell: published / reproduced ± half the width of Wilson's 95 % interval at the number "
@@ -71,6 +79,13 @@ def blocks(document: Document, frame: pd.DataFrame) -> list[Block]:
     return result
 
 
+def place(document: Document, cell: Cell) -> str:
+    """A cell in words: its row and column, and its block where there are several."""
+    several = len({other.block for other in document.cells}) > 1
+    labels = (cell.block_label if several else "", cell.row_label, cell.column_label)
+    return " / ".join(label for label in labels if label)
+
+
 def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
     """Published and reproduced value of one cell, for example ``"51.64 / 49.2 ±4.4"``.
 
@@ -89,6 +104,7 @@ def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
         mark, reproduced = "/", MISSING[row["verdict"]]
     else:
         mark, reproduced = MARKS[row["verdict"]], _number(cell, row)
+        reproduced += f" {WEAK}" if suspicious(row["warnings"]) else ""
     return reproduced if bare else f"{published} {mark} {reproduced}"
 
 
@@ -153,3 +169,38 @@ def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
             missing[f"{row['verdict']}: {reason}"] += 1
     told = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
     return told + [f"{n} {reason}" for reason, n in missing.items()]
+
+
+def suspicious(warnings: object) -> bool:
+    """Whether a row's ``warnings`` have a sign of a weak attack; "not probed" alone is none."""
+    return isinstance(warnings, str) and warnings not in ("", NOT_PROBED)
+
+
+def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
+    """What speaks against the attacks: a line per marked cell, then how many show no sign.
+
+    Empty where nothing attacked is measured.
+    """
+    told = {"": 0, NOT_PROBED: 0}
+    notes = []
+    for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
+        if cell.attack == "none" or pd.isna(row["reproduced"]):
+            continue
+        if suspicious(row["warnings"]):
+            notes.append(f"{place(document, cell)}: {row['warnings']}")
+        else:
+            told[row["warnings"]] += 1
+    other = "other " if notes else ""
+    if told[""]:
+        notes.append(f"No sign found in {told['']} {other}attacked {_cells(told[''])}.")
+    if told[NOT_PROBED]:
+        n = told[NOT_PROBED]
+        notes.append(
+            f"{n} {other}attacked {_cells(n)} not probed: gradients and losses were not recorded; "
+            "nothing else shows a sign."
+        )
+    return notes
+
+
+def _cells(n: int) -> str:
+    return "cell" if n == 1 else "cells"

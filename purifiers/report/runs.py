@@ -18,8 +18,9 @@ from purifiers.plan.cells import Cell
 FailureOf = Callable[[str], str | None]
 """From the id of a score run to why it or one of its upstream runs failed, or None."""
 
-DISTANCES = {"mean_l2": "l2", "mean_linf": "linf"}
-"""Metrics that are means of a column of ``scores.parquet``."""
+DISTANCES = {"mean_l2": "attack_l2", "mean_linf": "attack_linf"}
+"""Metrics that are means of a column of ``scores.parquet``: how far the attack went, whatever
+purified its images afterwards."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class ScoreRun:
         if metric == "accuracy":
             return 100.0 * float(self.correct.mean())
         if metric in DISTANCES:
-            return float(self.scores[DISTANCES[metric]].mean())
+            column = DISTANCES[metric]
+            return float(self.scores[column].mean()) if column in self.scores else None
         stored = self.record["summary"].get(metric)
         return None if stored is None else float(stored)
 
@@ -117,6 +119,28 @@ class Runs:
             self._read[run_id] = ScoreRun(run_id, folder.path, folder.record())
         return self._read[run_id]
 
+    def origin(
+        self, score: ScoreRun
+    ) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]] | None]:
+        """Where scored images come from.
+
+        Returns:
+            The record of the attack's run (None where nothing is attacked or the record is gone),
+            and the methods that purified, first to last (None if one of their records is gone).
+        """
+        images = score.record["spec"]["images"]
+        methods: list[Mapping[str, Any]] = []
+        while images["run"] is not None:
+            folder = RunFolder(self.root, images["stage"], images["run"])
+            if not folder.complete():
+                return None, methods[::-1] if images["stage"] == "attack" else None
+            record = folder.record(verify=False)
+            if images["stage"] == "attack":
+                return record, methods[::-1]
+            methods.append(record["spec"]["method"])
+            images = record["spec"]["images"]
+        return None, methods[::-1]
+
     def find(self, cell: Cell) -> Found:
         """The runs of a cell, seed by seed.
 
@@ -145,3 +169,19 @@ class Runs:
         if seeds:
             return Found(seeds, "", flags)
         return Found({}, "failed" if failures else "not run", tuple(failures))
+
+
+def worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:
+    """Of a cell's runs under one seed that of lowest accuracy; the first of equals.
+
+    Raises:
+        UserError: a worst-of cell of another metric than accuracy.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    if cell.metric != "accuracy":
+        raise UserError(
+            f"{cell.document} of {cell.paper}, row {cell.row!r}, column {cell.column!r}: "
+            f"worst_of needs the metric accuracy, not {cell.metric!r}"
+        )
+    return min(runs, key=lambda run: float(run.correct.mean()))

@@ -7,11 +7,14 @@ import pandas as pd
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.layout import (
     LEGEND,
+    WEAK_HEADING,
+    WEAK_LEGEND,
     blocks,
     heading,
     remarks,
     stamp,
     verdict_counts,
+    weak_attack_notes,
 )
 
 _TEX = str.maketrans(
@@ -65,6 +68,10 @@ def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> 
     if scale.stand_in_note and (frame["stand_in"] != "").any():
         told.insert(0, scale.stand_in_note)
     lines += [f"- {_md(remark)}" for remark in told]
+    if weak := weak_attack_notes(document, frame):
+        lines += [""] if lines[-1] else []
+        lines += [f"## {WEAK_HEADING}", "", _md(WEAK_LEGEND), ""]
+        lines += [f"- {_md(note)}" for note in weak]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -83,7 +90,8 @@ def _md_row(texts: list[str]) -> str:
 def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
     """The document as LaTeX (needs the package booktabs); its first line is the stamp.
 
-    Every block is a float of its own, so that each fits a page; the first one has the legend.
+    Every block is a float of its own, so that each fits a page; the first one has the legend. The
+    signs of weak attacks follow the floats as a list, which may break over pages.
     """
     stamped = stamp(document, frame, scale)
     lines = [f"% {stamped}".replace("\n", " ")]
@@ -103,6 +111,10 @@ def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str
             *(_tex_row([label, *texts]) for label, texts in block.rows),
             *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
         ]
+    if weak := weak_attack_notes(document, frame):
+        items = [rf"\item {tex(note)}" for note in weak]
+        lines += [rf"\paragraph{{{WEAK_HEADING}.}} {tex(WEAK_LEGEND)}", r"\begin{itemize}"]
+        lines += [*items, r"\end{itemize}"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,11 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.cells import Cell, Document, ScaleInfo
+
+IMAGES = {"data": "mnist-1", "subset": {"split": "test", "n": 4, "seed": 0}}
+"""The clean images of every synthetic run."""
+
+PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "random_start": True, "stop": "never"}
 
 
 def _cell(**changes: Any) -> Cell:
@@ -73,6 +78,11 @@ def score(runs_root: Path) -> Callable[..., str]:
         indices: Sequence[int] | None = None,
         summary: dict[str, Any] | None = None,
         upstream: str = "",
+        made_by: str = "",
+        stage: str = "attack",
+        parameters: Mapping[str, Any] = PGD,
+        classifier: str = "cnn",
+        labels: Sequence[int] | None = None,
         **provenance: Any,
     ) -> str:
         folder = RunFolder(runs_root, "score", run_id)
@@ -80,17 +90,67 @@ def score(runs_root: Path) -> Callable[..., str]:
         n = len(correct)
         columns = {
             "index": list(range(n)) if indices is None else list(indices),
-            "label": [1] * n,
+            "label": [1] * n if labels is None else list(labels),
             "prediction": [int(value) for value in correct],
             "correct": [bool(value) for value in correct],
             "linf": [0.1] * n,
-            "l2": [float(place) for place in range(n)],
+            "l2": [9.0] * n,
+            "attack_linf": [0.1] * n,
+            "attack_l2": [float(place) for place in range(n)],
         }
         pd.DataFrame(columns).to_parquet(folder.path / "scores.parquet")
-        spec = {"attack": None if attack is None else {"component": attack}, "upstream": upstream}
+        spec = {
+            "images": {**IMAGES, "run": made_by or None, **({"stage": stage} if made_by else {})},
+            "classifier": classifier,
+            "attack": attack and {"component": attack, "version": 1, "parameters": parameters},
+            "upstream": upstream,
+        }
         counts = {"n_correct": sum(map(int, correct)), "n": n}
         origin = {"git": "abc", "torch": "2", "device": "cpu", "processor": "p"} | provenance
         folder.finish(spec, ["scores.parquet"], counts | (summary or {}), 1.5, origin)
+        return run_id
+
+    return write
+
+
+@pytest.fixture
+def attack_run(runs_root: Path) -> Callable[..., str]:
+    """Write the record of a finished attack and return its id."""
+
+    def write(
+        run_id: str,
+        probe: Mapping[str, Any] | None = None,
+        attack: str = "pgd",
+        parameters: Mapping[str, Any] = PGD,
+        classifier: str = "cnn",
+        methods: Sequence[Mapping[str, Any]] = (),
+        gradient: str = "exact",
+        **more: Any,
+    ) -> str:
+        spec = {
+            "images": {**IMAGES, "run": None},
+            "classifier": classifier,
+            "methods": list(methods),
+            "gradient": gradient,
+            "attack": {"component": attack, "version": 1, "parameters": dict(parameters)},
+            "seed": 0,
+            **more,
+        }
+        summary = {"n": 4} if probe is None else {"n": 4, "probe": dict(probe)}
+        RunFolder(runs_root, "attack", run_id).finish(spec, [], summary, 1.0, {})
+        return run_id
+
+    return write
+
+
+@pytest.fixture
+def purify_run(runs_root: Path) -> Callable[..., str]:
+    """Write the record of a finished purification and return its id."""
+
+    def write(run_id: str, made_by: str, method: Mapping[str, Any], stage: str = "attack") -> str:
+        images = {**IMAGES, "run": made_by, "stage": stage}
+        spec = {"images": images, "classifier": "cnn", "method": dict(method), "seed": 0}
+        RunFolder(runs_root, "purify", run_id).finish(spec, [], {"n": 4}, 1.0, {})
         return run_id
 
     return write

@@ -22,6 +22,7 @@ VERSION = 1
 BUDGET = ("epochs", "width", "train_steps", "train_step", "learning_rate")
 PASSES = "3 * iterations"
 FIT_PASSES = "epochs * (3 * train_steps + 1)"
+PROVIDES = ("verdict",)
 
 MIXINGS = ("avmixup", "mixup", "av", "none")
 TARGETS = ("bce", "contrastive")
@@ -138,7 +139,7 @@ class Aid(Method):
         attack = self.attacks[derive_seed(seed, "attack") % len(self.attacks)]
         adversarial = attack(self.classifier, images, labels, seed, indices)
         mixed, share = self.mix(images, adversarial, indices, seed)
-        return functional.binary_cross_entropy_with_logits(self.logit(mixed), 1.0 - share)
+        return functional.binary_cross_entropy_with_logits(self.verdict(mixed), 1.0 - share)
 
     def mix(
         self, images: Tensor, adversarial: Tensor, indices: Tensor, seed: int
@@ -170,7 +171,7 @@ class Aid(Method):
         with torch.no_grad():
             return pooled(self.classifier.features(images, self.taps))
 
-    def logit(self, images: Tensor) -> Tensor:
+    def verdict(self, images: Tensor) -> Tensor:
         """The discriminator's logit, high for adversarial, (n,)."""
         features = pooled(self.classifier.features(images, self.taps))
         return self.discriminator(features)
@@ -180,15 +181,24 @@ class Aid(Method):
     ) -> Tensor:
         """Algorithm 2, descending the logit and not the probability: the signs are the same and
         the gradient cannot vanish. Differentiable; a sign's own derivative is zero."""
-        low, high = images - self.eps, images + self.eps
         purified = images
         for _ in range(self.iterations):
-            with torch.enable_grad():
-                leaf = purified.detach().requires_grad_(True)
-                (gradient,) = torch.autograd.grad(self.logit(leaf).sum(), leaf)
-            purified = purified - self.step_size * gradient.sign()
-            purified = torch.minimum(torch.maximum(purified, low), high).clamp(0.0, 1.0)
+            purified = self._descend(purified, images)
         return purified
+
+    def step(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The first iteration of :meth:`purify`."""
+        return self._descend(images, images)
+
+    def _descend(self, purified: Tensor, images: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = purified.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.verdict(leaf).sum(), leaf)
+        purified = purified - self.step_size * gradient.sign()
+        low, high = images - self.eps, images + self.eps
+        return torch.minimum(torch.maximum(purified, low), high).clamp(0.0, 1.0)
 
 
 def _training_attacks(

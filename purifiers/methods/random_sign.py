@@ -12,6 +12,7 @@ from purifiers.core.numbers import fraction
 
 VERSION = 1
 PASSES = "0"
+STOCHASTIC = True
 
 
 class RandomSign(Method):
@@ -22,7 +23,7 @@ class RandomSign(Method):
             stands beside.
     """
 
-    stochastic = True
+    stochastic = STOCHASTIC
 
     def __init__(self, *, eps: float | str = "8/255") -> None:
         super().__init__()

@@ -23,6 +23,9 @@ class Training:
         epochs: passes over the training images.
         milestones: fractions of the training at which the rate drops (schedule ``step``).
         augmentation: ``none``, ``flip`` or ``crop_flip``.
+        validation, patience, min_learning_rate, early_stopping: a held-out share of the images
+            steers the rate (schedule ``plateau``) and the end of the training, see
+            :class:`purifiers.core.loop.Recipe`; its loss is this recipe's own, in evaluation mode.
     """
 
     def __init__(
@@ -38,6 +41,10 @@ class Training:
         milestones: Sequence[float] = (0.5, 0.75),
         learning_rate_decay: float = 0.1,
         augmentation: str = "none",
+        validation: float = 0.0,
+        patience: int = 4,
+        min_learning_rate: float = 0.0,
+        early_stopping: int = 0,
     ) -> None:
         self.recipe = Recipe(
             epochs=epochs,
@@ -50,12 +57,17 @@ class Training:
             milestones=tuple(milestones),
             learning_rate_decay=learning_rate_decay,
             augmentation=augmentation,
+            validation=validation,
+            patience=patience,
+            min_learning_rate=min_learning_rate,
+            early_stopping=early_stopping,
         )
 
     def loss(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
     ) -> Tensor:
-        """Scalar loss of a batch; ``classifier`` is in training mode.
+        """Scalar loss of a batch; ``classifier`` is in training mode, or in evaluation mode and
+        without gradients where the batch is held out.
 
         Args:
             images: float32 (n, C, H, W) in [0, 1], augmented.

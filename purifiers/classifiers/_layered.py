@@ -1,0 +1,115 @@
+"""Networks of one layer after the other, with Keras's padding and initial weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from purifiers.core.component import Classifier
+from purifiers.core.errors import UserError, did_you_mean
+
+
+class Layered(Classifier):
+    """The layers named in ``TAPS``, then ``head``.
+
+    A subclass adds its layers from shallow to deep with :meth:`convolution` and :meth:`dense`,
+    and ends with :meth:`finish`. A representation is what a layer hands to the next one, that of
+    a dense layer as (n, units, 1, 1).
+    """
+
+    head: nn.Module
+
+    def __init__(self, shape: Sequence[int], classes: int) -> None:
+        super().__init__(shape, classes)
+        self._reached = self.shape  # shape of what the next layer gets
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images, self.TAPS[-1:])[0].flatten(1))
+
+    def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        for tap in taps:
+            if tap not in self.TAPS:
+                hint = did_you_mean(tap, self.TAPS)
+                raise UserError(f"{type(self).__name__} has no tap {tap!r}{hint}")
+        found: dict[str, Tensor] = {}
+        hidden = images
+        for name in self.TAPS:
+            hidden = getattr(self, name)(hidden)
+            found[name] = hidden if hidden.dim() == 4 else hidden[:, :, None, None]
+            if all(tap in found for tap in taps):
+                break
+        return [found[tap] for tap in taps]
+
+    def convolution(
+        self,
+        channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        same: bool = False,
+        pool: bool = False,
+        dropout: float = 0.0,
+    ) -> nn.Sequential:
+        """A convolution and ReLU, then perhaps 2x2 max-pooling or dropout.
+
+        Args:
+            same: pad with zeros so that ceil(size / stride) pixels come out, an odd one of them
+                below and to the right (TensorFlow's SAME); else not at all (VALID).
+
+        Raises:
+            UserError: no pixel would come out.
+        """
+        inputs, height, width = self._reached
+        rows, columns = (_padding(n, kernel, stride) if same else (0, 0) for n in (height, width))
+        height = (height + sum(rows) - kernel) // stride + 1
+        width = (width + sum(columns) - kernel) // stride + 1
+        if pool:
+            height, width = height // 2, width // 2
+        if min(height, width) < 1:
+            raise UserError(
+                f"{type(self).__name__}: images of {_times(self.shape)} are too small, only "
+                f"{_times(self._reached[1:])} pixels reach a {kernel}x{kernel} convolution"
+                f"{' with pooling' if pool else ''}; take larger ones"
+            )
+        self._reached = (channels, height, width)
+        layers: list[nn.Module] = [nn.Conv2d(inputs, channels, kernel, stride), nn.ReLU()]
+        if any(rows + columns):
+            layers.insert(0, nn.ZeroPad2d((*columns, *rows)))
+        if pool:
+            layers.append(nn.MaxPool2d(2))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        return nn.Sequential(*layers)
+
+    def dense(self, units: int, *, dropout: float = 0.0) -> nn.Sequential:
+        """A fully connected layer and ReLU, then perhaps dropout."""
+        layers: list[nn.Module] = [
+            nn.Flatten(),
+            nn.Linear(math.prod(self._reached), units),
+            nn.ReLU(),
+        ]
+        self._reached = (units,)
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        return nn.Sequential(*layers)
+
+    def finish(self) -> None:
+        """Add the head and draw the initial weights: Glorot uniform, biases zero."""
+        self.head = nn.Linear(math.prod(self._reached), self.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after ``size`` pixels, TensorFlow's SAME."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

@@ -1,0 +1,38 @@
+"""Classifier C for MNIST (Li et al. 2019, AdvAE, Table 2): two 3x3 convolutions, a dense layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from purifiers.classifiers._layered import Layered
+
+VERSION = 1
+BUDGET = ("width",)
+
+
+class AdvaeC(Layered):
+    """Conv 3x3, conv 3x3 with stride 2, dropout .25, FC 128, dropout .5, FC.
+
+    1,460,938 parameters on MNIST. The first convolution is padded, the second not, and weights
+    start as Keras's (`lihebi/AdvAE`; the paper says neither).
+
+    Args:
+        shape: (C, H, W) of the images, at least 3 x 3.
+        classes: number of classes.
+        width: channels of the second convolution, twice those of the first; 64 in the paper.
+
+    Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
+
+    Raises:
+        UserError: the images are too small.
+    """
+
+    TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense1")
+
+    def __init__(self, shape: Sequence[int], classes: int, *, width: int = 64) -> None:
+        super().__init__(shape, classes)
+        self.conv1 = self.convolution(2 * width, 3, same=True)
+        self.conv2 = self.convolution(width, 3, stride=2, dropout=0.25)
+        self.dense1 = self.dense(128, dropout=0.5)
+        self.finish()

@@ -1,0 +1,150 @@
+"""The MNIST auto-encoder of AdvAE, and what it shares with the U-Nets: images in, images out."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NORM_EPS = 1e-3  # Keras's default
+FEW = 4
+"""Channels up to which a convolution is faster as a product of matrices. Our choice: measured with
+1 and 3 channels beside 32 on a processor; the blocks of its convolutions are 8 or 16 channels."""
+
+
+class Autoencoder(nn.Module):
+    """Images to images of the same shape through a sigmoid.
+
+    A subclass implements :meth:`decode`. Sides that are no multiples of ``reduction`` are padded
+    with zeros below and to the right, and the output is cropped (our choice; MNIST, 16x16 digits
+    and CIFAR-10 fit).
+
+    Shapes: images float32 (n, C, H, W) in [0, 1] to the same.
+    """
+
+    reduction: ClassVar[int]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.sigmoid(self.decoded(images))
+
+    def decoded(self, images: Tensor) -> Tensor:
+        """What the last layer gives (n, C, H, W): the logit of each pixel."""
+        height, width = images.shape[-2:]
+        below, beside = -height % self.reduction, -width % self.reduction
+        padded = functional.pad(images, (0, beside, 0, below)) if below or beside else images
+        made = self.decode(padded.contiguous(memory_format=torch.channels_last))
+        return made[..., :height, :width]
+
+    def decode(self, images: Tensor) -> Tensor:
+        """From images whose sides are multiples of ``reduction`` to pixels' logits."""
+        raise TypeError(f"{type(self).__name__} does not implement decode")
+
+
+class MnistAutoencoder(Autoencoder):
+    """(Conv 3x3, BN, ReLU, max-pool) twice, (conv 3x3, ReLU, nearest-up) twice, conv 3x3, sigmoid.
+
+    AdvAE, section 4.1: 28,481 parameters with 1 channel and width 32. The paper's "3 channels" of
+    the last convolution are a slip on MNIST; upstream (`lihebi/AdvAE`) has the image's own.
+
+    Args:
+        channels: of the images.
+        width: channels of all inner layers.
+        norm_momentum: weight of a new batch in the running statistics.
+    """
+
+    reduction = 4
+
+    def __init__(self, channels: int, width: int, norm_momentum: float) -> None:
+        super().__init__()
+        self.encoder1 = NormedConvolution(channels, width, norm_momentum)
+        self.encoder2 = NormedConvolution(width, width, norm_momentum)
+        self.decoder1 = nn.Conv2d(width, width, 3, padding=1)
+        self.decoder2 = UpConvolution(width, width)
+        self.output = UpConvolution(width, channels)
+        start_as_keras(self)
+
+    def decode(self, images: Tensor) -> Tensor:
+        # max-pooling before ReLU: the same numbers from a quarter of the work
+        hidden = torch.relu_(functional.max_pool2d(self.encoder1(images), 2))
+        hidden = torch.relu_(functional.max_pool2d(self.encoder2(hidden), 2))
+        hidden = torch.relu_(self.decoder2(torch.relu_(self.decoder1(hidden))))
+        return self.output(hidden)
+
+
+class NormedConvolution(nn.Module):
+    """A 3x3 convolution and batch normalisation; in evaluation mode a single convolution, which is
+    exact up to rounding and saves passes over memory in every step of an attack."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        norm_momentum: float,
+        *,
+        stride: int = 1,
+        bias: bool = True,
+        norm_eps: float = NORM_EPS,
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
+        self.norm = nn.BatchNorm2d(outputs, eps=norm_eps, momentum=norm_momentum)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        convolution, norm = self.convolution, self.norm
+        weight, bias = convolution.weight, convolution.bias
+        if self.training:
+            return norm(convolve(hidden, weight, bias, convolution.stride[0]))
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        if bias is not None:
+            shift = shift + bias * scale
+        return convolve(hidden, weight * scale[:, None, None, None], shift, convolution.stride[0])
+
+
+class UpConvolution(nn.Conv2d):
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution, as one transposed convolution.
+
+    An output pixel sees no more than 2x2 different pixels, so 16 products do the work of 36, and
+    the upsampled image is never made. Exact up to rounding.
+
+    Shapes: (n, inputs, H, W) to (n, outputs, 2 H, 2 W).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        mirrored = self.weight.flip(2, 3).transpose(0, 1)
+        places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+        kernel = torch.stack([functional.pad(mirrored, place) for place in places]).sum(dim=0)
+        if self.out_channels > FEW:
+            return functional.conv_transpose2d(hidden, kernel, self.bias, stride=2, padding=1)
+        count, inputs, height, width = hidden.shape
+        pixels = hidden.permute(0, 2, 3, 1).reshape(count, height * width, inputs)
+        parts = (pixels @ kernel.flatten(1)).transpose(1, 2)
+        size = (2 * height, 2 * width)
+        made = functional.fold(parts, size, kernel_size=4, padding=1, stride=2)
+        return made if self.bias is None else made + self.bias[:, None, None]
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
+    """A 3x3 convolution, padded by 1; of images with few channels as a 1x1 convolution of patches,
+    whose gradient by the images takes half the time."""
+    count, inputs, height, width = images.shape
+    if inputs > FEW or stride > 1:
+        return functional.conv2d(images, weight, bias, stride, padding=1)
+    patches = functional.unfold(images, 3, padding=1).view(count, -1, height, width)
+    patches = patches.contiguous(memory_format=torch.channels_last)
+    return functional.conv2d(patches, weight.reshape(len(weight), -1, 1, 1), bias)
+
+
+def start_as_keras(module: nn.Module) -> None:
+    """Draw initial weights as Keras does (upstream's library): Glorot uniform, biases zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,173 @@
+"""An auto-encoder in front of frozen classifiers: what AdvAE and HGD share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.attacks.pgd import Pgd
+from purifiers.core.component import Classifier, Method, frozen
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.loop import Recipe
+from purifiers.core.numbers import fraction
+from purifiers.core.prepare import Prepared
+from purifiers.methods._autoencoder import Autoencoder, MnistAutoencoder
+from purifiers.methods._unet import PaperUnet, Unet
+
+Makers = dict[str, Callable[[int, int, float], Autoencoder]]
+"""Variant to what makes it from channels, width and norm_momentum."""
+
+LABELS = ("true", "predicted")
+DROPOUTS = ("eval", "train")
+
+
+class FittedAutoencoder(Method):
+    """x -> AE(x), fitted with PGD examples so that frozen classifiers keep their answers.
+
+    Nothing of a classifier is needed to purify, so one fit serves any of them.
+
+    Defaults are AdvAE's for MNIST (section 4.1), where it is silent those of `lihebi/AdvAE`
+    (May 2019).
+
+    Args:
+        variant: ``mnist``, ``unet`` (the authors' U-Net) or ``unet_paper`` (the paper's words).
+        width: channels of its first level.
+        norm_momentum: weight of a new batch in the running statistics of batch normalisation;
+            .01 is Keras's default. Trainings of a few hundred steps need more.
+        eps, steps, step_size: the PGD attack that makes training examples, L-infinity, random
+            start. 0.3, 40 x 0.01; on CIFAR-10 8/255, 10 x 1/255 (upstream: 2/255).
+        attack_labels: ``true``, or ``predicted``: away from what the attacked model says of the
+            clean image, which is what upstream's attacks do and is weaker.
+        dropout: ``eval``: none in the classifiers; ``train``: as in upstream, whose classifiers
+            drop units in the attack and in the loss while the auto-encoder is trained.
+        epochs, batch_size, learning_rate: of Adam; 100 epochs at most and batch 32 are upstream's.
+        schedule, milestones, learning_rate_decay, validation, patience, min_learning_rate,
+            early_stopping: see :class:`purifiers.core.loop.Recipe`. The paper halves the rate
+            after 4 epochs without a lower validation loss and stops after 10.
+    """
+
+    fitted = True
+    VARIANTS: ClassVar[Makers] = {
+        "mnist": MnistAutoencoder,
+        "unet": lambda channels, width, _: Unet(channels, width),
+        "unet_paper": lambda channels, width, _: PaperUnet(channels, width),
+    }
+
+    def __init__(
+        self,
+        *,
+        variant: str = "mnist",
+        width: int = 32,
+        norm_momentum: float = 0.01,
+        eps: float | str = 0.3,
+        steps: int = 40,
+        step_size: float | str = 0.01,
+        attack_labels: str = "true",
+        dropout: str = "eval",
+        epochs: float = 100,
+        batch_size: int = 32,
+        learning_rate: float = 0.001,
+        schedule: str = "plateau",
+        milestones: Sequence[float] = (0.5, 0.75),
+        learning_rate_decay: float = 0.5,
+        validation: float = 0.1,
+        patience: int = 4,
+        min_learning_rate: float = 5e-5,
+        early_stopping: int = 10,
+    ) -> None:
+        super().__init__()
+        self._check("variant", variant, self.VARIANTS)
+        self._check("attack_labels", attack_labels, LABELS)
+        self._check("dropout", dropout, DROPOUTS)
+        self.variant, self.width, self.norm_momentum = variant, width, norm_momentum
+        self.eps, self.steps, self.step_size = fraction(eps), steps, fraction(step_size)
+        self.attack_labels, self.dropout = attack_labels, dropout
+        self.recipe = Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer="adam",
+            schedule=schedule,
+            milestones=tuple(milestones),
+            learning_rate_decay=learning_rate_decay,
+            validation=validation,
+            patience=patience,
+            min_learning_rate=min_learning_rate,
+            early_stopping=early_stopping,
+        )
+        # in lists, so that their weights are not ours
+        self._classifiers: list[Classifier] = []
+        self._prepared: list[Prepared] = []
+
+    def _check(self, name: str, value: str, known: Collection[str]) -> None:
+        if value not in known:
+            raise UserError(
+                f"{type(self).__name__}: {name} is {value!r}: choose one of {', '.join(known)}"
+                f"{did_you_mean(value, known)}"
+            )
+
+    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+        made = self.VARIANTS[self.variant](shape[0], self.width, self.norm_momentum)
+        self.autoencoder = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._classifiers = [] if classifier is None else [classifier]
+        self._prepared = []
+
+    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+        """Fit on these frozen classifiers; on several, the losses add up (AdvAE, equation 8)."""
+        self._classifiers, self._prepared = list(classifiers), []
+
+    def purify(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        return self.autoencoder(images)
+
+    def targets(self) -> list[Prepared]:
+        """The classifiers, made ready for many gradients.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not self._classifiers:
+            raise UserError(f"{type(self).__name__}: bind a classifier before fitting")
+        if not self._prepared:
+            self._prepared = [Prepared(classifier) for classifier in self._classifiers]
+        for target in self._prepared:
+            for part in target.module.modules():
+                if isinstance(part, nn.Dropout):
+                    part.train(self.training and self.dropout == "train")
+        return self._prepared
+
+    def attack(
+        self,
+        model: Callable[..., Tensor],
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        seed: int,
+        share: float = 1.0,
+    ) -> Tensor:
+        """PGD examples (n, C, H, W) against ``model``, with eps and steps ``share`` as long."""
+        if self.attack_labels == "predicted":
+            with torch.no_grad():
+                labels = model(images).argmax(dim=1)
+        pgd = Pgd(eps=share * self.eps, step_size=share * self.step_size, steps=self.steps)
+        return pgd(model, images, labels, seed, indices)
+
+
+@contextlib.contextmanager
+def under_attack(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode, and without gradients of its parameters; afterwards as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    frozen(module)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)

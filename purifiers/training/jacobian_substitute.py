@@ -1,0 +1,92 @@
+"""Substitute training (Papernot et al. 2017): a stolen model learns from another one's answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from purifiers.core.component import Classifier, input_gradient
+from purifiers.core.errors import UserError
+from purifiers.core.numbers import fraction
+from purifiers.training.plateau import Plateau
+
+VERSION = 1
+BUDGET = ("epochs", "learning_rate", "optimizer", "schedule", "seed_images", "rounds")
+FIT_PASSES = "3 * epochs"  # per image and round
+ORACLE = True  # trained on answers of the attacked defence, by the stage `substitute`
+
+SEED_LABELS = ("dataset", "oracle")
+
+
+class JacobianSubstitute(Plateau):
+    """Cross entropy on hard labels of the attacked model, the images chosen by Jacobian-based data
+    set augmentation (Papernot et al. 2017, arXiv 1602.02697, algorithm 1).
+
+    A few seed images are labelled; the substitute trains on them; every image is moved along the
+    substitute's gradient and the attacked model asked for the label of the result, which doubles
+    the set; the same substitute trains on, with a fresh optimizer. 150 images become 4,800 in 6
+    rounds. So `lihebi/AdvAE` has it from `cleverhans-lab/cleverhans` (``mnist_blackbox.py``),
+    without the reservoir sampling of the authors' arXiv 1605.07277. Both repositories let moved
+    images leave [0, 1]; here they are clipped, for a defence takes images.
+
+    Args:
+        seed_images: 150 held-out test images, `lihebi/AdvAE` and the AdvAE paper, section 4.1.
+        rounds: trainings, with an augmentation between each and the next; 6, likewise.
+        augmentation_step: length of a move, as an L-infinity distance; .1 in both repositories.
+        negative_rounds: the moves after the first 3 trainings go against the gradient, later ones
+            along it, in both repositories. (The sign of arXiv 1605.07277 changes periodically.)
+        seed_labels: ``dataset``: true labels of the seed images, as in both repositories;
+            ``oracle``: the attacked model is asked for these too, as in algorithm 1.
+
+    Each round trains by the recipe of the clean classifiers, as in `lihebi/AdvAE`.
+
+    Raises:
+        UserError: no seed image, no round, or an unknown source of the seed images' labels.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed_images: int = 150,
+        rounds: int = 6,
+        augmentation_step: float | str = 0.1,
+        negative_rounds: int = 3,
+        seed_labels: str = "dataset",
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        for name, value in (("seed_images", seed_images), ("rounds", rounds)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, but a substitute needs at least 1")
+        if seed_labels not in SEED_LABELS:
+            known = ", ".join(SEED_LABELS)
+            raise UserError(f"seed_labels is {seed_labels!r}: choose one of {known}")
+        self.seed_images, self.rounds = seed_images, rounds
+        self.augmentation_step = fraction(augmentation_step)
+        self.negative_rounds = negative_rounds
+        self.seed_labels = seed_labels
+
+    def augment(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, trained: int
+    ) -> Tensor:
+        """A new image for each: x + lambda sign(dF_y(x) / dx), clipped to [0, 1].
+
+        Args:
+            classifier: the substitute F, its logits; in evaluation mode.
+            images: float32 (n, C, H, W) in [0, 1].
+            labels: y of each image, int64 (n,).
+            trained: rounds that the substitute has trained, 1 or more; decides lambda's sign.
+
+        Returns:
+            float32 (n, C, H, W).
+        """
+        gradient, _, _ = input_gradient(
+            lambda inputs, _: classifier(inputs), images, labels, labels, _logit_of_label
+        )
+        sign = -1.0 if trained <= self.negative_rounds else 1.0
+        return (images + sign * self.augmentation_step * gradient.sign()).clamp(0.0, 1.0)
+
+
+def _logit_of_label(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.gather(1, labels[:, None]).squeeze(1)

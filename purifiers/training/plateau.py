@@ -1,0 +1,52 @@
+"""Natural training steered by held-out images: plateaus halve the rate, the best epoch stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from purifiers.training.natural import Natural
+
+VERSION = 1
+BUDGET = ("epochs", "learning_rate", "optimizer", "schedule")
+FIT_PASSES = "3 * epochs"
+
+
+class Plateau(Natural):
+    """Cross entropy on clean images with Adam, plateaus and early stopping.
+
+    The recipe of the AdvAE paper (Li et al. 2019, section 4.1): rate 1e-3, halved when the
+    validation loss did not improve over 4 epochs; the end after 10 such epochs; the best weights
+    restored; 10 % of the training data held out. From `lihebi/AdvAE` where the paper is silent:
+    batch 128, at most 100 epochs, and no rate below 5e-5.
+
+    Its budgets are its own, for what suits :class:`Natural`'s SGD does not suit Adam.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: float = 100,
+        learning_rate: float = 0.001,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        schedule: str = "plateau",
+        learning_rate_decay: float = 0.5,
+        validation: float = 0.1,
+        patience: int = 4,
+        min_learning_rate: float = 5e-5,
+        early_stopping: int = 10,
+        **common: Any,
+    ) -> None:
+        super().__init__(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            learning_rate_decay=learning_rate_decay,
+            validation=validation,
+            patience=patience,
+            min_learning_rate=min_learning_rate,
+            early_stopping=early_stopping,
+            **common,
+        )

@@ -3,6 +3,7 @@
 #   snakemake                                          every implemented table, smoke scale
 #   snakemake --config scale=desk                      ... at another scale
 #   snakemake results/tables/smoke/aid/table_3.csv     one table
+#   snakemake results/tables/timing/attacks.csv        the attacks beside other libraries
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, workflow.basedir)
 include: "workflow/rules/plan.smk"
 include: "workflow/rules/stages.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/timing.smk"
 
 
 rule all:

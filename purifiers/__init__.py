@@ -47,13 +47,16 @@ def classifier(name: str, shape: Sequence[int], classes: int, **parameters: Any)
     return _make("classifier", name, shape, classes, **parameters)
 
 
-def defend(
-    classifier: Classifier, methods: Sequence[Method], gradient: str = "exact", seed: int = 0
-) -> Defence:
-    """A classifier behind purifiers: images (n, C, H, W) to logits (n, classes)."""
+def defend(classifier: Classifier, methods: Sequence[Method], **threat: Any) -> Defence:
+    """A classifier behind purifiers: images (n, C, H, W) to logits (n, classes).
+
+    Args:
+        threat: how an attacker sees it: ``gradient``, ``seed``, ``eot_samples``, ``eot_combine``,
+            ``auxiliary``, as in :class:`purifiers.core.defence.Defence`.
+    """
     from purifiers.core.defence import Defence
 
-    return Defence(classifier, methods, gradient, seed)
+    return Defence(classifier, methods, **threat)
 
 
 def _make(kind: str, name: str, *context: Any, **parameters: Any) -> Any:

@@ -39,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     measure.add_argument("--device", default="cpu")
     measure.set_defaults(function=_measure)
 
+    timing = commands.add_parser("timing", help="write the table of attacks beside other libraries")
+    timing.add_argument("table", type=Path, help="the CSV; the chart is put beside it")
+    timing.add_argument("measurements", type=Path, nargs="+", help="what benchmarks/timing left")
+    timing.set_defaults(function=_timing)
+
     chosen = parser.parse_args(arguments)
     try:
         return chosen.function(chosen)
@@ -90,6 +95,13 @@ def _measure(arguments: argparse.Namespace) -> int:
     runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
     networks = {run.network for run in runs if run.network}
     measure_networks(networks, root / "workflow" / "throughput.yaml", arguments.device)
+    return 0
+
+
+def _timing(arguments: argparse.Namespace) -> int:
+    from purifiers.report.timing import write_timing
+
+    write_timing(arguments.measurements, arguments.table)
     return 0
 
 

@@ -16,6 +16,9 @@ class Cell:
             ``quoted`` (the paper takes it from elsewhere) or ``configuration``.
         reason: why it is not planned.
         scores: per seed the ids of its score runs; several ids: the lowest accuracy counts.
+        eot: draws behind each of the attacker's gradients; 0 where nothing is said.
+        stochastic: a method of the chain is random.
+        source: classifier and training that a transfer attack was made on.
     """
 
     paper: str
@@ -43,6 +46,9 @@ class Cell:
     reason: str
     scores: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...]
+    eot: int = 0
+    stochastic: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)

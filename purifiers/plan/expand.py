@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import Cell, Document
 from purifiers.plan.declarations import Paper, blocks_of
-from purifiers.plan.lineage import Lineage
+from purifiers.plan.lineage import Lineage, eot
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge
 from purifiers.plan.scale import Scale, UsedDataset
 
-THREAT_MODELS = ("oblivious", "white_box")
-GRADIENTS = ("exact", "bpda")
-METRICS = ("accuracy",)
+THREAT_MODELS = ("oblivious", "white_box", "transfer", "black_box")
+GRADIENTS = ("exact", "bpda", "one_step")
+METRICS = ("accuracy", "mean_l2", "mean_linf")
 SUPPORTED = frozenset(
     "dataset classifier training methods attack threat_model gradient metric unit "  # noqa: SIM905
-    "worst_of worst_over override quoted flags".split()
+    "eot source auxiliary fit_classifiers worst_of worst_over override quoted flags".split()
 )
 
 
@@ -109,6 +111,9 @@ class Expander:
             flags=tuple(flags),
             state=state,
             reason=reason,
+            eot=_draws(declared),
+            stochastic=state == "planned" and _is_random(paper, declared, where),
+            source=_source_label(declared),
             scores=scores,
             seeds=self.scale.seeds if scores else (),
         )
@@ -166,21 +171,87 @@ class Expander:
             if cell.get(key, known[0]) not in known:
                 raise NotImplementedHere(f"{key} {cell[key]} is not implemented")
         used = self.scale.dataset(cell["dataset"])
+        constants: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for kind, name in _named(cell):
             component_name = paper.recipe(kind, name, where)["component"]
             if not registry.exists(kind, component_name):
                 raise NotImplementedHere(f"{kind} {component_name} is not implemented")
+            constants[kind].append(registry.describe(kind, component_name).constants)
+        _check_threat(cell, constants, where)
         if used is None:
             return None
+        # no more images than the paper looked at: some of its attacks cost hours for each
+        most = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
+        used = replace(used, test=min(used.test, most))
         return Setting(paper, self.scale, where, cell, used)
 
 
 def _named(cell: dict[str, Any]) -> list[tuple[str, str]]:
     found = [("classifier", cell["classifier"]), ("training", cell["training"])]
+    found += [("classifier", name) for name in cell.get("fit_classifiers", ())]
     found += [("method", name) for name in cell.get("methods", ())]
     if cell.get("attack", "none") != "none":
         found.append(("attack", cell["attack"]))
+        if "auxiliary" in cell:
+            found.append(("method", cell["auxiliary"]))
+        if "source" in cell:
+            found += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
     return found
+
+
+def _check_threat(
+    cell: dict[str, Any], constants: dict[str, list[dict[str, Any]]], where: str
+) -> None:
+    """Refuse attacks that cannot be, or that would flatter the defence.
+
+    Raises:
+        UserError: a random defence attacked without a word on EOT, a transfer without a source,
+            a detector attacked by somebody who does not know it, or an attack on a part of the
+            defence that it does not have.
+    """
+    if cell.get("attack", "none") == "none":
+        return
+    threat = cell.get("threat_model", "oblivious")
+    methods = constants["method"][: len(cell.get("methods", ()))]
+    queried = threat == "white_box" or (threat == "black_box" and "source" not in cell)
+    if queried and any(method.get("STOCHASTIC") for method in methods) and "eot" not in cell:
+        raise UserError(
+            f"{where}: a random defence is attacked {threat} without expectation over its draws; "
+            "say `eot: 20`, or `eot: 1` if the paper attacked single draws"
+        )
+    if threat == "transfer" and "source" not in cell:
+        raise UserError(f"{where}: threat model transfer needs a `source` to carry over from")
+    known = methods if threat == "white_box" else []
+    if "auxiliary" in cell:
+        if threat not in ("oblivious", "white_box"):
+            raise UserError(
+                f"{where}: threat model {threat} does not know the `auxiliary` method; take "
+                "oblivious or white_box"
+            )
+        known = [*known, constants["method"][-1]]
+    offered = {part for method in known for part in method.get("PROVIDES", ())}
+    for part in constants["attack"][0].get("NEEDS", ()):
+        if part not in offered:
+            raise UserError(
+                f"{where}: attack {cell['attack']!r} goes against a method's {part}, and none of "
+                "the attacked methods has one"
+            )
+
+
+def _draws(declared: dict[str, Any]) -> int:
+    """Draws behind each of the attacker's gradients; 0 where nothing is said."""
+    return eot(declared["eot"])["samples"] if "eot" in declared else 0
+
+
+def _is_random(paper: Paper, declared: dict[str, Any], where: str) -> bool:
+    recipes = [paper.recipe("method", name, where) for name in declared.get("methods", ())]
+    described = [registry.describe("method", recipe["component"]) for recipe in recipes]
+    return any(method.constants.get("STOCHASTIC", False) for method in described)
+
+
+def _source_label(declared: dict[str, Any]) -> str:
+    source = declared.get("source")
+    return f"{source['classifier']}, {source['training']}" if source else ""
 
 
 def _attack_label(declared: dict[str, Any]) -> str:

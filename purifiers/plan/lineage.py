@@ -30,7 +30,7 @@ class Lineage:
         Raises:
             UserError: an early-stopped adversarial set would be purified afterwards.
         """
-        classifier = self._classifier(setting, seed)
+        classifier = self._classifier(setting, seed, setting.cell)
         methods = [self._method(setting, name, seed) for name in setting.cell.get("methods", ())]
         made_by = classifier.inputs[0]
         subset = {"split": "test", "n": setting.used.test, "seed": SUBSET_SEED}
@@ -71,10 +71,11 @@ class Lineage:
         run = make_run("dataset", used.name, spec, size_bytes=pixels)
         return self.runs.setdefault(run.id, run)
 
-    def _classifier(self, setting: Setting, seed: int) -> Run:
+    def _classifier(self, setting: Setting, seed: int, names: dict[str, Any]) -> Run:
+        """The run that trains a classifier; ``names`` says which, and with which recipe."""
         data = self._dataset(setting.used)
-        classifier = setting.recipe("classifier", setting.cell["classifier"])
-        training = setting.recipe("training", setting.cell["training"])
+        classifier = setting.recipe("classifier", names["classifier"])
+        training = setting.recipe("training", names["training"])
         spec = {
             "data": data.id,
             "train": setting.used.train,
@@ -89,23 +90,40 @@ class Lineage:
         return self.runs.setdefault(run.id, run)
 
     def _method(self, setting: Setting, name: str, seed: int) -> tuple[dict[str, Any], Run | None]:
-        """A method's spec, and the run that fits it if it has to be fitted."""
+        """A method's spec, and the run that fits it if it has to be fitted.
+
+        Raises:
+            UserError: it is to be fitted on other classifiers than the one it protects, which it
+                listens to.
+        """
         method = setting.recipe("method", name)
         constants = registry.describe("method", method["component"]).constants
         if "FIT_PASSES" not in constants:
             return {**method, "run": None}, None
-        classifier = self._classifier(setting, seed)
+        cell = setting.cell
+        names = cell.get("fit_classifiers") or [cell["classifier"]]
+        if names != [cell["classifier"]] and not constants.get("ENSEMBLE", False):
+            raise UserError(
+                f"{setting.where}: method {name!r} listens to the classifier it protects and "
+                f"cannot be fitted on {', '.join(names)}: leave fit_classifiers out"
+            )
+        classifiers = [self._classifier(setting, seed, {**cell, "classifier": n}) for n in names]
+        first, *others = classifiers
         spec = {
-            "data": classifier.spec["data"],
+            "data": first.spec["data"],
             "train": setting.used.train,
-            "classifier": classifier.id,
+            "classifier": first.id,
             "method": method,
             "seed": seed,
         }
-        cost = passes("method", method, "FIT_PASSES") * setting.used.train
-        slug = _slug(classifier, [method["component"]], seed)
-        inputs = (*classifier.inputs, classifier)
-        run = self._keep("purifier", slug, spec, inputs, cost, classifier)
+        if others:
+            spec["ensemble"] = [run.id for run in others]
+        # in passes of the first: networks that a method is fitted on together are of a size
+        cost = passes("method", method, "FIT_PASSES") * setting.used.train * len(classifiers)
+        beside = [run.spec["classifier"]["component"] for run in others]
+        slug = _slug(first, ["_and_".join([method["component"], *beside])], seed)
+        inputs = (*first.inputs, *classifiers)
+        run = self._keep("purifier", slug, spec, inputs, cost, first)
         return {**method, "run": run.id}, run
 
     def _attack(
@@ -117,32 +135,97 @@ class Lineage:
         seed: int,
     ) -> tuple[Run, list[str]]:
         """The run that makes the adversarial set, and the words for it in ids."""
-        attack = setting.recipe("attack", setting.cell["attack"])
-        white_box = setting.cell.get("threat_model", "oblivious") == "white_box"
-        attacked = methods if white_box else []
-        if methods and not attacked and attack["parameters"].get("stop") == "success":
+        cell = setting.cell
+        attack = setting.recipe("attack", cell["attack"])
+        threat = cell.get("threat_model", "oblivious")
+        sees_defence = threat == "white_box" or (threat == "black_box" and "source" not in cell)
+        attacked = methods if sees_defence else []
+        source = cell.get("source") if threat in ("transfer", "black_box") else None
+        if ((methods and not attacked) or source) and attack["parameters"].get("stop") == "success":
             raise UserError(
-                f"{setting.where}: attack {setting.cell['attack']!r} stops at its first success: "
-                "far too weak for images that are purified afterwards; set stop to never"
+                f"{setting.where}: attack {cell['attack']!r} stops at its first success: far too "
+                "weak for images that another model or a purifier sees; set stop to never"
             )
-        spec = {
+        victim = classifier
+        if source is not None:
+            victim = self._source(setting, classifier, methods, source, seed)
+        gradient = "none" if threat == "black_box" and source is None else "exact"
+        if attacked and threat == "white_box":
+            gradient = cell.get("gradient", "exact")
+        spec: dict[str, Any] = {
             "images": images,
-            "classifier": classifier.id,
+            "classifier": victim.id,
             "methods": [method for method, _ in attacked],
-            "gradient": setting.cell.get("gradient", "exact") if attacked else "exact",
+            "gradient": gradient,
             "attack": attack,
             "seed": seed,
         }
-        per_query = 1 + sum(passes("method", method, "PASSES") for method, _ in attacked) / 3
+        if victim.stage != "classifier":
+            spec["classifier_stage"] = victim.stage
+        fitted = [run for _, run in attacked if run]
+        draws = 1
+        if "eot" in cell and any(_is_random(method) for method, _ in attacked):
+            spec["eot"] = eot(cell["eot"])
+            draws = spec["eot"]["samples"]
+        if "auxiliary" in cell:
+            spec["auxiliary"], run = self._method(setting, cell["auxiliary"], seed)
+            fitted += [run] if run else []
+        precision = setting.scale.setting("attack_precision", "float32")
+        constants = registry.describe("attack", attack["component"]).constants
+        if precision != "float32" and not constants.get("FLOAT32_ONLY"):
+            spec["precision"] = precision
+        per_query = draws * (
+            1 + sum(passes("method", method, "PASSES") for method, _ in attacked) / 3
+        )
         cost = passes("attack", attack, "PASSES") * per_query * setting.used.test
         story = [attack["component"]]
         if attacked:
             chain = "_".join(method["component"] for method, _ in attacked)
-            story.append(f"{spec['gradient']}_{chain}")
-        inputs = (classifier.inputs[0], classifier, *(run for _, run in attacked if run))
-        slug = _slug(classifier, story, seed)
+            story.append(f"{gradient}_{chain}" if gradient != "none" else f"scores_{chain}")
+        inputs = (classifier.inputs[0], victim, *fitted)
+        slug = _slug(victim, story, seed)
         size = _float_bytes(setting.used)
-        return self._keep("attack", slug, spec, inputs, cost, classifier, size), story
+        return self._keep("attack", slug, spec, inputs, cost, victim, size), story
+
+    def _source(
+        self,
+        setting: Setting,
+        classifier: Run,
+        methods: list[tuple[dict[str, Any], Run | None]],
+        source: dict[str, Any],
+        seed: int,
+    ) -> Run:
+        """The classifier whose adversarial images are carried over to the one that is scored.
+
+        Raises:
+            UserError: a substitute's seed images would be among the evaluated ones.
+        """
+        recipe = setting.recipe("training", source["training"])
+        described = registry.describe("training", recipe["component"])
+        if not described.constants.get("ORACLE"):
+            return self._classifier(setting, seed + source.get("seed_offset", 0), source)
+        substitute = setting.recipe("classifier", source["classifier"])
+        seeds, rounds = recipe["parameters"]["seed_images"], recipe["parameters"]["rounds"]
+        _check_seeds(setting, seeds)
+        spec = {
+            "data": classifier.spec["data"],
+            "seeds": {"split": "test", "n": seeds, "seed": SUBSET_SEED, "last": True},
+            "classifier": substitute,
+            "training": recipe,
+            "oracle": {"classifier": classifier.id, "methods": [method for method, _ in methods]},
+            "seed": seed,
+        }
+        # the set doubles after each round but the last
+        trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
+        answer = 1 + sum(passes("method", method, "PASSES") for method, _ in methods)
+        cost = passes("training", recipe, "FIT_PASSES") * trained + (3 + answer) * grown
+        network = network_key(substitute, _shape(setting.used))
+        chain = [method["component"] for method, _ in methods]
+        slug = _slug(classifier, [*chain, substitute["component"], "substitute"], seed)
+        inputs = (*classifier.inputs, classifier, *(run for _, run in methods if run))
+        unique = tuple(dict.fromkeys(inputs))
+        run = make_run("substitute", slug, spec, unique, classifier.lineage, cost, network)
+        return self.runs.setdefault(run.id, run)
 
     def _purify(
         self,
@@ -161,6 +244,29 @@ class Lineage:
         slug = _slug(classifier, story, seed)
         size = _float_bytes(setting.used)
         return self._keep("purify", slug, spec, inputs, cost, classifier, size)
+
+
+def _check_seeds(setting: Setting, seeds: int) -> None:
+    """Evaluated images are the first of the shuffled test split, seed images the last."""
+    used = setting.used
+    there = registry.describe("dataset", used.name).constants["TEST"]
+    if used.test + seeds > there:
+        raise UserError(
+            f"{setting.where}: {used.test} evaluated images and {seeds} seed images of the "
+            f"substitute are more than the {there} test images of {used.name}; set test to at most "
+            f"{there - seeds} in workflow/scales/{setting.scale.name}.yaml, or lower seed_images"
+        )
+
+
+def eot(declared: int | dict[str, Any]) -> dict[str, Any]:
+    """A declared ``eot`` as it stands in a spec: number of draws, and how they are combined."""
+    given = {"samples": declared} if isinstance(declared, int) else declared
+    return {"samples": given["samples"], "combine": given.get("combine", "mean")}
+
+
+def _is_random(method: dict[str, Any]) -> bool:
+    constants = registry.describe("method", method["component"]).constants
+    return bool(constants.get("STOCHASTIC", False))
 
 
 def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:

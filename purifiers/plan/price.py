@@ -72,7 +72,7 @@ def describe_price(plan: Plan) -> str:
     device = "cpu" if plan.scale.setting("device", "auto") == "cpu" else "gpu"
     lines = [
         f"scale {plan.scale.info().label}; hours on one {device}; what is done is subtracted",
-        f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>9}{'GiB':>8}",
+        f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>11}{'GiB':>9}",
     ]
     for name, document in plan.documents.items():
         planned = sum(cell.state == "planned" for cell in document.cells)
@@ -96,8 +96,8 @@ def describe_price(plan: Plan) -> str:
 def _line(name: str, cells: int, planned: int, found: Price) -> str:
     hours = f"{found.hours:.2f}" + ("+" if found.unknown else "")
     return (
-        f"{name:<22}{cells:>7}{planned:>8}{found.runs:>7}{found.jobs:>6}{hours:>9}"
-        f"{found.gibibytes:>8.2f}"
+        f"{name:<22}{cells:>7}{planned:>8}{found.runs:>7}{found.jobs:>6}{hours:>11}"
+        f"{found.gibibytes:>9.2f}"
     )
 
 

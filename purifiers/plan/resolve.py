@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class Setting:
     def recipe(self, kind: str, name: str) -> dict[str, Any]:
         """A recipe as a component spec: settings filled in, budgets and overrides applied.
 
+        A budget of ``{at_most: n}`` lowers what the recipe says and never raises it.
+
         Raises:
             UserError: unknown recipe, parameter or setting, or a length out of range.
         """
@@ -43,13 +46,22 @@ class Setting:
         budget = self.scale.budget(kind, component_name, self.used)
         parameters = {**declared, **budget, **override}
         described.check_parameters(parameters, where)
-        settings = self.paper.settings(self.used.name) if _has_reference(parameters) else {}
-        resolved = {key: _resolve(key, value, settings, where) for key, value in parameters.items()}
+        settings = (
+            self.paper.settings(self.used.name)
+            if _has_reference([*declared.values(), *parameters.values()])
+            else {}
+        )
+        resolved = {}
+        for key, value in parameters.items():
+            if isinstance(value, dict) and "at_most" in value:
+                whole = declared.get(key, described.parameters[key])
+                value = min(_resolve(key, whole, settings, where), value["at_most"])
+            resolved[key] = _resolve(key, value, settings, where)
         return component(kind, component_name, resolved)
 
 
-def _has_reference(parameters: dict[str, Any]) -> bool:
-    return any(isinstance(value, str) and value.startswith("$") for value in parameters.values())
+def _has_reference(parameters: Iterable[Any]) -> bool:
+    return any(isinstance(value, str) and value.startswith("$") for value in parameters)
 
 
 def _resolve(parameter: str, value: Any, settings: dict[str, Any], where: str) -> Any:

@@ -11,7 +11,7 @@ from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import ScaleInfo
 from purifiers.plan.declarations import read_checked
 
-STAGES = ("dataset", "classifier", "purifier", "attack", "purify", "score")
+STAGES = ("dataset", "classifier", "purifier", "substitute", "attack", "purify", "score")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def load_scale(root: Path, name: str) -> Scale:
     """Read a scale and check that it changes nothing but budgets.
 
     Raises:
-        UserError: unknown scale, broken schema, or a parameter that is not a budget.
+        UserError: unknown scale, broken schema, a parameter that is not a budget, or a learning
+            rate that does not say its optimizer.
     """
     path = root / "workflow" / "scales" / f"{name}.yaml"
     if not path.exists():
@@ -113,4 +114,9 @@ def load_scale(root: Path, name: str) -> Scale:
                         f"{did_you_mean(parameter, allowed)}; a scale may change "
                         f"{', '.join(allowed) or 'nothing'} there"
                     )
+            if "learning_rate" in changes and "optimizer" in set(allowed) - set(changes):
+                raise UserError(
+                    f"workflow/scales/{name}.yaml: {place}.{key}: learning_rate without optimizer; "
+                    "recipes of different optimizers share this budget, so say which it is for"
+                )
     return Scale(name, declared)

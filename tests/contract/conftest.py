@@ -31,6 +31,8 @@ SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budge
 
 # What makes a test small; where a component has a parameter of the name.
 MOST_STEPS = 12
+MOST_QUERIES = 100  # random search needs more answers than gradients to break anything
+FITTED_ON = 384  # images
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
 
@@ -58,12 +60,17 @@ class Component:
     @property
     def small(self) -> dict[str, Any]:
         """The smoke scale's budget; an attack gets few and long steps, and a large ball."""
-        chosen = dict(SMOKE.get(f"{self.kind}.{self.name}", {}))
+        budget = SMOKE.get(f"{self.kind}.{self.name}", {})
+        chosen = {n: v["at_most"] if isinstance(v, dict) else v for n, v in budget.items()}
         if self.kind == "attack":
             described = self.description
             budget = described.constants.get("BUDGET", ())
             default = {n: described.parameters[n] for n in budget} | chosen
-            chosen = {n: min(v, MOST_STEPS) for n, v in default.items() if type(v) is int}
+            chosen = {
+                n: min(v, MOST_QUERIES if n == "queries" else MOST_STEPS)
+                for n, v in default.items()
+                if type(v) is int
+            }
             chosen |= {n: v for n, v in LENGTHS.items() if n in described.parameters}
         return chosen
 
@@ -86,6 +93,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("component", found, ids=[f"{c.kind}-{c.name}" for c in found])
 
 
+@dataclass(frozen=True)
+class Attackable:
+    """A model that also has what some attacks go against: a detector and a score."""
+
+    model: Any
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def verdict(self, images: Tensor) -> Tensor:
+        """High for images of much contrast."""
+        return (images - 0.5).square().flatten(1).mean(dim=1)
+
+    def score(self, images: Tensor) -> Tensor:
+        """Of a normal density around grey."""
+        return 0.5 - images
+
+
 @dataclass(frozen=True, repr=False)
 class Victim:
     """A small wide residual network trained on digits, frozen, with digits it has not seen.
@@ -104,9 +129,10 @@ class Victim:
 
     indices = torch.arange(300, 324)
 
-    def logits(self, images: Tensor) -> Tensor:
+    @property
+    def logits(self) -> Attackable:
         """In double precision, so that rounding, which depends on the batch, flips no sign."""
-        return self.double(images.double()).float()
+        return Attackable(lambda images: self.double(images.double()).float())
 
     def accuracy(self, images: Tensor) -> float:
         with torch.no_grad():
@@ -147,7 +173,7 @@ class Fitting:
 
     def __call__(self, module: nn.Module, loss: Any, recipe: Recipe, victim: Victim) -> None:
         short = replace(recipe, epochs=2, batch_size=64, checkpoint_seconds=1e9)
-        pixels, targets = victim.pixels[:384], victim.targets[:384]
+        pixels, targets = victim.pixels[:FITTED_ON], victim.targets[:FITTED_ON]
         checkpoint = self.folder / "checkpoint"
         with torch.random.fork_rng(devices=[]):
             fit(module, loss, pixels, targets, short, 0, checkpoint, "short", "short")
@@ -156,6 +182,12 @@ class Fitting:
 @pytest.fixture(scope="session")
 def fit_briefly(tmp_path_factory: pytest.TempPathFactory) -> Fitting:
     return Fitting(tmp_path_factory.mktemp("fit"))
+
+
+@pytest.fixture(scope="session")
+def attackable() -> type[Attackable]:
+    """A plain model with what some attacks go against."""
+    return Attackable
 
 
 @pytest.fixture(scope="session")
@@ -170,6 +202,7 @@ def ready(victim: Victim, fit_briefly: Fitting) -> Any:
                 method = component.make()
                 method.bind(victim.classifier, victim.classifier.shape)
             if method.fitted:
+                method.fit_on([victim.classifier], FITTED_ON)
                 fit_briefly(method.train(), method.fit_loss, method.recipe, victim)
             made[component.name] = frozen(method)
         return made[component.name]

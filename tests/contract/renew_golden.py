@@ -38,10 +38,19 @@ LENGTHS: dict[str, dict[str, float]] = {
 MOST = 24  # of anything that BUDGET names in an attack or a method
 # Settings besides the defaults that are other algorithms in the same file.
 MODES: dict[str, tuple[dict[str, Any], ...]] = {
+    "attack.apgd": ({"stop": "success"}, {"loss": "dlr_targeted", "targets": 3}),
     "attack.autoattack": ({"version": "rand", "apgd_steps": 4},),
+    "attack.autoattack_l2": ({"version": "rand", "apgd_steps": 4},),
+    "attack.bim": ({"stop": "success"},),
     "attack.mim": ({"stop": "success"},),
     "attack.pgd": ({"stop": "success"},),
+    "attack.pgd_l2": ({"stop": "success"},),
+    "attack.spsa": ({"stop": "success"},),
+    "attack.square": ({"stop": "success"},),
+    "attack.stadv": ({"stop": "success"},),
+    "method.adv_ae": ({"variant": "unet", "reconstruction_weight": 1.0}, {"variant": "unet_paper"}),
     "method.aid": ({"variant": "upstream"}, {"target": "contrastive"}),
+    "method.hgd": ({"guidance": "logits"},),
     "training.madry": ({"attack_mode": "eval"},),
     "training.trades": ({"attack_mode": "train"},),
 }
@@ -89,6 +98,14 @@ class Net(Classifier):
         hidden = self.stage3(torch.tanh(self.norm(self.conv1(images.double()))))
         return 0.3 * self.head(torch.tanh(hidden).flatten(1)).float()
 
+    def verdict(self, images: Tensor) -> Tensor:
+        """A detector, for attacks that go against one."""
+        return self.stage3(self.conv1(images.double())).mean(dim=(1, 2, 3)).float()
+
+    def score(self, images: Tensor) -> Tensor:
+        """Of a normal density around grey, for attacks that go along one."""
+        return 0.5 - images
+
 
 def problem(count: int, side: int) -> tuple[Net, Tensor, Tensor, Tensor]:
     """A network, images (count, 1, side, side) from dark to bright, its own labels, and indices."""
@@ -104,10 +121,12 @@ def small_parameters(kind: str, name: str) -> dict[str, Any]:
     else that BUDGET counts in an attack or a method."""
     described = registry.describe(kind, name)
     smoke = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budgets"]
-    chosen = described.parameters | smoke.get(f"{kind}.{name}", {})
-    for budget in described.constants.get("BUDGET", ()) if kind in ("attack", "method") else ():
-        if type(chosen[budget]) is int:
-            chosen[budget] = min(chosen[budget], MOST)
+    budget = smoke.get(f"{kind}.{name}", {})
+    reduced = {n: v["at_most"] if isinstance(v, dict) else v for n, v in budget.items()}
+    chosen = described.parameters | reduced
+    for size in described.constants.get("BUDGET", ()) if kind in ("attack", "method") else ():
+        if type(chosen[size]) is int:
+            chosen[size] = min(chosen[size], MOST)
     return chosen | {n: v for n, v in LENGTHS.get(kind, {}).items() if n in chosen}
 
 
@@ -133,6 +152,7 @@ def method_output(name: str, parameters: dict[str, Any]) -> Tensor:
     fill(method)
     made = [initial]
     if method.fitted:
+        method.fit_on([net], len(images))
         loss = method.train().fit_loss(images, labels, indices, SEED)
         gradients = torch.autograd.grad(loss, list(method.parameters()))
         made += [flat(loss), torch.stack([gradient.norm() for gradient in gradients])]

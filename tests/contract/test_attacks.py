@@ -86,7 +86,7 @@ def test_batches_and_batch_mates_do_not_matter(attack, victim, adversarial):
     assert ((other - adversarial).abs() > 1e-4).float().mean() < 0.002
 
 
-def test_the_model_stays_as_it_was(attack):
+def test_the_model_stays_as_it_was(attack, attackable):
     """Trainable parameters, their gradients and the mode belong to the caller."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_the_model_stays_as_it_was(attack):
         images = torch.rand(4, 1, 8, 8)
     model[1].bias.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    attack.make()(model, images, model(images).argmax(dim=1))
+    attack.make()(attackable(model), images, model(images).argmax(dim=1))
     assert model.training
     assert [p.requires_grad for p in model.parameters()] == [True, False]
     assert all(p.grad is None for p in model.parameters())

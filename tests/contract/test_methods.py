@@ -106,6 +106,7 @@ def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
     made = method.make()
     made.bind(victim.classifier, victim.classifier.shape)
     if made.fitted:
+        made.fit_on([victim.classifier], len(victim.images))
         made.train()
         loss = made.fit_loss(victim.images, victim.labels, victim.indices, 0)
         assert loss.dim() == 0 and torch.isfinite(loss)

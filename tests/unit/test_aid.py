@@ -273,7 +273,7 @@ def test_needs_a_classifier_with_its_taps(toy):
     with pytest.raises(UserError, match="give it one"):
         Aid().bind(None, SHAPE)
     with pytest.raises(UserError, match="bind a classifier first"):
-        Aid().logit(torch.rand(1, *SHAPE))
+        Aid().verdict(torch.rand(1, *SHAPE))
     with pytest.raises(UserError, match=r"no tap 'stage4' \(did you mean 'stage"):
         Aid(taps=("conv1", "stage4")).bind(WideResnet(SHAPE, 4, depth=10, widen_factor=1), SHAPE)
 
@@ -301,7 +301,13 @@ def test_algorithm_2_step_by_step(toy, images):
         purified = purified.clamp(0.0, 1.0)  # line 6
     torch.testing.assert_close(found.double(), purified, atol=1e-6, rtol=0)
     assert (found - images).abs().max() == pytest.approx(0.05, abs=1e-6)
-    assert (method.logit(found) < method.logit(images)).all()
+    assert (method.verdict(found) < method.verdict(images)).all()
+
+
+def test_a_step_is_one_iteration(toy, images):
+    single, many = (aid(toy, eps=0.05, step_size=0.02, iterations=n) for n in (1, 6))
+    assert torch.equal(many.step(images), single.purify(images))
+    assert not torch.equal(many.step(images), many.purify(images))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3])
@@ -372,12 +378,12 @@ def test_upstream_feeds_zeros_to_the_unused_encoders(toy, images):
     method = aid(toy, variant="upstream", taps=("conv1", "stage3"))
     frozen(method)
     assert list(method.discriminator.branches) == ["conv1", "middle", "stage3"]
-    before = method.logit(images)
+    before = method.verdict(images)
     first = method.discriminator.branches["middle"][0]
     first.weight.mul_(100.0)  # on zeros a weight means nothing
-    assert torch.equal(method.logit(images), before)
+    assert torch.equal(method.verdict(images), before)
     first.bias.add_(1.0)
-    assert not torch.equal(method.logit(images), before)
+    assert not torch.equal(method.verdict(images), before)
 
 
 def test_only_upstream_normalises(toy):

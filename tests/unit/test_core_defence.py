@@ -33,6 +33,40 @@ class Round(Method):
         return images.round()
 
 
+class Shrink(Method):
+    """Multiplies by 0.9 three times; one step is one time."""
+
+    def step(self, images, seed=0, indices=None):
+        return 0.9 * images
+
+    def purify(self, images, seed=0, indices=None):
+        return 0.9**3 * images
+
+
+class Judge(Method):
+    """Finds bright images adversarial, by ``times`` their brightness."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def purify(self, images, seed=0, indices=None):
+        return images.round()
+
+    def verdict(self, images):
+        return self.times * images.flatten(1).sum(dim=1)
+
+
+class Slope(Method):
+    """A score towards the middle; purifies nothing."""
+
+    def purify(self, images, seed=0, indices=None):
+        return images
+
+    def score(self, images):
+        return 0.5 - images
+
+
 class Recorder(Method):
     """Remembers what it was called with."""
 
@@ -82,6 +116,97 @@ def test_bpda_takes_the_gradient_at_the_purified_image():
     torch.testing.assert_close(rounded, 3 * IMAGES.round())
 
 
+def test_one_step_goes_through_one_step_of_each_purifier():
+    """Forward and backward: f(c x) with c = 0.9 twice, so 3 c^3 x^2; in full c would be 0.9^6."""
+    defence = Defence(Cube(), [Shrink(), Shrink()], gradient="one_step")
+    assert torch.equal(defence(IMAGES), Cube()(0.9 * (0.9 * IMAGES)))
+    torch.testing.assert_close(gradient(defence), 3 * 0.9**6 * IMAGES**2)
+    torch.testing.assert_close(defence.purify(IMAGES), 0.9**6 * IMAGES)
+    exact = gradient(Defence(Cube(), [Shrink(), Shrink()]))
+    torch.testing.assert_close(exact, 3 * 0.9**18 * IMAGES**2)
+
+
+def test_a_purifier_of_one_step_is_unrolled_whole():
+    one, whole = (Defence(Cube(), [Halve()], gradient=mode) for mode in ("one_step", "exact"))
+    assert torch.equal(one(IMAGES), whole(IMAGES))
+    assert torch.equal(gradient(one), gradient(whole))
+
+
+def test_seed_and_indices_reach_every_step():
+    recorder = Recorder()
+    Defence(Cube(), [recorder], gradient="one_step", seed=7)(IMAGES, torch.tensor([40, 3]))
+    assert recorder.calls == [(7, [40, 3], True)]
+
+
+def test_scores_only_gives_scores_and_no_gradient():
+    defence = Defence(Cube(), [Judge(1.0), Slope(), Round()], gradient="none")
+    leaf = IMAGES.clone().requires_grad_(True)
+    for query in (defence, defence.classify):
+        with pytest.raises(UserError, match="takes gradients, but the attacker sees scores only"):
+            query(leaf)
+        with torch.no_grad():
+            query(leaf)
+        query(IMAGES)
+    for part in ("verdict", "score"):
+        with pytest.raises(UserError, match=f"reads a method's {part}, but the attacker sees"):
+            getattr(defence, part)(IMAGES)
+
+
+def test_scores_only_answers_as_the_whole_defence():
+    defence = Defence(Cube(), [Halve(), Shrink()], gradient="none")
+    assert torch.equal(defence(IMAGES), Cube()(0.9**3 * (IMAGES / 2)))
+
+
+@pytest.mark.parametrize("name", ["pgd", "approximate_input", "joint_score", "auxiliary_aware"])
+def test_an_attack_with_gradients_is_refused_where_scores_are_all(name):
+    defence = Defence(Cube(), [Judge(1.0)], gradient="none")
+    with pytest.raises(UserError, match="attacker sees scores only"):
+        purifiers.attack(name, eps=0.1)(defence, IMAGES, torch.tensor([0, 0]))
+
+
+def test_eot_reaches_the_attack():
+    """Two draws of a random purifier, and the mean of their answers."""
+    made = purifiers.method("random_sign", eps=0.1)
+    single, double = (Defence(Cube(), [made], seed=3, eot_samples=k) for k in (1, 2))
+    one, two = as_target(single), as_target(double)
+    where = torch.tensor([5, 9])
+    mean = (one(IMAGES, where) + one(IMAGES, where)) / 2
+    torch.testing.assert_close(two(IMAGES, where), mean)
+    assert two.eot_samples == 2 and two.stochastic
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eot_samples": 0}, "eot_samples is 0, but at least 1"),
+        ({"eot_combine": "sgn"}, r"eot_combine is 'sgn': choose one of mean, sign \(did you mean"),
+    ],
+)
+def test_impossible_draws_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        Defence(Cube(), [Round()], **arguments)
+
+
+def test_the_verdict_is_the_auxiliary_methods_or_the_first_detectors():
+    brightness = IMAGES.flatten(1).sum(dim=1)
+    chain = [Halve(), Judge(2.0), Judge(3.0)]
+    torch.testing.assert_close(Defence(Cube(), chain).verdict(IMAGES), 2 * brightness)
+    beside = Defence(Cube(), chain, auxiliary=Judge(5.0))
+    torch.testing.assert_close(beside.verdict(IMAGES), 5 * brightness)
+    torch.testing.assert_close(beside(IMAGES), Cube()((IMAGES / 2).round()))  # does not purify
+    torch.testing.assert_close(
+        Defence(Cube(), auxiliary=Judge(5.0)).verdict(IMAGES), 5 * brightness
+    )
+    torch.testing.assert_close(Defence(Cube(), [Judge(1.0), Slope()]).score(IMAGES), 0.5 - IMAGES)
+
+
+def test_a_defence_without_a_detector_says_so():
+    with pytest.raises(UserError, match="goes against a method's verdict, but none"):
+        Defence(Cube(), [Halve(), Slope()], auxiliary=Round()).verdict(IMAGES)
+    with pytest.raises(UserError, match="goes against a method's score, but none"):
+        Defence(Cube(), [Judge(1.0)]).score(IMAGES)
+
+
 def test_no_methods_is_the_classifier():
     defence = Defence(Cube())
     assert torch.equal(defence(IMAGES), Cube()(IMAGES))
@@ -103,7 +228,8 @@ def test_random_purifiers_are_the_same_for_an_image_in_any_batch():
     whole = defence(IMAGES, torch.tensor([5, 9]))
     assert torch.equal(defence(IMAGES[1:], torch.tensor([9])), whole[1:])
     assert not torch.equal(defence(IMAGES[1:], torch.tensor([8])), whole[1:])
-    assert as_target(defence) is defence  # attacks hand it the indices
+    asked = as_target(defence)(IMAGES, torch.tensor([5, 9]))
+    assert not torch.equal(asked, whole)  # an attacker draws other coins
 
 
 def test_unknown_gradient():

@@ -224,8 +224,304 @@ def test_what_is_frozen_stays(tmp_path):
     assert torch.equal(module[0].weight, kept)
 
 
+# held-out images: plateaus, early stopping, the best epoch
+
+PLATEAU: dict[str, Any] = {
+    "schedule": "plateau", "validation": 0.3, "patience": 1, "learning_rate_decay": 0.5,
+    "min_learning_rate": 0.03, "epochs": 9,
+}  # fmt: skip
+KEPT, HELD_OUT = 15, 7  # of 22; 3 steps and 2 held-out batches per epoch
+
+
+class Watched(Loss):
+    """Also keeps what was held out, and the rate of each step."""
+
+    def __init__(self, module: nn.Module, kill_at: int | None = None) -> None:
+        super().__init__(module, kill_at)
+        self.held_out: list[tuple[list[int], int]] = []
+        self.images: list[Tensor] = []
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        if self.module.training:
+            assert torch.is_grad_enabled()
+            return super().__call__(images, labels, indices, seed)
+        if len(self.batches) == -(self.kill_at or 0):  # negative: killed within a validation
+            raise Killed
+        assert not torch.is_grad_enabled() and not any(m.training for m in self.module.modules())
+        self.held_out.append((indices.tolist(), seed))
+        self.images.append(images)
+        return F.cross_entropy(self.module(images), labels)
+
+
+class Scripted:
+    """Losses of the held-out images as they are told, and the rates that they lead to."""
+
+    def __init__(self, told: list[float]) -> None:
+        self.module, self.told, self.epoch = network(), told, -1
+        self.states: list[dict[str, Tensor]] = []
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        if self.module.training:
+            return F.cross_entropy(self.module(images), labels)
+        if len(indices) == BATCH:  # the first of two batches
+            self.epoch += 1
+            self.states.append(copy.deepcopy(self.module.state_dict()))
+        return torch.tensor(self.told[self.epoch])
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    module = network()
+    loss = Watched(module)
+    return module, loss, train(tmp_path_factory.mktemp("steered"), module, loss, **PLATEAU)
+
+
+def test_held_out_images_are_never_trained_on(steered):
+    _, loss, _ = steered
+    first, second = loss.held_out[:2]
+    held_out = {*first[0], *second[0]}
+    assert [len(first[0]), len(second[0])] == [5, 2] and len(held_out) == HELD_OUT
+    trained = {row for batch in loss.batches for row in batch}
+    assert trained == set(range(COUNT)) - held_out
+    assert held_out != set(range(KEPT, COUNT))  # drawn, for data may be sorted by class
+    for start in range(0, len(loss.held_out), 2):  # the same rows and noise after every epoch
+        assert loss.held_out[start : start + 2] == [first, second]
+    for rows, _ in (first, second):  # not augmented
+        at = [seen for seen, _ in loss.held_out].index(rows)
+        assert torch.equal(loss.images[at], to_float(PIXELS[rows]))
+
+
+def test_other_seeds_hold_out_other_images(tmp_path):
+    held_out = []
+    for seed in (1, 2):
+        module = network()
+        loss = Watched(module)
+        recipe = replace(RECIPE, epochs=1, validation=0.3)
+        fit(module, loss, PIXELS, LABELS, recipe, seed, tmp_path / f"{seed}", "x", "x")
+        held_out.append([rows for rows, _ in loss.held_out])
+    assert held_out[0] != held_out[1]
+
+
+def test_validation_is_the_mean_over_images_in_evaluation_mode(tmp_path):
+    module = network()
+    loss = Watched(module)
+    summary = train(tmp_path, module, loss, epochs=1, validation=0.3)
+    rows = [row for batch, _ in loss.held_out for row in batch]
+    with torch.no_grad():
+        logits = module.eval()(to_float(PIXELS[rows]))
+    expected = F.cross_entropy(logits, torch.from_numpy(LABELS)[rows]).item()
+    assert summary["validation_loss"] == pytest.approx(expected, abs=1e-6)
+    assert summary["best_epoch"] == 1 and summary["steps"] == 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("kill_at", [1, 3, 4, 6, 13, -3, -6, -12])
+def test_killed_between_plateaus_it_ends_with_the_same_bits(tmp_path, kill_at, optimizer):
+    settings = {**PLATEAU, "early_stopping": 3, "optimizer": optimizer, "learning_rate": 0.1}
+    whole = network()
+    summary = train(tmp_path / "whole", whole, Watched(whole), **settings)
+    assert summary["steps"] > 13
+    module = network()
+    with pytest.raises(Killed):
+        train(tmp_path, module, Watched(module, kill_at), **settings)
+    again = network()
+    loss = Watched(again)
+    assert train(tmp_path, again, loss, **settings) == summary
+    # steps of an epoch whose validation did not end are saved but for the last
+    done = kill_at if kill_at > 0 else -kill_at - 1
+    assert len(loss.batches) == summary["steps"] - done
+    assert same(again, whole)
+
+
+def test_a_finished_training_stays_finished(tmp_path):
+    """Killed after the last step of an early end, before anything else was written."""
+    settings = {**PLATEAU, "early_stopping": 2, "epochs": 50}
+    told = [1.0, 2.0, 3.0]
+    first = Scripted(told)
+    summary = train(tmp_path, first.module, first, **settings)
+    assert summary["steps"] == 9
+    again = Scripted(told)
+    assert train(tmp_path, again.module, again, **settings) == summary
+    assert again.epoch == -1 and same(again.module, first.module)
+
+
+def test_plateaus_lower_the_rate(tmp_path, monkeypatch):
+    told = [3.0, 2.0, 2.0, 2.5, 1.0, 1.5, 1.5, 1.5, 1.5]
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
+    )
+    loss = Scripted(told)
+    train(tmp_path, loss.module, loss, **{**PLATEAU, "patience": 2})
+    by_epoch = [rates[start] for start in range(0, 27, 3)]
+    # the loss 2.0 came again, which is no better: two epochs of waiting end with 2.5
+    assert by_epoch == pytest.approx([0.1] * 4 + [0.05] * 3 + [0.03] * 2)
+    assert rates == pytest.approx([rate for rate in by_epoch for _ in range(3)])
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    loss = Scripted([3.0, 1.0, 2.0, 1.0, 4.0])
+    summary = train(tmp_path, loss.module, loss, epochs=5, validation=0.3)
+    assert (summary["validation_loss"], summary["best_epoch"], summary["steps"]) == (1.0, 2, 15)
+    final = loss.module.state_dict()
+    assert all(torch.equal(final[name], value) for name, value in loss.states[1].items())
+    assert not torch.equal(final["0.weight"], loss.states[4]["0.weight"])
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (3, 7), (9, 8), (0, 8)])
+def test_early_stopping(tmp_path, patience, epochs):
+    loss = Scripted([3.0, 2.0, 2.5, 1.0, 1.0, 1.0, 9.0, 0.5])
+    summary = train(tmp_path, loss.module, loss, epochs=8, validation=0.3, early_stopping=patience)
+    assert summary["steps"] == 3 * epochs == 3 * (loss.epoch + 1)
+
+
+def test_final_loss_of_a_training_that_may_stop_is_its_last_epochs(tmp_path):
+    module = nn.Linear(1, 1)
+    values = iter(range(100))
+
+    def loss(images, labels, indices, seed):
+        return module.weight.sum() * 0 + (next(values) if module.training else 1.0)
+
+    summary = train(tmp_path, module, loss, epochs=20, validation=0.3, early_stopping=2)
+    assert summary["steps"] == 9 and summary["final_loss"] == pytest.approx((6 + 7 + 8) / 3)
+
+
+def test_parts_return_to_their_mode(tmp_path):
+    """A part that stays in evaluation mode, such as a frozen classifier, does so afterwards."""
+    module = network()
+    module.train()[1].eval()
+    train(tmp_path, module, epochs=1, validation=0.3)
+    assert [part.training for part in module] == [True, False, True, True, True, True]
+
+
+def test_a_part_of_an_epoch_is_validated_too(tmp_path):
+    module = network()
+    loss = Watched(module)
+    train(tmp_path, module, loss, epochs=1.4, validation=0.3)
+    assert len(loss.batches) == 4 and len(loss.held_out) == 4
+
+
+def test_a_validation_loss_that_is_not_finite_stops(tmp_path):
+    loss = Scripted([1.0, float("nan")])
+    with pytest.raises(RuntimeError, match="the validation loss became nan at step 6 of 9"):
+        train(tmp_path, loss.module, loss, validation=0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"validation": 1.0}, "validation is 1.0: a share of the images, below 1"),
+        ({"validation": -0.1}, "validation is -0.1"),
+        ({"patience": 0}, "patience is 0"),
+        ({"schedule": "plateau"}, "set validation"),
+        ({"early_stopping": 3}, "set validation"),
+    ],
+)
+def test_recipes_that_make_no_sense(changes, told):
+    with pytest.raises(UserError, match=told):
+        replace(RECIPE, **changes)
+
+
+def test_nothing_left_to_train_on(tmp_path):
+    module = network()
+    with pytest.raises(UserError, match="validation holds out 1 of 1 images"):
+        recipe = replace(RECIPE, validation=0.1)
+        fit(module, Loss(module), PIXELS[:1], LABELS[:1], recipe, 0, tmp_path / "c", "x", "x")
+
+
 def test_pixels_to_float():
     images = to_float(np.array([[[[0, 51, 255]]]], dtype=np.uint8))
     torch.testing.assert_close(images, torch.tensor([[[[0.0, 0.2, 1.0]]]]))
     given = np.array([[[[0.3]]]], dtype=np.float32)
     assert to_float(given).item() == pytest.approx(0.3)
+
+
+# games: parts of a module that are trained in turn
+
+GAME: dict[str, Any] = {"turns": (("0", 2), ("1", 1)), "epochs": 1.8}  # 9 steps
+TURNS = ["0", "0", "1"] * 3
+
+
+class Played:
+    """A loss that both parts change; keeps whose gradients were wanted, and the weights before."""
+
+    def __init__(self, kill_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(36, 4), nn.Linear(4, 3))
+        self.kill_at = kill_at
+        self.wanted: list[list[bool]] = []
+        self.states: list[dict[str, Tensor]] = []
+
+    def __call__(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        if len(self.wanted) == self.kill_at:
+            raise Killed
+        self.wanted.append([p.requires_grad for p in self.module.parameters()])
+        self.states.append(copy.deepcopy(self.module.state_dict()))
+        return F.cross_entropy(self.module(images.flatten(1)), labels)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_in_a_game_the_others_stay_as_they_are(tmp_path, optimizer):
+    """Whatever their momentum and weight decay."""
+    loss = Played()
+    summary = train(tmp_path, loss.module, loss, optimizer=optimizer, **GAME)
+    assert summary["steps"] == len(loss.wanted) == 9
+    assert loss.wanted == [[t == "0", t == "0", t == "1", t == "1"] for t in TURNS]
+    states = [*loss.states, loss.module.state_dict()]
+    for turn, before, after in zip(TURNS, states[:-1], states[1:], strict=True):
+        moved = {name[0] for name, value in before.items() if not torch.equal(value, after[name])}
+        assert moved == {turn}
+    assert all(parameter.requires_grad for parameter in loss.module.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 4, 8])
+def test_a_killed_game_ends_with_the_same_bits(tmp_path, kill_at, optimizer):
+    whole = Played()
+    summary = train(tmp_path / "whole", whole.module, whole, optimizer=optimizer, **GAME)
+    killed = Played(kill_at)
+    with pytest.raises(Killed):
+        train(tmp_path, killed.module, killed, optimizer=optimizer, **GAME)
+    assert all(parameter.requires_grad for parameter in killed.module.parameters())
+    again = Played()
+    assert train(tmp_path, again.module, again, optimizer=optimizer, **GAME) == summary
+    assert len(again.wanted) == 9 - kill_at and same(again.module, whole.module)
+
+
+def test_final_loss_of_a_game_is_the_first_parts(tmp_path):
+    values = iter(range(1, 21))
+    module = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+
+    def loss(images, labels, indices, seed):
+        return sum(part.weight.sum() * 0 for part in module) + next(values)
+
+    changes = {"turns": (("0", 2), ("1", 2)), "epochs": 4}  # of 20 steps the last cycle counts
+    assert train(tmp_path, module, loss, **changes)["final_loss"] == pytest.approx((17 + 18) / 2)
+
+
+def test_steps_instead_of_epochs(tmp_path):
+    loss = Loss(module := network())
+    assert train(tmp_path, module, loss, epochs=0, steps=7)["steps"] == 7 == len(loss.batches)
+
+
+def test_betas_are_adams(tmp_path):
+    """The first step is one learning rate long; in the second, momentum 0 forgets the first."""
+    module = nn.Linear(1, 1, bias=False)
+    slopes, values = iter([1.0, -1.0]), []
+
+    def loss(images, labels, indices, seed):
+        values.append(module.weight.item())
+        return next(slopes) * module.weight.sum()
+
+    changes = {"optimizer": "adam", "steps": 2, "betas": (0.0, 0.5), "weight_decay": 0.0}
+    train(tmp_path, module, loss, milestones=(), **changes)
+    values.append(module.weight.item())
+    assert np.diff(values) == pytest.approx([-0.1, 0.1], rel=1e-4)
+
+
+def test_a_game_holds_nothing_out():
+    with pytest.raises(UserError, match="the losses of a game have no lowest"):
+        replace(RECIPE, turns=(("0", 1),), validation=0.2)

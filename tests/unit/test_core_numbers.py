@@ -40,7 +40,9 @@ def test_is_fraction():
     assert not is_fraction("0.5") and not is_fraction(0.5) and not is_fraction("a/b")
 
 
-@pytest.mark.parametrize("name", ["eps", "step_size", "train_step", "train_eps"])
+@pytest.mark.parametrize(
+    "name", ["eps", "step_size", "train_step", "train_eps", "augmentation_step"]
+)
 def test_lengths_are_known_by_name(name):
     assert is_linf_length(name)
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from purifiers.core import shards
 from purifiers.core.errors import UserError
@@ -155,3 +156,72 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no room to write"):
         make(tmp_path / "rows.npy", work)
     assert work.asked == []
+
+
+# Memory
+
+
+class Hungry(Work):
+    """Runs out of memory above ``most`` rows at once."""
+
+    def __init__(self, most: int, error: Exception) -> None:
+        super().__init__()
+        self.most, self.error = most, error
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        rows = super().__call__(start, stop)
+        if stop - start > self.most:
+            raise self.error
+        return rows
+
+
+SHORT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, error, capsys):
+    """8 -> 4 -> 2 rows at once, and no more than 2 from then on."""
+    path, work = tmp_path / "rows.npy", Hungry(3, error)
+    summary = fill(path, COUNT, SHAPE, np.float32, work, 8, "test")
+    assert summary == {"halved_batch": 2}
+    assert np.array_equal(np.load(path), Work()(0, COUNT))
+    assert work.asked[:4] == [(0, 8), (0, 4), (0, 2), (2, 4)]
+    assert all(stop - start <= 2 for start, stop in work.asked[2:])
+    assert "out of memory, going on with batches of 2" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
+
+
+def test_what_fits_is_not_halved(tmp_path):
+    work = Hungry(5, SHORT_OF_MEMORY[0])
+    assert fill(tmp_path / "rows.npy", COUNT, SHAPE, np.float32, work, BATCH, "test") == {}
+
+
+def test_a_single_row_that_does_not_fit_is_an_error(tmp_path):
+    work = Hungry(0, SHORT_OF_MEMORY[0])
+    with pytest.raises(torch.OutOfMemoryError):
+        make(tmp_path / "rows.npy", work)
+    assert work.asked == [(0, 5), (0, 2), (0, 1)] and not (tmp_path / "rows.npy").exists()
+
+
+def test_other_errors_halve_nothing(tmp_path):
+    work = Hungry(3, RuntimeError("the attacked model gave logits that are not finite"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        make(tmp_path / "rows.npy", work)
+    assert work.asked == [(0, 5)]
+
+
+def test_halved_work_goes_on_where_it_was_killed(tmp_path):
+    """The rerun starts with whole batches; the record does not change with the halving."""
+    path = tmp_path / "rows.npy"
+    first = Hungry(2, SHORT_OF_MEMORY[0])
+    first.kill_at = 12
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, COUNT, SHAPE, np.float32, first, 8, "test")
+    again = Work()
+    assert fill(path, COUNT, SHAPE, np.float32, again, 8, "test") == {}
+    assert again.asked == [(12, 20), (20, 23)]
+    assert np.array_equal(np.load(path), Work()(0, COUNT))

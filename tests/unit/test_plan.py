@@ -31,10 +31,41 @@ def test_an_early_stopped_set_is_never_purified(root: Path) -> None:
         make_plan(root, "smoke", ["aid/table_11b"])
 
 
+def test_a_learning_rate_says_its_optimizer(root: Path) -> None:
+    """A rate for SGD would reach recipes that train the same component with Adam."""
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    text = path.read_text()
+    silent = text.replace("optimizer: sgd, learning_rate", "learning_rate", 1)
+    assert silent != text
+    path.write_text(silent)
+    told = r"smoke.yaml: budgets.training.natural: learning_rate without optimizer"
+    with pytest.raises(UserError, match=told):
+        make_plan(root, "smoke", ["aid/table_11b"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [("7", 7), ("{at_most: 7}", 7), ("{at_most: 99}", 40)]
+)
+def test_a_budget_may_be_a_ceiling(root: Path, budget: str, steps: int) -> None:
+    """Table 11b's first row overrides nothing; its recipe says 40 steps."""
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    text = path.read_text()
+    assert "attack.pgd: {steps: {at_most: 20}}" in text
+    path.write_text(
+        text.replace("attack.pgd: {steps: {at_most: 20}}", f"attack.pgd: {{steps: {budget}}}")
+    )
+    plan = make_plan(root, "smoke", ["aid/table_3"])
+    sets = [run.spec["attack"]["parameters"] for run in plan.runs.values() if run.stage == "attack"]
+    assert {made["steps"] for made in sets if "random_start" in made} == {steps}
+
+
 def test_repeated_cells_cost_nothing(root: Path) -> None:
+    """Table 11b's row of 40 iterations is a cell of Table 3."""
     alone = make_plan(root, "paper", ["aid/table_3"])
-    together = make_plan(root, "paper", ["aid/table_1", "aid/table_3", "aid/table_7"])
-    assert set(alone.runs) == set(together.runs)
+    together = make_plan(root, "paper", ["aid/table_3", "aid/table_11b"])
+    added = set(together.runs) - set(alone.runs)
+    repeated = set(make_plan(root, "paper", ["aid/table_11b"]).runs) - added
+    assert repeated and repeated <= set(alone.runs)
 
 
 def test_stand_ins_share_one_run_where_settings_agree(root: Path) -> None:

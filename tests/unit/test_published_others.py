@@ -184,7 +184,9 @@ def test_lengths_lie_on_the_pixel_scale(paper: str) -> None:
         for recipe in PAPER[paper][kind].values():
             for name, value in recipe.items():
                 if is_linf_length(name):
-                    by_name = [row[str(value)[1:]] for row in settings.values() if value[0] == "$"]
+                    by_name = [
+                        row[str(value)[1:]] for row in settings.values() if str(value)[0] == "$"
+                    ]
                     assert all(0 < fraction(length) <= 1 for length in by_name or [value])
                     lengths += 1
     assert lengths

@@ -15,7 +15,7 @@ import json, sys, threading, time
 from pathlib import Path
 import numpy as np, torch
 from purifiers.core.artifacts import RunFolder
-from purifiers.stages import purify, score
+from purifiers.stages import attack, purify, score
 from purifiers.stages._context import Context, new_classifier, save_weights
 
 root, n = Path(sys.argv[1]), int(sys.argv[2])
@@ -51,16 +51,21 @@ def watch():
         time.sleep(0.02)
 thread = threading.Thread(target=watch)
 thread.start()
+def finished(stage, module, name, spec):
+    folder = RunFolder(root, stage, name)
+    folder.path.mkdir(parents=True)
+    outcome = module.run(folder, spec, context)
+    folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
+    return {**clean, "run": name, "stage": stage}, outcome
+fgsm = {"component": "fgsm", "parameters": {"eps": 0.03}}
+attack_spec = {"images": clean, "classifier": folder.id, "methods": [], "gradient": "exact"}
+attack_spec |= {"attack": fgsm, "seed": 0}
+adversarial, _ = finished("attack", attack, "toy-44444444", attack_spec)
 method = {"component": "identity", "parameters": {}, "run": None}
-made = RunFolder(root, "purify", "toy-22222222")
-made.path.mkdir(parents=True)
-purify_spec = {"images": clean, "classifier": folder.id, "method": method, "seed": 0}
-outcome = purify.run(made, purify_spec, context)
-made.finish(purify_spec, outcome.files, outcome.summary, 0.0, {})
-scored = RunFolder(root, "score", "toy-33333333")
-scored.path.mkdir(parents=True)
-images = {**clean, "run": made.id, "stage": "purify"}
-outcome = score.run(scored, {"images": images, "classifier": folder.id, "attack": None}, context)
+purify_spec = {"images": adversarial, "classifier": folder.id, "method": method, "seed": 0}
+purified, _ = finished("purify", purify, "toy-22222222", purify_spec)
+score_spec = {"images": purified, "classifier": folder.id, "attack": None}
+_, outcome = finished("score", score, "toy-33333333", score_spec)
 done = True
 thread.join()
 print(json.dumps({"peak_kib": peak, **outcome.summary}))
@@ -77,7 +82,7 @@ def peak(folder: Path, n: int) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_purifying_and_scoring_hold_a_batch_at_a_time(tmp_path: Path) -> None:
+def test_attacking_purifying_and_scoring_hold_a_batch_at_a_time(tmp_path: Path) -> None:
     few, many = peak(tmp_path / "few", 1000), peak(tmp_path / "many", 8000)
     as_floats = 4 * 3 * 32 * 32 / 1024  # KiB per image, if all were held
     assert many - few < 0.25 * (8000 - 1000) * as_floats

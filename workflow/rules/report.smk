@@ -7,7 +7,7 @@ rule document:
     log:
         "results/logs/report/{scale}/{paper}/{document}.log",
     wildcard_constraints:
-        document="(table|figure)_[a-z0-9]+|audit",
+        document="(table|figure)_[a-z0-9]+|audit(_[a-z]+)?",
     params:
         version=REPORT_VERSION,
     shell:

@@ -1,5 +1,5 @@
 # A rule per stage; a job is a batch of its runs, described by a spec file that the plan wrote.
-for stage in ["dataset", "classifier", "purifier", "attack", "purify", "score"]:
+for stage in ["dataset", "classifier", "purifier", "substitute", "attack", "purify", "score"]:
 
     rule:
         name:

@@ -1,0 +1,87 @@
+"""Speed and strength of the suite's attacks beside those of other libraries.
+
+Every round runs every library once on the same images. A benchmark's own statistics are the wall
+time of whole rounds; each library's time stands in its ``extra_info``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import floor
+import peers
+import pytest
+import settings
+import suite
+import torch
+import victims
+from rounds import Rounds, record, strength, strongest
+from victims import Victim
+
+from purifiers.core.errors import UserError
+from purifiers.core.provenance import git_commit, processor, version_of
+
+CASES = [(name, attack) for name in ("mnist", "cifar10") for attack in settings.ATTACKS]
+
+
+@functools.cache
+def load(name: str, images: int, device: str) -> Victim | UserError:
+    """The victim, or why there is none."""
+    try:
+        return getattr(victims, name)(images, device)
+    except UserError as error:
+        return error
+
+
+@pytest.mark.parametrize(("name", "key"), CASES, ids=["-".join(case) for case in CASES])
+def test_attack(name: str, key: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Measures speed and strength; fails where another library is stronger than the suite."""
+    device = pytestconfig.getoption("--device")
+    plan, attack = settings.PLANS[device, name], settings.ATTACKS[key]
+    if key not in plan.attacks:
+        pytest.skip(f"{key} on {name} is not in the plan for {device}")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    torch.set_num_threads(1)
+    found = load(name, pytestconfig.getoption("--images") or plan.images, device)
+    if isinstance(found, UserError):
+        pytest.skip(str(found))
+    victim = found.first(max(1, len(found.images) // attack.share))
+    if attack.method == "pgd_eot":
+        victim = victim.defended()
+
+    without = [library for library, attack_key in plan.without if attack_key == key]
+    others = peers.rows(victim, attack, key in plan.as_is, without)
+    ours = suite.rows(victim, attack)
+    rounds = Rounds({**floor.rows(victim, attack), **others, **ours}, device)
+    count = pytestconfig.getoption("--rounds") or settings.ROUNDS
+    benchmark.pedantic(rounds, rounds=count, iterations=1)
+
+    strengths = {row: strength(victim, attack, images) for row, images in rounds.found.items()}
+    rivals = {row: strengths[row] for row in others}
+    best = strongest(attack, rivals) if rivals else None
+    versions = peers.versions() | {suite.NAME: version_of("purifybench")}
+    benchmark.extra_info.update(
+        attack=attack.title,
+        norm=attack.norm,
+        victim=name,
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        processor=processor(),
+        n_images=len(victim.images),
+        eps=victim.eps,
+        data=victim.data,
+        missing=peers.missing(),
+        torch=torch.__version__,
+        git=git_commit(),
+        rows=record(rounds, strengths, best, versions),
+    )
+    if best is not None:
+        allowed = max(1, len(victim.images) // 256)
+        for row in ours:
+            mine, theirs = strengths[row], rivals[best]
+            lost = mine.left - theirs.left
+            assert lost <= allowed, f"{row} leaves {lost:.1f} images more unbroken than {best}"
+            if attack.norm == "l2":
+                ratio = mine.median / theirs.median
+                assert ratio <= 1.01, f"{row} needs {ratio:.4f} times the distance of {best}"

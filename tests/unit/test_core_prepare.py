@@ -1,0 +1,218 @@
+"""Preparing a classifier changes how long an answer takes, not the answer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from purifiers.classifiers.wide_resnet import WideResnet
+from purifiers.core.errors import UserError
+from purifiers.core.prepare import CHUNK, Prepared, prepared
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """Statistics and scales that a wrong folding would show."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            if part.track_running_stats:
+                part.running_mean.normal_(0.0, 0.5)
+                part.running_var.uniform_(0.3, 3.0)
+            if part.affine:
+                nn.init.uniform_(part.weight, 0.5, 2.0)
+                nn.init.normal_(part.bias)
+    return module.eval()
+
+
+def small() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.ReLU(),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8, 5),
+    )
+
+
+class Shared(nn.Module):
+    """One convolution in front of two normalisations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(self.convolution(images)).relu()
+        return self.second(self.convolution(hidden)).mean(dim=(2, 3))
+
+
+class Read(nn.Module):
+    """A convolution that somebody else reads, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.normalisation = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        raw = self.convolution(images)
+        return (self.normalisation(raw) - raw.abs()).mean(dim=(2, 3))
+
+
+class WithoutStatistics(nn.Module):
+    """Normalises by its batch, also in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3)
+        self.normalisation = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.normalisation(self.convolution(images)).amax(dim=(2, 3))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+NETWORKS = {
+    "wide_resnet": lambda: WideResnet((3, 16, 16), 10, depth=10, widen_factor=2),
+    "small": small,
+    "shared": Shared,
+    "read": Read,
+    "without_statistics": WithoutStatistics,
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request) -> nn.Module:
+    return lively(NETWORKS[request.param]())
+
+
+def normalisations(module: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
+def test_answers_and_gradients_stay(network):
+    made, images = Prepared(network), torch.rand(6, 3, 16, 16)
+    torch.testing.assert_close(made(images), network(images), atol=1e-5, rtol=1e-5)
+    gradients = []
+    for model in (made, network):
+        leaf = images.clone().requires_grad_(True)
+        loss = functional.cross_entropy(model(leaf), torch.arange(6) % 3)
+        gradients += torch.autograd.grad(loss, leaf)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "left"), [("small", 1), ("shared", 2), ("read", 1)])
+def test_what_is_folded_is_gone_and_the_rest_is_there(name, left):
+    assert normalisations(Prepared(lively(NETWORKS[name]())).module) == left
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_classifier_stays_as_it_was(precision):
+    network = lively(small()).train()
+    before = copy.deepcopy(network.state_dict())
+    made = Prepared(network, precision)
+    made(torch.rand(2, 3, 16, 16))
+    assert network.training and normalisations(network) == 3
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    theirs = {p.data_ptr() for p in network.parameters()}
+    assert not theirs & {p.data_ptr() for p in made.module.parameters()}
+
+
+def test_what_is_prepared_is_frozen():
+    """In evaluation mode too: neither dropout nor running statistics move."""
+    made = prepared(lively(small()).train())
+    assert not any(part.training for part in made.module.modules())
+    assert not any(p.requires_grad for p in made.module.parameters())
+    images = torch.rand(6, 3, 16, 16)
+    assert torch.equal(made(images), made(images))
+    assert made.exact is None and made.chunk == CHUNK
+
+
+class Untraceable(nn.Module):
+    """A forward that depends on the images' values or their number."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.body, self.how = small(), how
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.how == "branch" and images.mean() < 0:
+            return self.body(-images)
+        if self.how == "length":
+            images = images.reshape(len(images), 3, 16, 16)
+        if self.how == "loop":
+            images = torch.stack([image + 0.1 for image in images])
+        if self.how == "number":
+            images = images * float(images.mean())
+        if self.how == "look_up":
+            images = images * {16: 2.0}[images.shape[-1]]
+        return self.body(images)
+
+
+@pytest.mark.parametrize("how", ["branch", "length", "loop", "number", "look_up"])
+def test_networks_that_cannot_be_traced_are_left_alone(how):
+    network = lively(Untraceable(how))
+    made, images = Prepared(network), torch.rand(3, 3, 16, 16)
+    assert isinstance(made.module, Untraceable) and normalisations(made.module) == 3
+    torch.testing.assert_close(made(images), network(images), atol=1e-6, rtol=1e-5)
+    assert not any(p.requires_grad for p in made.module.parameters())
+    with pytest.raises(UserError, match="Untraceable cannot be run in bfloat16"):
+        Prepared(network, "bfloat16")
+
+
+def test_a_network_that_is_broken_stays_broken():
+    """Tracing hides no mistake of the network's own."""
+
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        Prepared(Broken())(torch.rand(1, 3, 4, 4))
+
+
+# Low precision
+
+
+def test_bfloat16_keeps_predictions_and_the_exact_answer(victim):
+    made = Prepared(victim.model, "bfloat16")
+    low, true = made(victim.images), victim.model(victim.images)
+    assert low.dtype == torch.float32
+    assert (low.argmax(dim=1) == true.argmax(dim=1)).float().mean() > 0.95
+    assert 0 < (low - true).abs().max() < 0.05 * true.abs().max()
+    torch.testing.assert_close(made.exact(victim.images), true, atol=1e-5, rtol=1e-5)
+    assert made.exact.exact is None
+
+
+def test_the_first_layer_keeps_float32(victim):
+    """A change of the image far below bfloat16's steps still has its gradient."""
+    made = Prepared(victim.model, "bfloat16")
+    dtypes = [part.weight.dtype for part in made.module.modules() if hasattr(part, "weight")]
+    assert dtypes[0] == torch.float32 and set(dtypes[1:]) == {torch.bfloat16}
+    leaf = victim.images.clone().requires_grad_(True)
+    true = victim.images.clone().requires_grad_(True)
+    functional.cross_entropy(made(leaf), victim.labels).backward()
+    functional.cross_entropy(victim.model(true), victim.labels).backward()
+    assert leaf.grad.dtype == torch.float32
+    assert functional.cosine_similarity(leaf.grad.flatten(), true.grad.flatten(), dim=0) > 0.95
+
+
+def test_unknown_precision():
+    with pytest.raises(UserError, match=r"'bfloat15': choose one of .*did you mean 'bfloat16'"):
+        Prepared(small(), "bfloat15")

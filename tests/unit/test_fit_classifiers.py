@@ -1,0 +1,210 @@
+"""``fit_classifiers``: a purifier fitted on some classifiers protects another, plan to score."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.core.errors import UserError
+from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.runs import Run
+from purifiers.report.runs import Runs, ScoreRun
+from purifiers.stages.job import run_batch
+
+ROOT = Path(__file__).resolve().parents[2]
+NETWORK = {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
+BRIEF = {"width": 2, "steps": 1, "step_size": 0.1, "epochs": 0.2, "batch_size": 16}
+PAPER = {
+    "id": "toy",
+    "title": "A paper of the tests' own",
+    "seed_document": "none",
+    "settings": {"digits": {}},
+    "classifiers": {
+        "x": NETWORK,
+        "a": {"component": "advae_d", "width": 20},
+        "b": {"component": "advae_d", "width": 10},
+    },
+    "trainings": {"natural": {"component": "natural", "epochs": 0.5, "batch_size": 32}},
+    "methods": {
+        "identity": {"component": "identity"},
+        "advae": {"component": "adv_ae", **BRIEF, "eps": 0.1, "eps_ramp": 0.5},
+        "hgd": {"component": "hgd", **BRIEF, "eps": 0.1},
+        "aid": {"component": "aid", "width": 8},
+    },
+    "attacks": {"pgd": {"component": "pgd", "eps": 0.1, "steps": 2, "step_size": 0.05}},
+}
+DEFAULTS = {
+    **{"dataset": "digits", "classifier": "x", "training": "natural", "methods": ["advae"]},
+    **{"attack": "pgd", "threat_model": "white_box", "gradient": "exact"},
+}
+
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """``make(row={...}, other={...})``: the plan of a table with one cell per row."""
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    shutil.copy(ROOT / "tests/workflow/tiny.yaml", tmp_path / "workflow/scales")
+    folder = tmp_path / "benchmarks" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "paper.yaml").write_text(yaml.safe_dump(PAPER))
+
+    def plan(**rows: dict[str, Any]) -> Plan:
+        table = {
+            "table": "1",
+            "title": "Ensembles",
+            "where": "nowhere",
+            "defaults": DEFAULTS,
+            "rows": [{"id": name, "cell": cell} for name, cell in rows.items()],
+            "columns": [{"id": "column"}],
+            "blocks": [{"id": "block"}],
+        }
+        (folder / "table_1.yaml").write_text(yaml.safe_dump(table))
+        return make_plan(tmp_path, "tiny", ["toy/table_1"])
+
+    return plan
+
+
+def behind(plan: Plan, stage: str) -> dict[str, list[Run]]:
+    """The runs of a stage behind each row."""
+    found = {}
+    for cell in plan.documents["toy/table_1"].cells:
+        assert cell.state == "planned", cell.reason
+        pending, made = [plan.runs[cell.scores[0][0]]], {}
+        while pending:
+            run = pending.pop()
+            if run.stage == stage:
+                made[run.id] = run
+            pending += run.inputs
+        found[cell.row] = list(made.values())
+    return found
+
+
+def component(run: Run) -> str:
+    return str(run.spec["classifier"]["component"])
+
+
+# What is planned
+
+
+def test_one_fit_protects_any_classifier(make: Make) -> None:
+    """X in front of itself, said or not, and of others: one run of the purifier."""
+    plan = make(
+        unsaid={},
+        said={"fit_classifiers": ["x"]},
+        other={"classifier": "a", "fit_classifiers": ["x"]},
+        oblivious={"classifier": "b", "fit_classifiers": ["x"], "threat_model": "oblivious"},
+    )
+    fits = behind(plan, "purifier")
+    (run,) = {run.id: run for runs in fits.values() for run in runs}.values()
+    assert all(len(runs) == 1 for runs in fits.values())
+    assert [component(i) for i in run.inputs if i.stage == "classifier"] == ["wide_resnet"]
+    assert "ensemble" not in run.spec
+    (attack,) = behind(plan, "attack")["other"]
+    assert component(plan.runs[attack.spec["classifier"]]) == "advae_d"
+    assert [m["run"] for m in attack.spec["methods"]] == [run.id]
+
+
+def test_an_ensemble_is_another_fit_made_from_all_of_its_classifiers(make: Make) -> None:
+    plan = make(
+        one={"classifier": "a", "fit_classifiers": ["x"]},
+        three={"classifier": "a", "fit_classifiers": ["x", "a", "b"]},
+        own={"classifier": "a"},
+        hgd={"classifier": "a", "fit_classifiers": ["x", "a"], "methods": ["hgd"]},
+    )
+    fits = {row: runs[0] for row, runs in behind(plan, "purifier").items()}
+    assert len({run.id for run in fits.values()}) == 4
+    three = fits["three"]
+    trained = [run for run in three.inputs if run.stage == "classifier"]
+    assert [three.spec["classifier"], *three.spec["ensemble"]] == [run.id for run in trained]
+    widths = [run.spec["classifier"]["parameters"].get("width") for run in trained]
+    assert widths == [None, 20, 10]
+    assert {run.spec["seed"] for run in trained} == {0}
+    assert three.passes == 3 * fits["one"].passes
+    assert "adv_ae_and_advae_d_and_advae_d" in three.id
+    upstream = {batch.stage for batch in plan.batches[three.id].upstream}
+    assert upstream == {"dataset", "classifier"}
+
+
+def test_what_needs_no_fit_does_not_care(make: Make) -> None:
+    plan = make(row={"methods": ["identity"], "fit_classifiers": ["x", "a"]})
+    assert behind(plan, "purifier")["row"] == []
+    assert len(behind(plan, "classifier")["row"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("classifier", "names", "listed"), [("x", ["x", "a"], "x, a"), ("a", ["x"], "x")]
+)
+def test_a_method_that_listens_to_its_classifier_is_fitted_on_no_other(
+    make: Make, classifier: str, names: list[str], listed: str
+) -> None:
+    cell = {"methods": ["aid"], "classifier": classifier, "fit_classifiers": names}
+    with pytest.raises(UserError, match=rf"method 'aid' listens to .* fitted on {listed}: leave"):
+        make(row=cell)
+    own = {**cell, "fit_classifiers": [classifier]}
+    told, unsaid = make(row=own), make(row={"methods": ["aid"], "classifier": classifier})
+    assert behind(told, "purifier") == behind(unsaid, "purifier")
+
+
+def test_an_unknown_classifier_is_refused(make: Make) -> None:
+    with pytest.raises(UserError, match="'y'"):
+        make(row={"fit_classifiers": ["x", "y"]})
+
+
+# What is run
+
+
+def test_from_fit_to_score(make: Make) -> None:
+    """The rows' numbers are there, and the distances are those of the attack: within its eps,
+    whatever the purifier makes of its images."""
+    plan = make(
+        ensemble={"classifier": "a", "fit_classifiers": ["x", "b"]},
+        distance={"classifier": "a", "fit_classifiers": ["x", "b"], "metric": "mean_linf"},
+        clean={"fit_classifiers": ["x", "b"], "attack": "none", "metric": "mean_l2"},
+        undefended={"methods": [], "metric": "mean_l2"},
+    )
+    plan.write_specs()
+    done: set[str] = set()
+    for batch in plan.batches.values():  # in the order of their stages
+        if batch.id not in done:
+            done.add(batch.id)
+            entries = [
+                {"id": r.id, "spec": r.spec, "passes": 0, "size_bytes": 0} for r in batch.runs
+            ]
+            content = {"stage": batch.stage, "batch": batch.id, "runs": entries, "device": "cpu"}
+            content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
+            assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
+
+    runs = Runs(plan.runs_root, lambda _: None)
+    cells = {cell.row: cell for cell in plan.documents["toy/table_1"].cells}
+    found = {row: runs.find(cell).seeds[0][0] for row, cell in cells.items()}
+    assert found["ensemble"].id == found["distance"].id
+    values = {row: found[row].value(cell.metric) for row, cell in cells.items()}
+    assert values["ensemble"] is not None and 0.0 <= values["ensemble"] <= 100.0
+    assert values["distance"] == pytest.approx(0.1, abs=1e-6)
+    assert values["clean"] == 0.0
+    scores = found["distance"].scores
+    assert (scores["linf"] > 0.1 + 1e-3).all()  # an auto-encoder hardly fitted changes a lot
+    bare = found["undefended"].scores
+    assert np.allclose(bare["attack_l2"], bare["l2"]) and values["undefended"] == bare["l2"].mean()
+
+    (fit,) = behind(plan, "purifier")["ensemble"]
+    summary = RunFolder(plan.runs_root, "purifier", fit.id).record()["summary"]
+    assert summary["parameters"] == 161  # the auto-encoder's alone, of width 2
+
+
+def test_scores_of_before_have_no_distances_of_the_attack(tmp_path: Path) -> None:
+    """Then the metric is missing, and not taken from the purified image."""
+    columns = {"index": [0], "correct": [True], "linf": [0.3], "l2": [2.0]}
+    pd.DataFrame(columns).to_parquet(tmp_path / "scores.parquet")
+    run = ScoreRun("old", tmp_path, {"summary": {"n_correct": 1, "n": 1}, "spec": {}})
+    assert run.value("mean_l2") is None and run.value("accuracy") == 100.0

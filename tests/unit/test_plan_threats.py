@@ -1,0 +1,248 @@
+"""Threat models: what the planner makes of them, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from purifiers.core.errors import UserError
+from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+PGD = {"component": "pgd", "eps": 0.1, "steps": 4, "step_size": 0.03}
+PAPER = {
+    "id": "toy",
+    "title": "A paper of the tests' own",
+    "seed_document": "none",
+    "settings": {"digits": {}},
+    "classifiers": {"small": {"component": "wide_resnet", "depth": 10, "widen_factor": 1}},
+    "trainings": {"natural": {"component": "natural"}, "madry": {"component": "madry"}},
+    "methods": {
+        "identity": {"component": "identity"},
+        "random": {"component": "random_sign"},
+        "aid": {"component": "aid"},
+    },
+    "attacks": {
+        "pgd": PGD,
+        "early": PGD | {"stop": "success"},
+        "square": {"component": "square", "queries": 10},
+        "auxiliary_aware": {"component": "auxiliary_aware", "steps": 4},
+        "joint_score": {"component": "joint_score", "steps": 4},
+    },
+}
+DEFAULTS = {"dataset": "digits", "classifier": "small", "training": "natural", "methods": []}
+SOURCE = {"classifier": "small", "training": "natural", "seed_offset": 1}
+
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """``make(row={...}, other={...})``: the plan of a table with one cell per row."""
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    shutil.copy(ROOT / "tests/workflow/tiny.yaml", tmp_path / "workflow/scales")
+    folder = tmp_path / "benchmarks" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "paper.yaml").write_text(yaml.safe_dump(PAPER))
+
+    def plan(**rows: dict[str, Any]) -> Plan:
+        table = {
+            "table": "1",
+            "title": "Threats",
+            "where": "nowhere",
+            "defaults": {**DEFAULTS, "attack": "pgd"},
+            "rows": [{"id": name, "cell": cell} for name, cell in rows.items()],
+            "columns": [{"id": "column"}],
+            "blocks": [{"id": "block"}],
+        }
+        (folder / "table_1.yaml").write_text(yaml.safe_dump(table))
+        return make_plan(tmp_path, "tiny", ["toy/table_1"])
+
+    return plan
+
+
+def attacks(plan: Plan) -> dict[str, Run]:
+    """The attack behind each row."""
+    found = {}
+    for cell in plan.documents["toy/table_1"].cells:
+        (ids,) = cell.scores
+        pending, made = [plan.runs[ids[0]]], []
+        while pending:
+            run = pending.pop()
+            made += [run] if run.stage == "attack" else []
+            pending += run.inputs
+        (found[cell.row],) = {run.id: run for run in made}.values()
+    return found
+
+
+# What the attacker sees
+
+
+def test_oblivious_sees_the_classifier(make: Make) -> None:
+    made = attacks(
+        make(
+            none={"methods": []},
+            aid={"methods": ["aid"], "gradient": "bpda"},
+            random={"methods": ["random"], "eot": 5},
+        )
+    )
+    assert len({run.id for run in made.values()}) == 1
+    spec = made["aid"].spec
+    assert spec["methods"] == [] and spec["gradient"] == "exact" and "eot" not in spec
+
+
+@pytest.mark.parametrize("gradient", ["exact", "bpda", "one_step"])
+def test_white_box_sees_the_defence_with_the_gradient_of_the_cell(
+    make: Make, gradient: str
+) -> None:
+    cell = {"methods": ["aid"], "threat_model": "white_box", "gradient": gradient}
+    run = attacks(make(row=cell))["row"]
+    assert run.spec["gradient"] == gradient
+    (method,) = run.spec["methods"]
+    assert method["component"] == "aid" and method["run"] in {i.id for i in run.inputs}
+
+
+def test_an_unknown_gradient_is_not_planned(make: Make) -> None:
+    plan = make(row={"methods": ["aid"], "threat_model": "white_box", "gradient": "guess"})
+    (cell,) = plan.documents["toy/table_1"].cells
+    assert (cell.state, cell.reason) == ("not implemented", "gradient guess is not implemented")
+
+
+def test_a_query_attack_gets_no_gradient(make: Make) -> None:
+    cell = {"threat_model": "black_box", "attack": "square", "gradient": "exact"}
+    made = attacks(make(none=cell, aid={**cell, "methods": ["aid"]}))
+    assert {run.spec["gradient"] for run in made.values()} == {"none"}
+    assert [m["component"] for m in made["aid"].spec["methods"]] == ["aid"]
+    assert made["none"].id != made["aid"].id
+
+
+def test_the_auxiliary_method_is_known_and_does_not_purify(make: Make) -> None:
+    cell = {"attack": "auxiliary_aware", "auxiliary": "aid"}
+    made = attacks(make(before=cell, after={**cell, "methods": ["aid"]}))
+    assert made["before"].id == made["after"].id
+    spec = made["before"].spec
+    assert spec["methods"] == [] and spec["auxiliary"]["component"] == "aid"
+    assert spec["auxiliary"]["run"] in {run.id for run in made["before"].inputs}
+
+
+# Transfer
+
+
+def test_transfer_shares_one_set_between_targets(make: Make) -> None:
+    cell = {"threat_model": "transfer", "source": SOURCE}
+    made = attacks(
+        make(
+            natural=cell,
+            madry={**cell, "training": "madry"},
+            natural_aid={**cell, "methods": ["aid"]},
+            random={**cell, "methods": ["random"]},  # the attacker meets no draws
+        )
+    )
+    assert len({run.id for run in made.values()}) == 1
+    spec = made["madry"].spec
+    assert spec["methods"] == [] and spec["gradient"] == "exact"
+
+
+def test_the_source_is_another_network_of_its_own_seed(make: Make) -> None:
+    cell = {"threat_model": "transfer", "source": SOURCE}
+    plan = make(carried=cell, own={}, same={**cell, "source": {**SOURCE, "seed_offset": 0}})
+    made = attacks(plan)
+    assert made["same"].id == made["own"].id != made["carried"].id
+    victims = {row: plan.runs[run.spec["classifier"]] for row, run in made.items()}
+    assert victims["own"].spec["seed"] == 0 and victims["carried"].spec["seed"] == 1
+
+
+def test_transfer_needs_a_source(make: Make) -> None:
+    with pytest.raises(UserError, match="transfer needs a `source` to carry over from"):
+        make(row={"threat_model": "transfer"})
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"threat_model": "transfer", "source": SOURCE},
+        {"threat_model": "black_box", "source": SOURCE},
+        {"methods": ["aid"]},
+    ],
+    ids=["transfer", "substitute", "purified"],
+)
+def test_images_of_another_model_are_never_stopped_early(make: Make, cell: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"attack 'early' stops at its first success.*to never"):
+        make(row={**cell, "attack": "early"})
+
+
+def test_an_attack_on_what_is_scored_may_stop_early(make: Make) -> None:
+    make(
+        none={"attack": "early"},
+        aid={"attack": "early", "methods": ["aid"], "threat_model": "white_box"},
+    )
+
+
+# Random defences
+
+
+@pytest.mark.parametrize(("threat", "attack"), [("white_box", "pgd"), ("black_box", "square")])
+def test_a_random_defence_is_attacked_over_its_draws(make: Make, threat: str, attack: str) -> None:
+    cell = {"methods": ["random"], "threat_model": threat, "attack": attack}
+    message = f"toy/table_1.yaml: .*a random defence is attacked {threat} without .*`eot: 20`"
+    with pytest.raises(UserError, match=message):
+        make(row=cell)
+    with pytest.raises(UserError, match=message):
+        make(row={**cell, "methods": ["identity", "random"]})
+    run = attacks(make(row={**cell, "eot": 7}))["row"]
+    assert run.spec["eot"] == {"samples": 7, "combine": "mean"}
+
+
+def test_single_draws_have_to_be_said(make: Make) -> None:
+    cell = {"methods": ["random"], "threat_model": "white_box"}
+    made = attacks(
+        make(
+            one={**cell, "eot": 1},
+            mean={**cell, "eot": 15},
+            sign={**cell, "eot": {"samples": 15, "combine": "sign"}},
+        )
+    )
+    assert made["one"].spec["eot"]["samples"] == 1
+    assert made["sign"].spec["eot"] == {"samples": 15, "combine": "sign"}
+    assert made["mean"].passes == made["sign"].passes == 15 * made["one"].passes
+
+
+# Parts of the defence
+
+
+def test_an_attack_on_a_detector_needs_one(make: Make) -> None:
+    cell = {"attack": "auxiliary_aware"}
+    message = "attack 'auxiliary_aware' goes against a method's verdict, and none of"
+    for refused in (
+        cell,
+        {**cell, "methods": ["aid"]},  # oblivious: it does not know the method
+        {**cell, "methods": ["identity"], "threat_model": "white_box"},
+        {**cell, "auxiliary": "identity"},
+    ):
+        with pytest.raises(UserError, match=message):
+            make(row=refused)
+    make(row={**cell, "methods": ["identity", "aid"], "threat_model": "white_box"})
+
+
+def test_a_detector_is_no_score(make: Make) -> None:
+    with pytest.raises(UserError, match="'joint_score' goes against a method's score"):
+        make(row={"attack": "joint_score", "methods": ["aid"], "threat_model": "white_box"})
+
+
+@pytest.mark.parametrize("threat", ["transfer", "black_box"])
+def test_who_does_not_know_the_defence_knows_no_auxiliary(make: Make, threat: str) -> None:
+    """A discriminator trained on the target would hear the source's features."""
+    cell = {"attack": "auxiliary_aware", "auxiliary": "aid", "threat_model": threat}
+    with pytest.raises(UserError, match=f"threat model {threat} does not know the `auxiliary`"):
+        make(row={**cell, "source": SOURCE})
+
+
+def test_no_attack_no_refusal(make: Make) -> None:
+    """Clean columns inherit their row's threat model."""
+    make(row={"methods": ["random"], "threat_model": "white_box", "attack": "none"})

@@ -1,0 +1,44 @@
+# Speed and strength of the attacks beside other libraries. Nothing else needs it: `make bench`.
+import runpy
+
+TIMING = "results/timing"
+TIMING_DEVICES = str(config.get("timing_device", "cpu")).split(",")
+PEERS = ".peers/.ready"  # what was measured without the other libraries is measured again
+
+
+rule timing:
+    input:
+        lambda wildcards: [PEERS] if Path(PEERS).exists() else [],
+    output:
+        f"{TIMING}/{{device}}-{{victim}}-{{attack}}.json",
+    log:
+        "results/logs/timing/{device}-{victim}-{attack}.log",
+    wildcard_constraints:
+        device="cpu|cuda",
+        victim="[a-z0-9]+",
+        attack="[a-z0-9_]+",
+    threads: 1
+    resources:
+        gpu=lambda wildcards: int(wildcards.device != "cpu"),
+    shell:
+        "python -m pytest 'benchmarks/timing/test_attacks.py::test_attack"
+        "[{wildcards.victim}-{wildcards.attack}]' --device {wildcards.device}"
+        " --benchmark-json {output} > >(tee {log}) 2>&1"
+
+
+rule timing_table:
+    input:
+        lambda wildcards: [
+            f"{TIMING}/{device}-{victim}-{attack}.json"
+            for (device, victim), plan in runpy.run_path(ROOT / "benchmarks/timing/settings.py")[
+                "PLANS"
+            ].items()
+            if device in TIMING_DEVICES
+            for attack in plan.attacks
+        ],
+    output:
+        **{kind: f"results/tables/timing/attacks.{kind}" for kind in ["csv", "md", "png", "svg"]},
+    log:
+        "results/logs/timing/attacks.log",
+    shell:
+        "python -m purifiers timing {output.csv} {input} 2> >(tee {log} >&2)"

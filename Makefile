@@ -2,6 +2,7 @@
 #   make reproduce SCALE=smoke      every table of every paper
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit)
 #   make plan                       the price of a scale before anything runs
+#   make bench                      the attacks beside other libraries, 20 minutes on two cores
 SCALE ?= smoke
 T ?= aid/3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
@@ -20,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # So that the programs the rules call are those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce table plan test lint env lock clean
+.PHONY: reproduce table plan bench test lint env lock clean
 
 reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -30,6 +31,9 @@ table: env
 
 plan: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE)
+
+bench: env .peers/.ready
+	$(SNAKEMAKE) results/tables/timing/attacks.csv
 
 test: env
 	$(BIN)/pytest
@@ -54,13 +58,23 @@ env: .venv/.ready
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-# After a change of the dependencies in pyproject.toml.
+# Other libraries, for `make bench` only: beside the environment, never in it.
+.peers/.ready: benchmarks/timing/peers.lock | env
+	rm -rf .peers
+	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes \
+		--compile-bytecode --target .peers -r benchmarks/timing/peers.lock
+	touch $@
+
+# After a change of the dependencies in pyproject.toml or benchmarks/timing/peers.in.
 lock: .uv/bin/uv
 	.uv/bin/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
 		--output-file requirements.lock
+	.uv/bin/uv pip compile benchmarks/timing/peers.in --quiet --no-deps --universal \
+		--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+		--custom-compile-command "make lock" --output-file benchmarks/timing/peers.lock
 
 # The runs in results/runs stay: they are hours of work. Delete that folder by hand.
 clean:
-	rm -rf .venv .uv .snakemake .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf .venv .uv .peers .snakemake .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 	find purifiers tests workflow benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from purifiers.attacks._linf import check_count
 from purifiers.core import noise
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.target import FIRST_DRAW, finite
+from purifiers.core.target import FIRST_DRAW, Target, finite
 
 VERSIONS = ("standard", "rand")
 # what the package calls our norms

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from purifiers.attacks._adam import BETA1, BETA2, EPSILON
 from purifiers.attacks._tanh import hinge, to_image, to_tanh
-from purifiers.core.component import Target, input_gradient
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite, input_gradient
 
 # nlcarlini/nn_robust_attacks: progress is looked at ten times, and less than .01 % is none
 CHECKS, FLAT = 10, 0.9999

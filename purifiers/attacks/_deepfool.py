@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._linf import check_count
-from purifiers.core.component import Target
 from purifiers.core.errors import UserError
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite
 
 # LTS4/DeepFool: added to each step. Without it an image with pixels at 0 or 1, which the step
 # cannot move, creeps up to the boundary and never crosses it.

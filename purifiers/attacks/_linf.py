@@ -9,8 +9,8 @@ from torch import Tensor
 
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core import noise
-from purifiers.core.component import Target, input_gradient
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.target import Target, input_gradient
 
 STOPS = ("never", "success")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from purifiers.attacks._losses import cross_entropy
-from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.component import Attack
 from purifiers.core.numbers import fraction
+from purifiers.core.target import Target, input_gradient
 
 VERSION = 1  # raise it whenever the output changes: stored results are then made again
 BUDGET = ("steps",)  # parameters a smaller scale may lower: sizes and budgets only

@@ -10,10 +10,10 @@ from torch import Tensor
 from purifiers.attacks._linf import check_count, check_stop
 from purifiers.attacks._losses import cross_entropy, margin
 from purifiers.core import noise
-from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.numbers import fraction
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite, input_gradient
 
 VERSION = 1
 BUDGET = ("steps", "targets", "restarts")

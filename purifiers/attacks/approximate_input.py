@@ -7,8 +7,9 @@ from torch import Tensor
 
 from purifiers.attacks._linf import check_count
 from purifiers.attacks._losses import cross_entropy
-from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.component import Attack
 from purifiers.core.numbers import fraction
+from purifiers.core.target import Target, input_gradient
 
 VERSION = 1
 BUDGET = ("steps",)

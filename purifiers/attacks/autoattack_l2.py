@@ -8,8 +8,8 @@ from torch import Tensor
 
 from purifiers.attacks._autoattack import Ensemble
 from purifiers.attacks._l2 import length
-from purifiers.core.component import Target
 from purifiers.core.errors import UserError
+from purifiers.core.target import Target
 
 VERSION = 1
 BUDGET = ("apgd_steps", "fab_steps", "targets", "square_queries")

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.attacks._linf import ascend, check_count, cross_entropy_gradient, random_start
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite
 
 VERSION = 1
 BUDGET = ("steps",)

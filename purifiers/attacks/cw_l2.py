@@ -8,8 +8,9 @@ from torch import Tensor
 from purifiers.attacks._coasting import Descent
 from purifiers.attacks._l2 import project
 from purifiers.attacks._linf import check_count
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.target import Target
 
 VERSION = 2
 BUDGET = ("steps", "search_steps")

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from purifiers.attacks._linf import check_count
 from purifiers.attacks._tanh import hinge, to_image, to_tanh
-from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite, input_gradient
 
 VERSION = 1
 BUDGET = ("steps",)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from purifiers.attacks._deepfool import check_deepfool, deepfool
 from purifiers.attacks._l2 import direction, length, project
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
+from purifiers.core.target import Target
 
 VERSION = 1
 BUDGET = ("steps", "candidates")

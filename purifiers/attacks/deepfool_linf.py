@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._deepfool import check_deepfool, deepfool
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.numbers import fraction
+from purifiers.core.target import Target
 
 VERSION = 1
 BUDGET = ("steps", "candidates")

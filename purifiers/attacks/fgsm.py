@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from purifiers.attacks._linf import ascend
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.numbers import fraction
+from purifiers.core.target import Target
 
 VERSION = 1
 PASSES = "3"

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._joint import Joint
-from purifiers.core.component import Target
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite
 
 VERSION = 1
 BUDGET = ("steps",)

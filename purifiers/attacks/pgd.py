@@ -10,8 +10,9 @@ from purifiers.attacks._linf import (
     check_stop,
     random_start,
 )
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.numbers import fraction
+from purifiers.core.target import Target
 
 VERSION = 1
 BUDGET = ("steps",)

@@ -8,7 +8,8 @@ from torch import Tensor
 from purifiers.attacks._l2 import direction, length, project, random_start
 from purifiers.attacks._linf import check_count, check_stop
 from purifiers.attacks._losses import cross_entropy
-from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.component import Attack
+from purifiers.core.target import Target, input_gradient
 
 VERSION = 1
 BUDGET = ("steps",)

@@ -10,10 +10,10 @@ from torch import Tensor
 from purifiers.attacks._linf import check_count, check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
-from purifiers.core.component import Attack, Target
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite
 
 VERSION = 1
 BUDGET = ("queries",)

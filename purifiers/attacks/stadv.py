@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from purifiers.attacks._adam import Adam
 from purifiers.attacks._linf import check_count, check_stop
 from purifiers.attacks._losses import margin
-from purifiers.core.component import Attack, Target, input_gradient
+from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
-from purifiers.core.target import finite
+from purifiers.core.target import Target, finite, input_gradient
 
 VERSION = 1
 BUDGET = ("steps",)

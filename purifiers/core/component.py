@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from purifiers.core.errors import UserError
 from purifiers.core.loop import Recipe
 from purifiers.core.numbers import check_linf_length, fraction, is_linf_length
-from purifiers.core.target import Target as Target
-from purifiers.core.target import as_target as as_target
-from purifiers.core.target import input_gradient as input_gradient
+from purifiers.core.target import Target, as_target
 
 
 def normalise(owner: str, parameters: dict[str, Any]) -> dict[str, Any]:

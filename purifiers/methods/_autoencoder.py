@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NORM_EPS = 1e-3  # Keras's default
-FEW = 4
-"""Channels up to which a convolution is faster as a product of matrices. Our choice: measured with
-1 and 3 channels beside 32 on a processor; the blocks of its convolutions are 8 or 16 channels."""
 
 
 class Autoencoder(nn.Module):
@@ -120,8 +117,9 @@ class UpConvolution(nn.Conv2d):
         mirrored = self.weight.flip(2, 3).transpose(0, 1)
         places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
         kernel = torch.stack([functional.pad(mirrored, place) for place in places]).sum(dim=0)
-        if self.out_channels > FEW:
+        if self.out_channels > 1:
             return functional.conv_transpose2d(hidden, kernel, self.bias, stride=2, padding=1)
+        # a single channel wastes most of a convolution's blocks: a product of matrices is faster
         count, inputs, height, width = hidden.shape
         pixels = hidden.permute(0, 2, 3, 1).reshape(count, height * width, inputs)
         parts = (pixels @ kernel.flatten(1)).transpose(1, 2)
@@ -131,10 +129,10 @@ class UpConvolution(nn.Conv2d):
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1) -> Tensor:
-    """A 3x3 convolution, padded by 1; of images with few channels as a 1x1 convolution of patches,
-    whose gradient by the images takes half the time."""
+    """A 3x3 convolution, padded by 1; of grey images as a 1x1 convolution of patches, which halves
+    the time of the images' gradient on a processor (with three channels it would take longer)."""
     count, inputs, height, width = images.shape
-    if inputs > FEW or stride > 1:
+    if inputs > 1 or stride > 1:
         return functional.conv2d(images, weight, bias, stride, padding=1)
     patches = functional.unfold(images, 3, padding=1).view(count, -1, height, width)
     patches = patches.contiguous(memory_format=torch.channels_last)

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from purifiers.core.component import Classifier, input_gradient
+from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
+from purifiers.core.target import input_gradient
 from purifiers.training.plateau import Plateau
 
 VERSION = 1

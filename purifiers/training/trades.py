@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from purifiers.core.component import Classifier, input_gradient
+from purifiers.core.component import Classifier
 from purifiers.core.noise import normal
 from purifiers.core.numbers import fraction
+from purifiers.core.target import input_gradient
 from purifiers.training._base import Training, attack_mode
 
 VERSION = 1

@@ -16,8 +16,8 @@ from purifiers.attacks.cw_l2 import CwL2
 from purifiers.attacks.cw_linf import CwLinf
 from purifiers.attacks.deepfool_l2 import DeepfoolL2
 from purifiers.attacks.deepfool_linf import DeepfoolLinf
-from purifiers.core.component import Target
 from purifiers.core.errors import UserError
+from purifiers.core.target import Target
 
 N, SHAPE = 8, (1, 4, 4)
 

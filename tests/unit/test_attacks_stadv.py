@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from purifiers.attacks.stadv import Stadv, roughness, warp
-from purifiers.core.component import as_target
 from purifiers.core.errors import UserError
+from purifiers.core.target import as_target
 
 
 def random_images(*shape: int) -> Tensor:

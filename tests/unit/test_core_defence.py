@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import purifiers
-from purifiers.core.component import Classifier, Method, as_target, default_indices
+from purifiers.core.component import Classifier, Method, default_indices
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.target import as_target
 
 
 class Cube(Classifier):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.methods.adv_ae import AdvAe
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.runs import Run
 from purifiers.report.runs import Runs, ScoreRun
@@ -163,9 +165,17 @@ def test_an_unknown_classifier_is_refused(make: Make) -> None:
 # What is run
 
 
-def test_from_fit_to_score(make: Make) -> None:
-    """The rows' numbers are there, and the distances are those of the attack: within its eps,
-    whatever the purifier makes of its images."""
+def test_from_fit_to_score(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All named classifiers are fitted on; the rows' numbers are there, and the distances are those
+    of the attack: within its eps, whatever the purifier makes of its images."""
+    told: list[tuple[list[str], int]] = []
+    own = AdvAe.fit_on
+
+    def spy(method: AdvAe, classifiers: Sequence[Classifier], images: int) -> None:
+        told.append(([type(classifier).__name__ for classifier in classifiers], images))
+        own(method, classifiers, images)
+
+    monkeypatch.setattr(AdvAe, "fit_on", spy)
     plan = make(
         ensemble={"classifier": "a", "fit_classifiers": ["x", "b"]},
         distance={"classifier": "a", "fit_classifiers": ["x", "b"], "metric": "mean_linf"},
@@ -184,6 +194,7 @@ def test_from_fit_to_score(make: Make) -> None:
             content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
             assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
 
+    assert told == [(["WideResnet", "AdvaeD"], 200)]
     runs = Runs(plan.runs_root, lambda _: None)
     cells = {cell.row: cell for cell in plan.documents["toy/table_1"].cells}
     found = {row: runs.find(cell).seeds[0][0] for row, cell in cells.items()}

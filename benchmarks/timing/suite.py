@@ -14,7 +14,7 @@ from victims import GaussianNoise, Victim
 import purifiers
 from purifiers.core import registry
 from purifiers.core.component import Attack as SuiteAttack
-from purifiers.core.prepare import prepared
+from purifiers.core.prepare import Prepared
 from purifiers.core.provenance import processor
 
 NAME = "purifybench"
@@ -68,7 +68,7 @@ def _spelled(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
 def _run(victim: Victim, attack: SuiteAttack, precision: str) -> Callable[[int], Tensor]:
     def run(seed: int) -> Tensor:
         # preparing is part of the work: it is paid once per attacked model
-        model = prepared(victim.network, precision)
+        model = Prepared(victim.network, precision)
         if victim.noise:
             noise = GaussianNoise(victim.noise)
             draws = settings.EOT_SAMPLES

@@ -73,11 +73,6 @@ class Prepared:
         return self.module(images.contiguous(memory_format=torch.channels_last)).float()
 
 
-def prepared(classifier: nn.Module, precision: str = "float32") -> Prepared:
-    """See :class:`Prepared`."""
-    return Prepared(classifier, precision)
-
-
 def _traced(module: nn.Module) -> fx.GraphModule | None:
     try:
         return fx.symbolic_trace(module)

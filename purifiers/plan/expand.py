@@ -10,7 +10,7 @@ from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import Cell, Document
 from purifiers.plan.declarations import Paper, blocks_of
-from purifiers.plan.lineage import Lineage, eot
+from purifiers.plan.lineage import Lineage, asks_defence, eot, is_random
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge
 from purifiers.plan.scale import Scale, UsedDataset
 
@@ -213,8 +213,8 @@ def _check_threat(
         return
     threat = cell.get("threat_model", "oblivious")
     methods = constants["method"][: len(cell.get("methods", ()))]
-    queried = threat == "white_box" or (threat == "black_box" and "source" not in cell)
-    if queried and any(method.get("STOCHASTIC") for method in methods) and "eot" not in cell:
+    random = any(method.get("STOCHASTIC") for method in methods)
+    if asks_defence(cell) and random and "eot" not in cell:
         raise UserError(
             f"{where}: a random defence is attacked {threat} without expectation over its draws; "
             "say `eot: 20`, or `eot: 1` if the paper attacked single draws"
@@ -245,8 +245,7 @@ def _draws(declared: dict[str, Any]) -> int:
 
 def _is_random(paper: Paper, declared: dict[str, Any], where: str) -> bool:
     recipes = [paper.recipe("method", name, where) for name in declared.get("methods", ())]
-    described = [registry.describe("method", recipe["component"]) for recipe in recipes]
-    return any(method.constants.get("STOCHASTIC", False) for method in described)
+    return any(is_random(recipe["component"]) for recipe in recipes)
 
 
 def _source_label(declared: dict[str, Any]) -> str:

@@ -58,10 +58,12 @@ class Lineage:
         cost: float,
         classifier: Run,
         size_bytes: int = 0,
+        network: str = "",
     ) -> Run:
+        """A run of the classifier's lineage; its passes are the classifier's if not said."""
         unique = tuple(dict.fromkeys(inputs))
-        lineage, network = classifier.lineage, classifier.network
-        run = make_run(stage, slug, spec, unique, lineage, cost, network, size_bytes)
+        network = network or classifier.network
+        run = make_run(stage, slug, spec, unique, classifier.lineage, cost, network, size_bytes)
         return self.runs.setdefault(run.id, run)
 
     def _dataset(self, used: UsedDataset) -> Run:
@@ -138,8 +140,7 @@ class Lineage:
         cell = setting.cell
         attack = setting.recipe("attack", cell["attack"])
         threat = cell.get("threat_model", "oblivious")
-        sees_defence = threat == "white_box" or (threat == "black_box" and "source" not in cell)
-        attacked = methods if sees_defence else []
+        attacked = methods if asks_defence(cell) else []
         source = cell.get("source") if threat in ("transfer", "black_box") else None
         if ((methods and not attacked) or source) and attack["parameters"].get("stop") == "success":
             raise UserError(
@@ -164,7 +165,7 @@ class Lineage:
             spec["classifier_stage"] = victim.stage
         fitted = [run for _, run in attacked if run]
         draws = 1
-        if "eot" in cell and any(_is_random(method) for method, _ in attacked):
+        if "eot" in cell and any(is_random(m["component"]) for m, _ in attacked):
             spec["eot"] = eot(cell["eot"])
             draws = spec["eot"]["samples"]
         if "auxiliary" in cell:
@@ -223,9 +224,7 @@ class Lineage:
         chain = [method["component"] for method, _ in methods]
         slug = _slug(classifier, [*chain, substitute["component"], "substitute"], seed)
         inputs = (*classifier.inputs, classifier, *(run for _, run in methods if run))
-        unique = tuple(dict.fromkeys(inputs))
-        run = make_run("substitute", slug, spec, unique, classifier.lineage, cost, network)
-        return self.runs.setdefault(run.id, run)
+        return self._keep("substitute", slug, spec, inputs, cost, classifier, network=network)
 
     def _purify(
         self,
@@ -264,9 +263,15 @@ def eot(declared: int | dict[str, Any]) -> dict[str, Any]:
     return {"samples": given["samples"], "combine": given.get("combine", "mean")}
 
 
-def _is_random(method: dict[str, Any]) -> bool:
-    constants = registry.describe("method", method["component"]).constants
-    return bool(constants.get("STOCHASTIC", False))
+def asks_defence(cell: dict[str, Any]) -> bool:
+    """Whether the attack asks the purifiers too, and not a bare classifier or a stand-in."""
+    threat = cell.get("threat_model", "oblivious")
+    return threat == "white_box" or (threat == "black_box" and "source" not in cell)
+
+
+def is_random(method: str) -> bool:
+    """Whether a method's component says that it is random."""
+    return bool(registry.describe("method", method).constants.get("STOCHASTIC", False))
 
 
 def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:

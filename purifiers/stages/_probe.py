@@ -31,11 +31,12 @@ def probe(
     target = as_target(defence)
     given = (clean, adversarial, labels, indices)
     rows = max(PROBED // defence.eot_samples, 1)  # at a time, so that memory sees no more than that
+    takes = defence.gradient != "none"
     parts = [
-        _probe(target, *part) for part in zip(*(every.split(rows) for every in given), strict=True)
+        _probe(target, takes, *part)
+        for part in zip(*(every.split(rows) for every in given), strict=True)
     ]
     correct, zero, nonfinite, before, after = (torch.cat(part) for part in zip(*parts, strict=True))
-    takes = defence.gradient != "none"
     return {
         "images": len(clean),
         "correct": int(correct.sum()),
@@ -48,21 +49,25 @@ def probe(
 
 
 def _probe(
-    target: Target, clean: Tensor, adversarial: Tensor, labels: Tensor, indices: Tensor
+    target: Target,
+    takes: bool,
+    clean: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    indices: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Per image (n,): is it correct, is its gradient zero, is it not finite, loss before, after."""
 
     def losses(logits: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, reduction="none")
 
-    gradient = torch.zeros_like(clean)
-    if getattr(target.model, "gradient", "exact") != "none":
-        with torch.enable_grad():
-            leaf = clean.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(losses(target(leaf, indices)).sum(), leaf)
-    flat = gradient.flatten(1)
+    leaf, gradient = clean.detach().requires_grad_(takes), torch.zeros_like(clean)
+    with torch.set_grad_enabled(takes):
+        answer = target(leaf, indices)
+        before = losses(answer)
+        if takes:
+            (gradient,) = torch.autograd.grad(before.sum(), leaf)
     with torch.no_grad():
-        answer = target(clean, indices)
-        before, after = losses(answer), losses(target(adversarial, indices))
-    correct = answer.argmax(dim=1) == labels
-    return correct, (flat == 0).all(dim=1), ~torch.isfinite(flat).all(dim=1), before, after
+        after = losses(target(adversarial, indices))
+    flat, correct = gradient.flatten(1), answer.argmax(dim=1) == labels
+    return correct, (flat == 0).all(dim=1), ~torch.isfinite(flat).all(dim=1), before.detach(), after

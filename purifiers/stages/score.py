@@ -43,10 +43,12 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
             logits = classifier(batch)
         if not torch.isfinite(logits).all():
             raise RuntimeError("the classifier gave logits that are not finite")
-        columns = [logits.argmax(1).cpu()]
-        for made in (batch.cpu(), attacked.batch(start, stop, "cpu")[0]):
-            shift = (made - images.clean_batch(start, stop)).flatten(1)
-            columns += [shift.abs().amax(1), shift.norm(dim=1)]
+        clean = images.clean_batch(start, stop)
+        own = _distances(batch.cpu(), clean)
+        made = own
+        if attacked is not None:
+            made = _distances(attacked.batch(start, stop, "cpu")[0], clean)
+        columns = [logits.argmax(1).cpu(), *own, *made]
         return torch.stack([column.double() for column in columns], dim=1).numpy()
 
     label = f"score {folder.id}"
@@ -73,8 +75,17 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     return Outcome([SCORES], {"n_correct": int(correct.sum()), "n": len(correct), **halved})
 
 
-def _attacked(context: Context, images: dict[str, Any]) -> ImageSet:
-    """The set that purification started from: adversarial, or clean where nothing was attacked."""
+def _distances(made: torch.Tensor, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """L-infinity and L2 distance of each image, (n,) each."""
+    shift = (made - clean).flatten(1)
+    return shift.abs().amax(1), shift.norm(dim=1)
+
+
+def _attacked(context: Context, images: dict[str, Any]) -> ImageSet | None:
+    """The set that purification started from: adversarial, or clean where nothing was attacked.
+    None where nothing was purified."""
+    if images.get("stage") != "purify":
+        return None
     while images.get("stage") == "purify":
         images = context.folder("purify", images["run"]).record(verify=False)["spec"]["images"]
     return open_images(context, images)

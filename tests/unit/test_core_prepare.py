@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.errors import UserError
-from purifiers.core.prepare import CHUNK, Prepared, prepared
+from purifiers.core.prepare import CHUNK, Prepared
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -136,7 +136,7 @@ def test_the_classifier_stays_as_it_was(precision):
 
 def test_what_is_prepared_is_frozen():
     """In evaluation mode too: neither dropout nor running statistics move."""
-    made = prepared(lively(small()).train())
+    made = Prepared(lively(small()).train())
     assert not any(part.training for part in made.module.modules())
     assert not any(p.requires_grad for p in made.module.parameters())
     images = torch.rand(6, 3, 16, 16)

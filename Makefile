@@ -2,7 +2,7 @@
 #   make reproduce SCALE=smoke      every table of every paper
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit)
 #   make plan                       the price of a scale before anything runs
-#   make bench                      the attacks beside other libraries, 20 minutes on two cores
+#   make bench                      attacks beside other libraries, methods beside plain loops
 SCALE ?= smoke
 T ?= aid/3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
@@ -33,7 +33,7 @@ plan: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE)
 
 bench: env .peers/.ready
-	$(SNAKEMAKE) results/tables/timing/attacks.csv
+	$(SNAKEMAKE) results/tables/timing/attacks.csv results/tables/timing/purification.csv
 
 test: env
 	$(BIN)/pytest

@@ -44,6 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
     timing.add_argument("measurements", type=Path, nargs="+", help="what benchmarks/timing left")
     timing.set_defaults(function=_timing)
 
+    speed = commands.add_parser("speed", help="write the table of methods beside plain loops")
+    speed.add_argument("table", type=Path, help="the CSV; the same as Markdown is put beside it")
+    speed.add_argument("measurements", type=Path, nargs="+", help="what benchmarks/timing left")
+    speed.set_defaults(function=_speed)
+
     chosen = parser.parse_args(arguments)
     try:
         return chosen.function(chosen)
@@ -102,6 +107,13 @@ def _timing(arguments: argparse.Namespace) -> int:
     from purifiers.report.timing import write_timing
 
     write_timing(arguments.measurements, arguments.table)
+    return 0
+
+
+def _speed(arguments: argparse.Namespace) -> int:
+    from purifiers.report.speed import write_speed
+
+    write_speed(arguments.measurements, arguments.table)
     return 0
 
 

@@ -80,17 +80,30 @@ class Workspace:
         return Workspace(path)
 
 
-def make_workspace(path: Path) -> Workspace:
-    """A workspace without results: scale ``tiny`` and the paper ``toy``."""
+def make_workspace(path: Path, paper: str = "toy") -> Workspace:
+    """A workspace without results: scale ``tiny`` and one of the tests' own papers."""
     here = ROOT / "tests" / "workflow"
     path.mkdir()
     shutil.copy(ROOT / "Snakefile", path)
     shutil.copytree(ROOT / "workflow", path / "workflow", ignore=shutil.ignore_patterns("*.pyc"))
     shutil.copytree(ROOT / "profiles", path / "profiles")
     shutil.copy(here / "tiny.yaml", path / "workflow" / "scales")
-    shutil.copytree(here / "toy", path / "benchmarks" / "toy")
+    shutil.copytree(here / paper, path / "benchmarks" / paper)
     (path / "purifiers").symlink_to(ROOT / "purifiers", target_is_directory=True)
     return Workspace(path)
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace for the paper ``masked``: its package has the template of a purifier, which
+    rounds, under a name of its own too."""
+    made = make_workspace(tmp_path_factory.mktemp("masked") / "workspace", "masked")
+    package = made.path / "purifiers"
+    package.unlink()
+    shutil.copytree(ROOT / "purifiers", package, ignore=shutil.ignore_patterns("__pycache__"))
+    template = (package / "methods" / "_template.py").read_text()
+    (package / "methods" / "rounding.py").write_text(template.replace("Template", "Rounding"))
+    return made
 
 
 @pytest.fixture

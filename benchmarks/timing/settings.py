@@ -75,7 +75,10 @@ _TELLING = ("pgd", "cw_1", "deepfool")
 PLANS = {
     ("cpu", "mnist"): Plan(128, _ALL, _TELLING),
     ("cpu", "cifar10"): Plan(
-        24, ("pgd", "apgd", "cw_1", "deepfool"), (), (("art", "cw_1"), ("art", "deepfool"))
+        24,
+        ("pgd", "mim", "apgd", "eot", "cw_1", "deepfool"),
+        (),
+        (("art", "cw_1"), ("art", "deepfool")),
     ),
     ("cuda", "mnist"): Plan(1024, _ALL, _TELLING),
     ("cuda", "cifar10"): Plan(256, _ALL, _TELLING),

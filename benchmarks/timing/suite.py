@@ -52,7 +52,8 @@ def _spelled(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
         "pgd": ("pgd", {**by_step, "random_start": False}),
         "pgd_eot": ("pgd", {**by_step, "random_start": False}),
         "mim": ("mim", by_step),
-        "apgd": ("apgd", linf),
+        # adv-lib's rule: the stronger one with so few steps
+        "apgd": ("apgd", {**linf, "every_other": True}),
         "cw_l2": (
             "cw_l2",
             {**cw, "learning_rate": victim.cw_rate, "search_steps": attack.searches},

@@ -1,13 +1,18 @@
-"""Speed of the suite's purification beside the loop of the authors' code, on the same weights.
+"""Speed of the suite's purification beside the plain loop, on the same weights.
 
-Defense-GAN is the one purifier whose time is all its own: 2,000 gradients of a generator per image.
-The plain loop does what `kabkabm/defensegan` does, one restart after the other, with gradients of
-everything that is trainable; the suite's takes all restarts at once and the gradients of the codes
-alone, and computes the last deconvolution as a convolution.
+Defense-GAN needs 2,000 gradients of a generator per image. Its plain loop does what
+`kabkabm/defensegan` does, one restart after the other, with gradients of everything that is
+trainable; the suite's takes all restarts at once and the gradients of the codes alone, and computes
+the last deconvolution as a convolution.
+
+PixelDefend decides one pixel after the other. Its plain loop is a pass of PixelCNN++ per pixel, in
+single precision; the suite's computes nothing twice, in double precision. The passes cost the same
+at every pixel, so a few are timed and scaled up.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import statistics
@@ -23,6 +28,8 @@ from torch import Tensor, nn
 from purifiers.core.component import frozen
 from purifiers.core.noise import normal
 from purifiers.core.provenance import git_commit, processor
+from purifiers.methods._pixel_cnn import PixelCnn
+from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.defense_gan import DefenseGan
 
 SHAPE = (1, 28, 28)
@@ -37,6 +44,17 @@ CASES = {
 }
 LEAST = 2.0
 """Times that the suite has to be faster than the plain loop, on a processor."""
+SIDE, REACH, MIXTURES = 32, 16, 10
+# name: (blocks, filters, images, rows of 32 that the suite decodes, pixels of the plain loop); four
+# rows bring every scale its share
+PIXEL_CASES = {
+    "narrow-one": (2, 40, 1, 32, 8),
+    "narrow-batch": (2, 40, 16, 4, 2),
+    "deep-one": (5, 40, 1, 32, 4),
+    "paper-one": (5, 160, 1, 8, 1),
+}
+LEAST_CACHED = 10.0
+"""The same, of cached decoding."""
 
 
 def plain(method: DefenseGan) -> nn.Sequential:
@@ -76,6 +94,25 @@ def sequential(method: DefenseGan, network: nn.Sequential, images: Tensor) -> Te
     return found
 
 
+def measured(
+    rows: dict[str, Callable[[], Tensor]], device: str, benchmark: Any, pytestconfig: pytest.Config
+) -> dict[str, list[float]]:
+    """Seconds of each row in each round; every other round goes backwards."""
+    now = clock(device)
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    turns = itertools.cycle([list(rows), list(reversed(rows))])
+
+    def one_round() -> None:
+        for row in next(turns):
+            start = now()
+            rows[row]()
+            seconds[row].append(now() - start)
+
+    rounds = pytestconfig.getoption("--rounds") or settings.ROUNDS
+    benchmark.pedantic(one_round, rounds=rounds, iterations=1)
+    return seconds
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_defense_gan(case: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
     """Both give the same images, and the suite's at least ``LEAST`` times as fast."""
@@ -97,18 +134,7 @@ def test_defense_gan(case: str, benchmark: Any, pytestconfig: pytest.Config) -> 
         "purifybench": lambda: method.purify(images, 0),
     }
     found = {row: run() for row, run in rows.items()}  # also warms up
-    now = clock(device)
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
-    turns = itertools.cycle([list(rows), list(reversed(rows))])
-
-    def one_round() -> None:
-        for row in next(turns):
-            start = now()
-            rows[row]()
-            seconds[row].append(now() - start)
-
-    rounds = pytestconfig.getoption("--rounds") or settings.ROUNDS
-    benchmark.pedantic(one_round, rounds=rounds, iterations=1)
+    seconds = measured(rows, device, benchmark, pytestconfig)
     apart = float((found["plain loop"] - found["purifybench"]).abs().max())
     times = {row: statistics.median(taken) for row, taken in seconds.items()}
     faster = times["plain loop"] / times["purifybench"]
@@ -130,3 +156,47 @@ def test_defense_gan(case: str, benchmark: Any, pytestconfig: pytest.Config) -> 
     )
     assert apart < 1e-3, f"the images differ by up to {apart:.2g}"
     assert device == "cuda" or faster > LEAST, f"only {faster:.2f} times as fast"
+
+
+@pytest.mark.parametrize("case", PIXEL_CASES)
+def test_pixel_defend(case: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Both choose the same levels, and the suite's at least ``LEAST_CACHED`` times as fast."""
+    device = pytestconfig.getoption("--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    torch.set_num_threads(1)
+    blocks, filters, count, decoded, pixels = PIXEL_CASES[case]
+    torch.manual_seed(0)
+    network = PixelCnn(3, scales=3, blocks=blocks, filters=filters, mixtures=MIXTURES, dropout=0.5)
+    frozen(network.to(device))
+    double = copy.deepcopy(network).double()
+    levels = torch.randint(0, 256, (count, 3, SIDE, SIDE)).to(device)
+    part = levels[:, :, :decoded]
+    # also warms up; in the same precision, and past the first pixels
+    first = decode(double, levels[:, :, :4, :4], REACH)
+    same = torch.equal(first, decode_naively(double, levels[:, :, :4, :4], REACH))
+    rows: dict[str, Callable[[], Tensor]] = {
+        "plain loop": lambda: decode_naively(network, levels, REACH, pixels),
+        "purifybench": lambda: decode(double, part, REACH),
+    }
+    taken = measured(rows, device, benchmark, pytestconfig)
+    share = {"plain loop": pixels / SIDE**2, "purifybench": decoded / SIDE}
+    seconds = {row: [value / share[row] for value in values] for row, values in taken.items()}
+    times = {row: statistics.median(values) for row, values in seconds.items()}
+    faster = times["plain loop"] / times["purifybench"]
+    benchmark.extra_info.update(
+        purifier="pixel_defend",
+        case=case,
+        blocks=blocks,
+        filters=filters,
+        n_images=count,
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        processor=processor(),
+        torch=torch.__version__,
+        git=git_commit(),
+        seconds=seconds,
+        measured_share=share,
+        times_faster=faster,
+    )
+    assert same, "cached decoding chose other levels"
+    assert device == "cuda" or faster > LEAST_CACHED, f"only {faster:.2f} times as fast"

@@ -31,12 +31,12 @@ from purifiers.attacks._linf import random_start
 from purifiers.attacks.pgd import Pgd
 from purifiers.classifiers.advae_x import AdvaeX
 from purifiers.core.component import frozen
+from purifiers.core.data import data_root
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import Recipe, fit, to_float
 from purifiers.core.noise import derive_seed
 from purifiers.core.provenance import git_commit, processor
-from purifiers.datasets._base import data_root
 from purifiers.datasets.mnist import Mnist
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.training.natural import Natural

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from purifiers.core import registry
 from purifiers.core.component import Method, default_indices, frozen
+from purifiers.core.data import data_root
 from purifiers.core.loop import to_float
 from purifiers.core.noise import normal
-from purifiers.datasets._base import data_root
 
 CLASSES = 10
 JUDGE_DRAWS = 21  # odd, so that a majority always decides

@@ -10,9 +10,10 @@ from torch import Tensor
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core import noise
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.target import Target, input_gradient
+from purifiers.core.target import Target, finite, input_gradient
 
 STOPS = ("never", "success")
+LABELS = ("true", "predicted")
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Images (n, C, H, W), labels (n,) and indices (n,) to input gradient and logits."""
@@ -24,10 +25,32 @@ def check_stop(owner: str, stop: str) -> str:
     Raises:
         UserError: it is not.
     """
-    if stop not in STOPS:
-        hint = did_you_mean(stop, STOPS)
-        raise UserError(f"{owner}: stop is {stop!r}, choose one of {', '.join(STOPS)}{hint}")
-    return stop
+    return _check_choice(owner, "stop", stop, STOPS)
+
+
+def check_labels(owner: str, labels: str) -> str:
+    """Return ``labels`` if it is one of ``LABELS``.
+
+    Raises:
+        UserError: it is not.
+    """
+    return _check_choice(owner, "attack_labels", labels, LABELS)
+
+
+def _check_choice(owner: str, name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        hint = did_you_mean(value, known)
+        raise UserError(f"{owner}: {name} is {value!r}, choose one of {', '.join(known)}{hint}")
+    return value
+
+
+def followed(target: Target, images: Tensor, labels: Tensor, indices: Tensor, by: str) -> Tensor:
+    """The labels (n,) that an attack moves away from: the true ones, or those that the attacked
+    model gives to the unattacked images."""
+    if by == "true" or not len(images):
+        return labels
+    with torch.no_grad():
+        return finite(target(images, indices)).argmax(dim=1)
 
 
 def check_count(owner: str, **counts: int) -> None:

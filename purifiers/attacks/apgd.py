@@ -45,6 +45,10 @@ class Apgd(Attack):
             all but the true one; 1 with the other losses.
         restarts: runs (per target class), each from a random start of its own.
         rho: share of a window's steps that must raise the loss to keep the step size.
+        every_other: halve each image's step size at least at every other checkpoint, whatever was
+            gained. Not in the paper, but what ``jeromerony/adversarial-library`` comes down to
+            (the loss it compares with moves along): of 128 MNIST images it breaks about one more
+            with 20 steps, and as many with 50.
         stop: ``"never"`` makes all steps of a run and returns the misclassified point of the
             highest loss, else the point of the highest loss; ``"success"`` returns the first
             misclassified point, as in :class:`purifiers.attacks.pgd.Pgd`. Either way only
@@ -63,6 +67,7 @@ class Apgd(Attack):
         targets: int = 1,
         restarts: int = 1,
         rho: float = 0.75,
+        every_other: bool = False,
         stop: str = "never",
     ) -> None:
         if loss not in LOSSES:
@@ -77,6 +82,7 @@ class Apgd(Attack):
         self.targets = targets
         self.restarts = restarts
         self.rho = rho
+        self.every_other = every_other
         self.stop = check_stop("apgd", stop)
 
     def perturb(
@@ -133,7 +139,7 @@ class Apgd(Attack):
                     if not len(climb.rows):
                         return
             if step in marks:
-                climb.check(self.rho * (step - last))
+                climb.check(self.rho * (step - last), self.every_other and step > 0)
                 last = step
         found.note(climb.rows, climb.peak, climb.peak_loss, broken=False)
 
@@ -216,10 +222,12 @@ class _Climb:
         torch.where(spread, gradient, self.peak_gradient, out=self.peak_gradient)
         self.peak_loss = torch.where(higher, loss, self.peak_loss)
 
-    def check(self, needed: float) -> None:
+    def check(self, needed: float, in_turn: bool) -> None:
         """Halve the step size and return to the peak where fewer than ``needed`` steps raised
-        the loss, or where the last checkpoint did not halve it and nothing was gained since."""
-        stalled = (self.rises < needed) | (~self.halved & (self.peak_loss <= self.checked))
+        the loss, or where the last checkpoint did not halve it and nothing was gained since (or
+        it is halved ``in_turn``)."""
+        stalled = self.rises < needed
+        stalled |= ~self.halved & ((self.peak_loss <= self.checked) | in_turn)
         spread = stalled.view(-1, 1, 1, 1)
         self.step_size = torch.where(spread, self.step_size / 2, self.step_size)
         self.current = torch.where(spread, self.peak, self.current)

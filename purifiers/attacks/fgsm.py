@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend
+from purifiers.attacks._linf import ascend, check_labels, followed
 from purifiers.core.component import Attack
 from purifiers.core.numbers import fraction
 from purifiers.core.target import Target
@@ -18,10 +18,12 @@ class Fgsm(Attack):
 
     Args:
         eps: L-infinity radius on the [0, 1] scale. Default: CIFAR-10's 8/255 of Madry et al. 2018.
+        attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`.
     """
 
-    def __init__(self, *, eps: float | str = "8/255") -> None:
+    def __init__(self, *, eps: float | str = "8/255", attack_labels: str = "true") -> None:
         self.eps = fraction(eps)
+        self.attack_labels = check_labels("fgsm", attack_labels)
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
@@ -30,7 +32,7 @@ class Fgsm(Attack):
         return ascend(
             target,
             images,
-            labels,
+            followed(target, images, labels, indices, self.attack_labels),
             indices,
             start=images,
             eps=self.eps,

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from purifiers.attacks._linf import (
     ascend,
     check_count,
+    check_labels,
     check_stop,
+    followed,
     random_start,
 )
 from purifiers.core.component import Attack
+from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
-from purifiers.core.target import Target
+from purifiers.core.target import Target, finite
 
 VERSION = 1
-BUDGET = ("steps",)
-PASSES = "3 * steps"
+BUDGET = ("steps", "restarts")
+PASSES = "(3 * steps + 1) * restarts - 1"  # at most: broken images get no further restart
 
 
 class Pgd(Attack):
@@ -27,6 +31,10 @@ class Pgd(Attack):
         step_size: length of a step on the same scale.
         steps: number of steps.
         random_start: begin uniformly inside the ball, by (seed, image index); else at the image.
+        restarts: runs from random starts of their own, each on the images that the attacked model
+            still has right after the last.
+        attack_labels: ``"true"``, or ``"predicted"``: away from what the attacked model says of the
+            clean image, as a library does that is given no label; weaker where the model errs.
         stop: ``"never"`` runs all steps on all images; ``"success"`` freezes an image once it is
             misclassified: cheaper, equally strong against the attacked model itself, but too
             weak for images that a purifier will see.
@@ -42,22 +50,46 @@ class Pgd(Attack):
         step_size: float | str = "2/255",
         steps: int = 20,
         random_start: bool = True,
+        restarts: int = 1,
+        attack_labels: str = "true",
         stop: str = "never",
     ) -> None:
-        check_count("pgd", steps=steps)
+        check_count("pgd", steps=steps, restarts=restarts)
+        if restarts > 1 and not random_start:
+            raise UserError(f"pgd: {restarts} restarts would all be the same without random_start")
         self.eps = fraction(eps)
         self.step_size = fraction(step_size)
         self.steps = steps
         self.random_start = random_start
+        self.restarts = restarts
+        self.attack_labels = check_labels("pgd", attack_labels)
         self.stop = check_stop("pgd", stop)
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
         """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        labels = followed(target, images, labels, indices, self.attack_labels)
+        found = self._run(target, images, labels, seed, indices, run=0)
+        rows = torch.arange(len(images), device=images.device)
+        for run in range(1, self.restarts):
+            where = indices[rows.to(indices.device)]
+            with torch.no_grad():
+                logits = finite(target(found[rows], where))
+            rows = rows[target.unbroken(logits, found[rows], labels[rows], where)]
+            if not len(rows):
+                break
+            where = indices[rows.to(indices.device)]
+            found[rows] = self._run(target, images[rows], labels[rows], seed, where, run)
+        return found
+
+    def _run(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor, run: int
+    ) -> Tensor:
         start = images
         if self.random_start:
-            start = random_start(images, self.eps, seed, indices, tag="pgd")
+            tag = f"pgd {run}" if run else "pgd"
+            start = random_start(images, self.eps, seed, indices, tag=tag)
         return ascend(
             target,
             images,

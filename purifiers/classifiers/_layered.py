@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError
 
 
 class Layered(Classifier):
@@ -26,21 +27,14 @@ class Layered(Classifier):
         self._reached = self.shape  # shape of what the next layer gets
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images, self.TAPS[-1:])[0].flatten(1))
-
-    def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
-        for tap in taps:
-            if tap not in self.TAPS:
-                hint = did_you_mean(tap, self.TAPS)
-                raise UserError(f"{type(self).__name__} has no tap {tap!r}{hint}")
-        found: dict[str, Tensor] = {}
         hidden = images
         for name in self.TAPS:
             hidden = getattr(self, name)(hidden)
-            found[name] = hidden if hidden.dim() == 4 else hidden[:, :, None, None]
-            if all(tap in found for tap in taps):
-                break
-        return [found[tap] for tap in taps]
+        return self.head(hidden.flatten(1))
+
+    def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        found = tapped(self, type(self).__name__, images, taps)
+        return [hidden if hidden.dim() == 4 else hidden[:, :, None, None] for hidden in found]
 
     def convolution(
         self,

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError
 
 VERSION = 1
 BUDGET = ("depth", "width", "first_stride", "norm_momentum")
@@ -81,17 +82,7 @@ class ResnetV2(Classifier):
         return self.head(torch.relu(self.norm(deepest)).mean(dim=(2, 3)))
 
     def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
-        for tap in taps:
-            if tap not in self.TAPS:
-                raise UserError(f"resnet_v2 has no tap {tap!r}{did_you_mean(tap, self.TAPS)}")
-        found: dict[str, Tensor] = {}
-        hidden = images
-        for name in self.TAPS:
-            hidden = getattr(self, name)(hidden)
-            found[name] = hidden
-            if all(tap in found for tap in taps):
-                break
-        return [found[tap] for tap in taps]
+        return tapped(self, "resnet_v2", images, taps)
 
 
 def _he_truncated(weight: Tensor) -> None:

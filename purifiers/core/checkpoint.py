@@ -22,12 +22,15 @@ class State:
         losses: those of the latest steps, as far as they will be reported.
         validation: loss of the held-out images after each epoch.
         best: state of the module after the epoch with the lowest of these.
+        seconds: what the training took so far by the wall clock; work that a kill undid is not in
+            it.
     """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -199,10 +199,22 @@ class Method(nn.Module):
         """One step of an iterative purification; the whole of it where there is only one."""
         return self.purify(images, seed, indices)
 
+    def unrolled(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The same images as :meth:`purify`, with the best gradient there is through the inner
+        gradients of an iterative purification; that of :meth:`purify` where it has none."""
+        return self.purify(images, seed, indices)
+
     def verdict(self, images: Tensor) -> Tensor:
         """How adversarial the method's own detector finds each image: a logit (n,), high for
         adversarial. Methods with ``PROVIDES = ("verdict",)`` have one."""
         raise UserError(f"{type(self).__name__} has no detector that could be attacked")
+
+    def detected(self, images: Tensor) -> Tensor:
+        """Which images the method's own detector refuses, bool (n,). Methods with
+        ``PROVIDES = ("detected",)`` have one."""
+        raise UserError(f"{type(self).__name__} has no detector that decides")
 
     def score(self, images: Tensor) -> Tensor:
         """Gradient of the log-density that the method learned, (n, C, H, W). Methods with

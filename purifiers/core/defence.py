@@ -11,7 +11,7 @@ from torch import Tensor
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError, did_you_mean
 
-GRADIENTS = ("exact", "bpda", "one_step", "none")
+GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign")
 _HIDDEN = "the attacker sees scores only"
 
@@ -29,6 +29,8 @@ class Defence:
               section 4.1);
             - ``"one_step"``: exact, through one step of each purifier in place of all of them
               (one-step unrolling; Yoon et al. 2021, appendix F);
+            - ``"second_order"``: exact, and through the gradients that a purifier itself follows
+              (:meth:`purifiers.core.component.Method.unrolled`);
             - ``"none"``: not at all; the attacker sees scores only.
         seed: decides the noise of random purifiers, with each image's index.
         eot_samples: draws behind every answer and gradient of an attacked random defence.
@@ -133,10 +135,11 @@ class Defence:
         self._refuse_hidden(images)
         if not self.methods or self.gradient in ("exact", "none"):
             return self.classifier(self.purify(images, indices))
-        if self.gradient == "one_step":
+        if self.gradient in ("one_step", "second_order"):
             where = default_indices(images, indices)
             for method in self.methods:
-                images = method.step(images, self.seed, where)
+                passed = method.step if self.gradient == "one_step" else method.unrolled
+                images = passed(images, self.seed, where)
             return self.classifier(images)
         with torch.no_grad():
             purified = self.purify(images.detach(), indices)

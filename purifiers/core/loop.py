@@ -203,8 +203,9 @@ def fit(
         identity: the run this checkpoint belongs to; a checkpoint of another run is refused.
 
     Returns:
-        ``steps`` taken and ``final_loss``: mean over the last tenth of the steps, or, where the
-        training may stop early, over its last epoch; in a game, of the first part's turns. With
+        ``steps`` taken, ``train_seconds`` by the wall clock (before a kill and after it), and
+        ``final_loss``: mean over the last tenth of the steps, or, where the training may stop
+        early, over its last epoch; in a game, of the first part's turns. With
         ``recipe.validation`` also ``validation_loss`` of the weights that were kept, and the
         ``best_epoch`` they are from.
 
@@ -220,6 +221,7 @@ def fit(
     optimizer = recipe.optimizer_for(module)
     stored = Checkpoint(checkpoint, identity)
     state = stored.resume(module, optimizer)
+    begun = time.monotonic() - state.seconds
     progress = Progress(label, total, unit="steps", done=state.step)
     saved = time.monotonic()
 
@@ -272,9 +274,14 @@ def fit(
                 state.best = {name: value.clone() for name, value in module.state_dict().items()}
             state.validation.append(current)
         if time.monotonic() - saved >= recipe.checkpoint_seconds and state.step < total:
+            state.seconds = time.monotonic() - begun
             stored.save(state, module, optimizer)
             saved = time.monotonic()
-    summary = {"steps": state.step, "final_loss": round(sum(state.losses) / len(state.losses), 6)}
+    summary = {
+        "steps": state.step,
+        "final_loss": round(sum(state.losses) / len(state.losses), 6),
+        "train_seconds": round(time.monotonic() - begun, 3),
+    }
     if not state.validation:
         return summary
     module.load_state_dict(state.best)

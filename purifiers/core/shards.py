@@ -99,14 +99,14 @@ def _within_memory(
     try:
         return work(start, stop)
     except (MemoryError, RuntimeError) as error:
-        if stop - start == 1 or not _out_of_memory(error):
+        if stop - start == 1 or not out_of_memory(error):
             raise
     # outside the handler: its traceback held the tensors that did not fit
     gc.collect()
     return None
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether an error says so; torch's own class is not imported here."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

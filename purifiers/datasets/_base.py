@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -12,17 +11,6 @@ import numpy as np
 from purifiers.core.errors import UserError, did_you_mean
 
 SPLITS = ("train", "test")
-
-
-def data_root() -> Path:
-    """The folder that holds the datasets.
-
-    Returns:
-        the environment variable ``PURIFYBENCH_DATA`` if it is set, else ``data/`` below the
-        current directory.
-    """
-    given = os.environ.get("PURIFYBENCH_DATA")
-    return Path(given).expanduser() if given else Path.cwd() / "data"
 
 
 class Source(NamedTuple):
@@ -58,7 +46,7 @@ class Dataset(ABC):
 
         Args:
             split: "train" or "test".
-            root: the data folder, see :func:`data_root`.
+            root: the data folder, see :func:`purifiers.core.data.data_root`.
 
         Returns:
             images, uint8 (n, C, H, W) in 0..255, and labels, int64 (n,) in 0..classes - 1.

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier, Method, frozen
 from purifiers.core.errors import UserError, did_you_mean
@@ -21,7 +22,6 @@ from purifiers.methods._unet import PaperUnet, Unet
 Makers = dict[str, Callable[[int, int, float], Autoencoder]]
 """Variant to what makes it from channels, width and norm_momentum."""
 
-LABELS = ("true", "predicted")
 DROPOUTS = ("eval", "train")
 
 
@@ -40,8 +40,7 @@ class FittedAutoencoder(Method):
             .01 is Keras's default. Trainings of a few hundred steps need more.
         eps, steps, step_size: the PGD attack that makes training examples, L-infinity, random
             start. 0.3, 40 x 0.01; on CIFAR-10 8/255, 10 x 1/255 (upstream: 2/255).
-        attack_labels: ``true``, or ``predicted``: away from what the attacked model says of the
-            clean image, which is what upstream's attacks do and is weaker.
+        attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`; upstream's are ``predicted``.
         dropout: ``eval``: none in the classifiers; ``train``: as in upstream, whose classifiers
             drop units in the attack and in the loss while the auto-encoder is trained.
         epochs, batch_size, learning_rate: of Adam; 100 epochs at most and batch 32 are upstream's.
@@ -81,7 +80,7 @@ class FittedAutoencoder(Method):
     ) -> None:
         super().__init__()
         self._check("variant", variant, self.VARIANTS)
-        self._check("attack_labels", attack_labels, LABELS)
+        check_labels(type(self).__name__, attack_labels)
         self._check("dropout", dropout, DROPOUTS)
         self.variant, self.width, self.norm_momentum = variant, width, norm_momentum
         self.eps, self.steps, self.step_size = fraction(eps), steps, fraction(step_size)
@@ -151,10 +150,12 @@ class FittedAutoencoder(Method):
         share: float = 1.0,
     ) -> Tensor:
         """PGD examples (n, C, H, W) against ``model``, with eps and steps ``share`` as long."""
-        if self.attack_labels == "predicted":
-            with torch.no_grad():
-                labels = model(images).argmax(dim=1)
-        pgd = Pgd(eps=share * self.eps, step_size=share * self.step_size, steps=self.steps)
+        pgd = Pgd(
+            eps=share * self.eps,
+            step_size=share * self.step_size,
+            steps=self.steps,
+            attack_labels=self.attack_labels,
+        )
         return pgd(model, images, labels, seed, indices)
 
 

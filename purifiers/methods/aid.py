@@ -192,11 +192,32 @@ class Aid(Method):
         """The first iteration of :meth:`purify`."""
         return self._descend(images, images)
 
-    def _descend(self, purified: Tensor, images: Tensor) -> Tensor:
+    def unrolled(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """The same images as :meth:`purify`; a gradient through them also knows how each step's
+        direction depends on the image, by a second backward pass through the classifier. There
+        each sign counts as tanh(g / s), s an image's mean |g| (our choice): its own derivative is
+        zero, which would leave of the gradient the identity on the pixels that are not clipped."""
+        purified = images
+        for _ in range(self.iterations):
+            purified = self._descend(purified, images, second_order=True)
+        return purified
+
+    def _descend(self, purified: Tensor, images: Tensor, second_order: bool = False) -> Tensor:
         with torch.enable_grad():
-            leaf = purified.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.verdict(leaf).sum(), leaf)
-        purified = purified - self.step_size * gradient.sign()
+            leaf = purified if second_order else purified.detach()
+            if not leaf.requires_grad:
+                leaf = leaf.detach().requires_grad_(True)
+                second_order = False
+            logit = self.verdict(leaf).sum()
+            (gradient,) = torch.autograd.grad(logit, leaf, create_graph=second_order)
+        direction = gradient.sign()
+        if second_order:
+            scale = gradient.detach().abs().mean(dim=(1, 2, 3), keepdim=True)
+            smooth = (gradient / scale.clamp_min(torch.finfo(scale.dtype).tiny)).tanh()
+            direction = direction.detach() + (smooth - smooth.detach())
+        purified = purified - self.step_size * direction
         low, high = images - self.eps, images + self.eps
         return torch.minimum(torch.maximum(purified, low), high).clamp(0.0, 1.0)
 

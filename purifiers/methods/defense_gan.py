@@ -16,6 +16,8 @@ from purifiers.methods._wgan import Critic, Generator, critic_loss, generator_lo
 
 VERSION = 1
 STOCHASTIC = True
+ALONE = True
+SQUARE_ABOVE = 4  # its smallest feature map
 BUDGET = (
     "latent",
     "width",

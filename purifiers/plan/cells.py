@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STAGE_OF = {
+    "mutual_information": "information",
+    "seconds_per_image": "time",
+    "seconds_per_image_batched": "time",
+    "train_minutes": "time",
+}
+"""Metrics that another stage than ``score`` measures."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -15,10 +23,12 @@ class Cell:
         state: ``planned``, ``not implemented``, ``not run`` (left out at this scale),
             ``quoted`` (the paper takes it from elsewhere) or ``configuration``.
         reason: why it is not planned.
-        scores: per seed the ids of its score runs; several ids: the lowest accuracy counts.
+        scores: per seed the ids of its score runs; several ids: the lowest accuracy counts, or
+            with ``mean`` the mean.
         eot: draws behind each of the attacker's gradients; 0 where nothing is said.
         stochastic: a method of the chain is random.
         source: classifier and training that a transfer attack was made on.
+        blind: its attack knows no model, so that it is no adversary: a corruption.
     """
 
     paper: str
@@ -49,11 +59,38 @@ class Cell:
     eot: int = 0
     stochastic: bool = False
     source: str = ""
+    mean: bool = False
+    blind: bool = False
+
+    @property
+    def stage(self) -> str:
+        """The stage of the runs in ``scores``."""
+        return STAGE_OF.get(self.metric, "score")
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """The images that a document shows.
+
+    Attributes:
+        each: how many test images per cell.
+        rows: ids of the rows whose cells are shown; empty: all.
+        columns: ids of the columns, likewise.
+    """
+
+    each: int
+    rows: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Document:
-    """A table, a figure or the audit; cells in row-major order inside each block."""
+    """A table, a figure or the audit; cells in row-major order inside each block.
+
+    Attributes:
+        plot: how it is drawn: ``curves``, ``audit``, or ``""`` for not at all.
+        images: the images that are shown, if any.
+    """
 
     paper: str
     document: str
@@ -62,6 +99,8 @@ class Document:
     notes: tuple[str, ...]
     status: str
     cells: tuple[Cell, ...]
+    plot: str = ""
+    images: ImageGrid | None = None
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ def load_paper(root: Path, paper: str) -> Paper:
             continue
         documents[path.stem] = read_checked(path, "table", root)
         _check_published(path, documents[path.stem])
+        _check_images(path, documents[path.stem])
     claims: tuple[dict[str, Any], ...] = ()
     if (folder / "claims.yaml").exists():
         claims = tuple(read_checked(folder / "claims.yaml", "claims", root)["claims"])
@@ -194,6 +195,18 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
                 raise UserError(
                     f"{where}.published.{row}: {len(values)} values "
                     f"for {len(block['columns'])} columns"
+                )
+
+
+def _check_images(path: Path, content: dict[str, Any]) -> None:
+    """Images are shown of declared rows and columns."""
+    for axis in ("rows", "columns"):
+        known = {entry["id"] for block in blocks_of(content) for entry in block[axis]}
+        for name in content.get("images", {}).get(axis, ()):
+            if name not in known:
+                raise UserError(
+                    f"benchmarks/{path.parent.name}/{path.name}: images.{axis}: there is no "
+                    f"{axis[:-1]} {name!r}{did_you_mean(name, known)}"
                 )
 
 

@@ -8,18 +8,20 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.plan.cells import Cell, Document
+from purifiers.plan.cells import STAGE_OF, Cell, Document, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
-from purifiers.plan.lineage import Lineage, asks_defence, eot, is_random
-from purifiers.plan.resolve import NotImplementedHere, Setting, merge
+from purifiers.plan.lineage import Lineage
+from purifiers.plan.measurements import Measurements
+from purifiers.plan.resolve import NotImplementedHere, Setting, merge, told
 from purifiers.plan.scale import Scale, UsedDataset
+from purifiers.plan.threats import GRADIENTS, THREAT_MODELS, check_threat, eot, is_random
 
-THREAT_MODELS = ("oblivious", "white_box", "transfer", "black_box")
-GRADIENTS = ("exact", "bpda", "one_step")
-METRICS = ("accuracy", "mean_l2", "mean_linf")
+COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
+"""Keys of a cell whose number is the lowest, or the mean, of several."""
+METRICS = ("accuracy", "mean_l2", "mean_linf", *STAGE_OF)
 SUPPORTED = frozenset(
     "dataset classifier training methods attack threat_model gradient metric unit "  # noqa: SIM905
-    "eot source auxiliary fit_classifiers worst_of worst_over override quoted flags".split()
+    "eot source auxiliary detector fit_classifiers override quoted flags".split()
 )
 
 
@@ -32,7 +34,7 @@ class Expander:
 
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
-        self.lineage = Lineage()
+        self.lineage = Measurements()
 
     def document(self, paper: Paper, stem: str) -> Document:
         """All cells of one table or figure."""
@@ -53,6 +55,8 @@ class Expander:
             notes=tuple(content.get("notes", ())),
             status=content.get("status", "measured"),
             cells=tuple(cells),
+            plot=content.get("plot", "curves" if "figure" in content else ""),
+            images=_image_grid(content),
         )
 
     def _cell(
@@ -81,7 +85,9 @@ class Expander:
             state = "quoted"
         else:
             try:
-                used, scores = self._scores(paper, declared, base, block, where)
+                parts = _parts(declared, base, block, where)
+                used, scores = self._scores(paper, parts, where)
+                flags += _remarks(self.lineage, scores) if used else []
             except NotImplementedHere as missing:
                 state, reason = "not implemented", str(missing)
             if state == "planned" and used is None:
@@ -116,38 +122,23 @@ class Expander:
             source=_source_label(declared),
             scores=scores,
             seeds=self.scale.seeds if scores else (),
+            mean=_is_mean(declared),
+            blind=state == "planned" and _is_blind(self.lineage, scores),
         )
 
     def _scores(
-        self,
-        paper: Paper,
-        declared: dict[str, Any],
-        base: dict[str, Any],
-        block: dict[str, Any],
-        where: str,
+        self, paper: Paper, parts: list[dict[str, Any]], where: str
     ) -> tuple[UsedDataset | None, tuple[tuple[str, ...], ...]]:
-        if "worst_of" in declared:
-            parts = []
-            by_id = {entry["id"]: entry for entry in block["columns"]}
-            for name in declared["worst_of"]:
-                if name not in by_id:
-                    raise UserError(
-                        f"{where}: worst_of: there is no column {name!r}{did_you_mean(name, by_id)}"
-                    )
-                parts.append(merge(base, by_id[name].get("cell", {})))
-        elif "worst_over" in declared:
-            rest = {key: value for key, value in declared.items() if key != "worst_over"}
-            parts = [{**rest, "attack": name} for name in declared["worst_over"]]
-        else:
-            parts = [declared]
+        """The data set that is used, and per seed the runs of a cell's parts."""
+        settings = [self._setting(paper, part, where) for part in parts]
         used = None
         per_part: list[tuple[str, ...]] = []
-        for part in parts:
-            setting = self._setting(paper, part, where)
+        for part, setting in zip(parts, settings, strict=True):
             if setting is None:
                 return None, ()
             used = setting.used
-            runs = [self.lineage.score(setting, seed) for seed in self.scale.seeds]
+            stage = STAGE_OF.get(part.get("metric", "accuracy"), "score")
+            runs = [getattr(self.lineage, stage)(setting, seed) for seed in self.scale.seeds]
             per_part.append(tuple(run.id for run in runs))
         return used, tuple(tuple(dict.fromkeys(ids)) for ids in zip(*per_part, strict=True))
 
@@ -177,19 +168,94 @@ class Expander:
             if not registry.exists(kind, component_name):
                 raise NotImplementedHere(f"{kind} {component_name} is not implemented")
             constants[kind].append(registry.describe(kind, component_name).constants)
-        _check_threat(cell, constants, where)
+        check_threat(cell, constants, where)
         if used is None:
             return None
         # no more images than the paper looked at: some of its attacks cost hours for each
         most = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
         used = replace(used, test=min(used.test, most))
-        return Setting(paper, self.scale, where, cell, used)
+        setting = Setting(paper, self.scale, where, cell, used)
+        if cell.get("attack", "none") != "none":
+            for reason in told("attack", setting.recipe("attack", cell["attack"]), "REFUSED"):
+                raise NotImplementedHere(reason)
+        return setting
+
+
+def _image_grid(content: dict[str, Any]) -> ImageGrid | None:
+    if (asked := content.get("images")) is None:
+        return None
+    return ImageGrid(asked["each"], *(tuple(asked.get(axis, ())) for axis in ("rows", "columns")))
+
+
+def _parts(
+    declared: dict[str, Any], base: dict[str, Any], block: dict[str, Any], where: str
+) -> list[dict[str, Any]]:
+    """The plain cells behind a cell: itself, or those that it combines.
+
+    Raises:
+        UserError: a column that is not there, a mean over a parameter of no attack, a combination
+            of columns that are combined in another way.
+    """
+    key = next((key for key in COMBINED if key in declared), None)
+    if key is None:
+        return [declared]
+    if key.endswith("_of"):
+        by_id = {entry["id"]: entry.get("cell", {}) for entry in block["columns"]}
+        parts = []
+        for name in declared[key]:
+            if name not in by_id:
+                raise UserError(
+                    f"{where}: {key}: there is no column {name!r}{did_you_mean(name, by_id)}"
+                )
+            part = merge(base, by_id[name])
+            inner = next((inner for inner in COMBINED if inner in part), None)
+            if inner and inner != key.replace("_of", "_over"):
+                raise UserError(f"{where}: {key}: column {name!r} has a {inner} of its own")
+            parts += _parts(part, base, block, where)
+        return parts
+    rest = {name: value for name, value in declared.items() if name not in COMBINED}
+    if key == "worst_over":
+        return [{**rest, "attack": name} for name in declared[key]]
+    if rest.get("attack", "none") == "none":
+        raise UserError(f"{where}: mean_over takes a parameter of the attack, and there is none")
+    ((parameter, values),) = declared[key].items()
+    name = f"attack.{rest['attack']}"
+    return [merge(rest, {"override": {name: {parameter: value}}}) for value in values]
+
+
+def _is_mean(declared: dict[str, Any]) -> bool:
+    key = next((key for key in COMBINED if key in declared), "")
+    return key.startswith("mean")
+
+
+def _remarks(lineage: Lineage, scores: tuple[tuple[str, ...], ...]) -> list[str]:
+    """What readers of a cell must know of its attacks and its detector."""
+    said: list[str] = []
+    for spec in (lineage.runs[run].spec for ids in scores for run in ids):
+        if spec.get("attack"):
+            said += told("attack", spec["attack"], "REMARKS")
+        if "detector" in spec:
+            name = spec["detector"]["component"]
+            said.append(
+                f"images that {name} detects count as correct when attacked, as wrong when clean"
+            )
+    return list(dict.fromkeys(said))
+
+
+def _is_blind(lineage: Lineage, scores: tuple[tuple[str, ...], ...]) -> bool:
+    attacks = [lineage.runs[run].spec.get("attack") for ids in scores for run in ids]
+    return all(
+        attack and registry.describe("attack", attack["component"]).constants.get("BLIND")
+        for attack in attacks
+    )
 
 
 def _named(cell: dict[str, Any]) -> list[tuple[str, str]]:
     found = [("classifier", cell["classifier"]), ("training", cell["training"])]
     found += [("classifier", name) for name in cell.get("fit_classifiers", ())]
     found += [("method", name) for name in cell.get("methods", ())]
+    if "detector" in cell:
+        found.append(("method", cell["detector"]))
     if cell.get("attack", "none") != "none":
         found.append(("attack", cell["attack"]))
         if "auxiliary" in cell:
@@ -197,45 +263,6 @@ def _named(cell: dict[str, Any]) -> list[tuple[str, str]]:
         if "source" in cell:
             found += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
     return found
-
-
-def _check_threat(
-    cell: dict[str, Any], constants: dict[str, list[dict[str, Any]]], where: str
-) -> None:
-    """Refuse attacks that cannot be, or that would flatter the defence.
-
-    Raises:
-        UserError: a random defence attacked without a word on EOT, a transfer without a source,
-            a detector attacked by somebody who does not know it, or an attack on a part of the
-            defence that it does not have.
-    """
-    if cell.get("attack", "none") == "none":
-        return
-    threat = cell.get("threat_model", "oblivious")
-    methods = constants["method"][: len(cell.get("methods", ()))]
-    random = any(method.get("STOCHASTIC") for method in methods)
-    if asks_defence(cell) and random and "eot" not in cell:
-        raise UserError(
-            f"{where}: a random defence is attacked {threat} without expectation over its draws; "
-            "say `eot: 20`, or `eot: 1` if the paper attacked single draws"
-        )
-    if threat == "transfer" and "source" not in cell:
-        raise UserError(f"{where}: threat model transfer needs a `source` to carry over from")
-    known = methods if threat == "white_box" else []
-    if "auxiliary" in cell:
-        if threat not in ("oblivious", "white_box"):
-            raise UserError(
-                f"{where}: threat model {threat} does not know the `auxiliary` method; take "
-                "oblivious or white_box"
-            )
-        known = [*known, constants["method"][-1]]
-    offered = {part for method in known for part in method.get("PROVIDES", ())}
-    for part in constants["attack"][0].get("NEEDS", ()):
-        if part not in offered:
-            raise UserError(
-                f"{where}: attack {cell['attack']!r} goes against a method's {part}, and none of "
-                "the attacked methods has one"
-            )
 
 
 def _draws(declared: dict[str, Any]) -> int:
@@ -254,8 +281,11 @@ def _source_label(declared: dict[str, Any]) -> str:
 
 
 def _attack_label(declared: dict[str, Any]) -> str:
-    if "worst_of" in declared:
-        return "worst of " + ", ".join(declared["worst_of"])
-    if "worst_over" in declared:
-        return "worst of " + ", ".join(declared["worst_over"])
-    return str(declared.get("attack", "none"))
+    key = next((key for key in COMBINED if key in declared), None)
+    attack = str(declared.get("attack", "none"))
+    if key is None:
+        return attack
+    if key == "mean_over":
+        ((parameter, values),) = declared[key].items()
+        return f"{attack}, mean over {parameter} {', '.join(map(str, values))}"
+    return f"{key.split('_')[0]} of {', '.join(declared[key])}"

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.plan.chains import check_method
 from purifiers.plan.resolve import Setting
 from purifiers.plan.runs import Run, component, make_run, passes
 from purifiers.plan.scale import UsedDataset
+from purifiers.plan.threats import asks_defence, eot, is_random
 
 SUBSET_SEED = 0  # which test images a reduced scale takes; the same for every seed
+
+
+MethodRun = tuple[dict[str, Any], Run | None]
+"""A method's spec, and the run that fits it if it has to be fitted."""
+
+
+class Made(NamedTuple):
+    """Images as a stage is told of them, the run that made them, and the words for it in ids."""
+
+    images: dict[str, Any]
+    made_by: Run
+    story: list[str]
 
 
 class Lineage:
@@ -30,24 +44,48 @@ class Lineage:
         Raises:
             UserError: an early-stopped adversarial set would be purified afterwards.
         """
+        classifier, methods = self._defence(setting, seed)
+        attacked = self._attacked(setting, classifier, methods, seed)
+        made = self._purified(setting, classifier, methods, attacked, seed)
+        attack = attacked.made_by.spec.get("attack")
+        spec = {"images": made.images, "classifier": classifier.id, "attack": attack}
+        inputs, story = [classifier.inputs[0], classifier, made.made_by], made.story
+        if "detector" in setting.cell:
+            detector, fitted = self._method(setting, setting.cell["detector"], seed)
+            spec["detector"] = detector
+            inputs += [fitted] if fitted else []
+            story = [*story, f"detected_by_{detector['component']}"]
+        slug = slug_of(classifier, story, seed)
+        return self._keep("score", slug, spec, tuple(inputs), setting.used.test, classifier)
+
+    def _defence(self, setting: Setting, seed: int) -> tuple[Run, list[MethodRun]]:
+        """The run that trains the cell's classifier, and the methods before it."""
         classifier = self._classifier(setting, seed, setting.cell)
-        methods = [self._method(setting, name, seed) for name in setting.cell.get("methods", ())]
-        made_by = classifier.inputs[0]
+        names = setting.cell.get("methods", ())
+        return classifier, [self._method(setting, name, seed) for name in names]
+
+    def _attacked(
+        self, setting: Setting, classifier: Run, methods: list[MethodRun], seed: int
+    ) -> Made:
+        """The images as the attack leaves them; clean ones where nothing attacks."""
+        data = classifier.inputs[0]
         subset = {"split": "test", "n": setting.used.test, "seed": SUBSET_SEED}
-        images: dict[str, Any] = {"data": made_by.id, "subset": subset, "run": None}
-        story, attack = ["clean"], None
-        if setting.cell.get("attack", "none") != "none":
-            made_by, story = self._attack(setting, classifier, methods, images, seed)
-            attack = made_by.spec["attack"]
-            images = {**images, "run": made_by.id, "stage": "attack"}
+        images: dict[str, Any] = {"data": data.id, "subset": subset, "run": None}
+        if setting.cell.get("attack", "none") == "none":
+            return Made(images, data, ["clean"])
+        made_by, story = self._attack(setting, classifier, methods, images, seed)
+        return Made({**images, "run": made_by.id, "stage": "attack"}, made_by, story)
+
+    def _purified(
+        self, setting: Setting, classifier: Run, methods: list[MethodRun], made: Made, seed: int
+    ) -> Made:
+        """The images behind the methods, first to last."""
+        images, made_by, story = made
         for method in methods:
             story = [*story, method[0]["component"]]
             made_by = self._purify(setting, classifier, method, made_by, images, story, seed)
             images = {**images, "run": made_by.id, "stage": "purify"}
-        spec = {"images": images, "classifier": classifier.id, "attack": attack}
-        inputs = (classifier.inputs[0], classifier, made_by)
-        slug = _slug(classifier, story, seed)
-        return self._keep("score", slug, spec, inputs, setting.used.test, classifier)
+        return Made(images, made_by, story)
 
     def _keep(
         self,
@@ -91,14 +129,15 @@ class Lineage:
         run = make_run("classifier", slug, spec, (data,), passes=cost, network=network)
         return self.runs.setdefault(run.id, run)
 
-    def _method(self, setting: Setting, name: str, seed: int) -> tuple[dict[str, Any], Run | None]:
+    def _method(self, setting: Setting, name: str, seed: int) -> MethodRun:
         """A method's spec, and the run that fits it if it has to be fitted.
 
         Raises:
-            UserError: it is to be fitted on other classifiers than the one it protects, which it
-                listens to.
+            UserError: it makes no sense there, or is to be fitted on other classifiers than the one
+                it protects, which it listens to.
         """
         method = setting.recipe("method", name)
+        check_method(setting, name, method, _shape(setting.used))
         constants = registry.describe("method", method["component"]).constants
         if "FIT_PASSES" not in constants:
             return {**method, "run": None}, None
@@ -111,10 +150,11 @@ class Lineage:
             )
         classifiers = [self._classifier(setting, seed, {**cell, "classifier": n}) for n in names]
         first, *others = classifiers
+        alone = constants.get("ALONE", False)
         spec = {
             "data": first.spec["data"],
             "train": setting.used.train,
-            "classifier": first.id,
+            "classifier": None if alone else first.id,
             "method": method,
             "seed": seed,
         }
@@ -123,8 +163,10 @@ class Lineage:
         # in passes of the first: networks that a method is fitted on together are of a size
         cost = passes("method", method, "FIT_PASSES") * setting.used.train * len(classifiers)
         beside = [run.spec["classifier"]["component"] for run in others]
-        slug = _slug(first, ["_and_".join([method["component"], *beside])], seed)
+        slug = slug_of(first, ["_and_".join([method["component"], *beside])], seed)
         inputs = (*first.inputs, *classifiers)
+        if alone:
+            slug, inputs = f"{setting.used.name}-{method['component']}-s{seed}", first.inputs
         run = self._keep("purifier", slug, spec, inputs, cost, first)
         return {**method, "run": run.id}, run
 
@@ -132,7 +174,7 @@ class Lineage:
         self,
         setting: Setting,
         classifier: Run,
-        methods: list[tuple[dict[str, Any], Run | None]],
+        methods: list[MethodRun],
         images: dict[str, Any],
         seed: int,
     ) -> tuple[Run, list[str]]:
@@ -184,7 +226,7 @@ class Lineage:
             chain = "_".join(method["component"] for method, _ in attacked)
             story.append(f"{gradient}_{chain}" if gradient != "none" else f"scores_{chain}")
         inputs = (classifier.inputs[0], victim, *fitted)
-        slug = _slug(victim, story, seed)
+        slug = slug_of(victim, story, seed)
         size = _float_bytes(setting.used)
         return self._keep("attack", slug, spec, inputs, cost, victim, size), story
 
@@ -192,7 +234,7 @@ class Lineage:
         self,
         setting: Setting,
         classifier: Run,
-        methods: list[tuple[dict[str, Any], Run | None]],
+        methods: list[MethodRun],
         source: dict[str, Any],
         seed: int,
     ) -> Run:
@@ -222,7 +264,7 @@ class Lineage:
         cost = passes("training", recipe, "FIT_PASSES") * trained + (3 + answer) * grown
         network = network_key(substitute, _shape(setting.used))
         chain = [method["component"] for method, _ in methods]
-        slug = _slug(classifier, [*chain, substitute["component"], "substitute"], seed)
+        slug = slug_of(classifier, [*chain, substitute["component"], "substitute"], seed)
         inputs = (*classifier.inputs, classifier, *(run for _, run in methods if run))
         return self._keep("substitute", slug, spec, inputs, cost, classifier, network=network)
 
@@ -230,7 +272,7 @@ class Lineage:
         self,
         setting: Setting,
         classifier: Run,
-        method: tuple[dict[str, Any], Run | None],
+        method: MethodRun,
         made_by: Run,
         images: dict[str, Any],
         story: list[str],
@@ -240,7 +282,7 @@ class Lineage:
         spec = {"images": images, "classifier": classifier.id, "method": declared, "seed": seed}
         cost = passes("method", declared, "PASSES") * setting.used.test
         inputs = (classifier.inputs[0], classifier, made_by, *([fitted] if fitted else []))
-        slug = _slug(classifier, story, seed)
+        slug = slug_of(classifier, story, seed)
         size = _float_bytes(setting.used)
         return self._keep("purify", slug, spec, inputs, cost, classifier, size)
 
@@ -257,23 +299,6 @@ def _check_seeds(setting: Setting, seeds: int) -> None:
         )
 
 
-def eot(declared: int | dict[str, Any]) -> dict[str, Any]:
-    """A declared ``eot`` as it stands in a spec: number of draws, and how they are combined."""
-    given = {"samples": declared} if isinstance(declared, int) else declared
-    return {"samples": given["samples"], "combine": given.get("combine", "mean")}
-
-
-def asks_defence(cell: dict[str, Any]) -> bool:
-    """Whether the attack asks the purifiers too, and not a bare classifier or a stand-in."""
-    threat = cell.get("threat_model", "oblivious")
-    return threat == "white_box" or (threat == "black_box" and "source" not in cell)
-
-
-def is_random(method: str) -> bool:
-    """Whether a method's component says that it is random."""
-    return bool(registry.describe("method", method).constants.get("STOCHASTIC", False))
-
-
 def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:
     """What one forward pass is a pass of: architecture, sizes and image shape."""
     sizes = ",".join(f"{key}={value}" for key, value in sorted(classifier["parameters"].items()))
@@ -288,6 +313,6 @@ def _float_bytes(used: UsedDataset) -> int:
     return 4 * math.prod(_shape(used)) * used.test
 
 
-def _slug(classifier: Run, story: list[str], seed: int) -> str:
+def slug_of(classifier: Run, story: list[str], seed: int) -> str:
     """Data set, architecture and training of the classifier, then what was done, then the seed."""
     return "-".join([classifier.id.rsplit("-", 2)[0], *story, f"s{seed}"])

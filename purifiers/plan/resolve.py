@@ -60,6 +60,19 @@ class Setting:
         return component(kind, component_name, resolved)
 
 
+def told(kind: str, spec: dict[str, Any], constant: str) -> list[str]:
+    """What a component says of its parameters: ``REFUSED``, why it cannot be had with them, or
+    ``REMARKS``, what its readers must know. Both list pairs of parameters with their values and of
+    a sentence, in which a parameter may stand in braces."""
+    said = registry.describe(kind, spec["component"]).constants.get(constant, ())
+    given = spec["parameters"]
+    return [
+        sentence.format(**given)
+        for values, sentence in said
+        if all(given[name] in known for name, known in values.items())
+    ]
+
+
 def _has_reference(parameters: Iterable[Any]) -> bool:
     return any(isinstance(value, str) and value.startswith("$") for value in parameters)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ _OPERATORS: dict[type, Any] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
 }
 
 
@@ -77,10 +79,15 @@ def _plain(value: Any) -> Any:
 def passes(kind: str, spec: dict[str, Any], constant: str) -> float:
     """Value of a component's cost formula (``PASSES`` or ``FIT_PASSES``) for its parameters."""
     formula = registry.describe(kind, spec["component"]).constants.get(constant, "0")
-    return float(_evaluate(ast.parse(formula, mode="eval").body, spec["parameters"]))
+    return evaluate(formula, spec["parameters"])
 
 
-def _evaluate(node: ast.expr, values: dict[str, Any]) -> float:
+def evaluate(formula: str, values: Mapping[str, Any]) -> float:
+    """Value of arithmetic over parameters."""
+    return float(_evaluate(ast.parse(formula, mode="eval").body, values))
+
+
+def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.Name):

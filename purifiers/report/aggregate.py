@@ -10,9 +10,9 @@ import pandas as pd
 
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.attacked import weak_attacks
-from purifiers.report.compare import verdict
+from purifiers.report.compare import ELSEWHERE, verdict
 from purifiers.report.intervals import wilson
-from purifiers.report.runs import Found, Runs, worst
+from purifiers.report.runs import Found, Runs, ScoreRun, worst
 
 COLUMNS = (
     *("paper", "document", "table", "block", "row", "column", "dataset", "classifier"),
@@ -22,6 +22,8 @@ COLUMNS = (
     "warnings",
 )
 COUNTS = ("n_correct", "n", "images", "seeds")
+UNMEASURED = {"train_minutes": "fitted before the time of a training was recorded"}
+"""Why a finished run may lack a metric, where there is more to say than that it does."""
 NUMBERS = ("published", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "deviation")
 
 
@@ -38,7 +40,8 @@ def aggregate(
     ones. Seeds classify the same images and are not independent, so the interval ``ci_low`` ...
     ``ci_high`` is Wilson's 95 % interval at the pooled proportion with ``n = images``: more seeds
     do not narrow it. In a worst-of cell each seed takes the lowest accuracy over its runs, and
-    ``worst_attack`` names the attack that reached it (over several seeds joined by ``/``).
+    ``worst_attack`` names the attack that reached it (over several seeds joined by ``/``). A mean
+    over cells counts all their images, and its interval again the distinct ones only.
     ``warnings`` has the signs of a weak attack, see :mod:`purifiers.report.signs`.
 
     Args:
@@ -101,11 +104,13 @@ def _row(
 def _measured(
     cell: Cell, found: Found, scale: ScaleInfo, published_n: Mapping[str, int]
 ) -> dict[str, Any]:
-    counted = [worst(cell, runs) for runs in found.seeds.values()]
-    values = [run.value(cell.metric) for run in counted]
-    known = [value for value in values if value is not None]
+    parts = [runs if cell.mean else (worst(cell, runs),) for runs in found.seeds.values()]
+    counted = [run for runs in parts for run in runs]
+    values = [[run.value(cell.metric) for run in runs] for runs in parts]
+    known = [float(np.mean([v for v in of if v is not None])) for of in values if None not in of]
     if len(known) < len(values):
-        flags = (*cell.flags, *found.flags, f"the run did not measure {cell.metric}")
+        why = UNMEASURED.get(cell.metric, f"the run did not measure {cell.metric}")
+        flags = (*cell.flags, *found.flags, why)
         return {"seeds": 0, "verdict": "not run", "flags": "; ".join(flags)}
     result: dict[str, Any] = {
         "reproduced": float(np.mean(known)),
@@ -122,7 +127,7 @@ def _measured(
         interval = (100 * low, 100 * high)
         result |= {"n_correct": n_correct, "n": n, "images": images}
         result |= {"ci_low": interval[0], "ci_high": interval[1]}
-    if any(len(runs) > 1 for runs in found.seeds.values()):
+    if not cell.mean and any(len(runs) > 1 for runs in found.seeds.values()):
         result["worst_attack"] = "/".join(dict.fromkeys(run.attack for run in counted))
     if cell.published is not None:
         result["deviation"] = result["reproduced"] - cell.published
@@ -135,4 +140,18 @@ def _measured(
         published_n.get(cell.dataset, images),
         max(known) - min(known),
     )
+    if cell.stage == "time":
+        taken = dict.fromkeys(_taken_on(run, cell.metric) for run in counted)
+        result["flags"] = "; ".join((*cell.flags, *found.flags, *filter(None, taken)))
+        if cell.published is not None:
+            result["verdict"] = ELSEWHERE
     return result
+
+
+def _taken_on(run: ScoreRun, metric: str) -> str:
+    """The device behind a time; "" where nothing was trained."""
+    if metric == "train_minutes":
+        devices = dict.fromkeys(summary["device_name"] for summary in run.fits)
+        return f"trained on {', '.join(devices)}" if devices else ""
+    batch = run.record["summary"]["best_batch"] if metric == "seconds_per_image_batched" else 1
+    return f"timed on {run.device}, batch {batch}"

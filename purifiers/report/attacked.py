@@ -22,6 +22,7 @@ Parts = dict[tuple[str, ...], Attacked]
 def weak_attacks(document: Document, found: Sequence[Found], runs: Runs) -> list[str]:
     """Per cell the signs of a weak attack, joined by ``"; "``.
 
+    A mean has the signs of all its attacks, and one that knows no model has none.
     A worst-of cell has the signs of the attack that decides it and, if that one does not take
     gradients of the model that is scored, those of the strongest one that does: an ensemble is no
     better than its adaptive part.
@@ -79,6 +80,8 @@ def _parts(document: Document, found: Sequence[Found], runs: Runs) -> dict[str, 
     columns.sort(key=lambda entry: len(entry[1]) > 1)
     by_block: dict[str, Parts] = {cell.block: {} for cell in document.cells}
     for cell, listed in columns:
+        if cell.blind:
+            continue
         parts = by_block[cell.block]
         for column in listed:
             ids = _ids(column)
@@ -111,10 +114,12 @@ def _run(score: ScoreRun, runs: Runs) -> AttackedRun:
     attack, methods = runs.origin(score)
     made: Mapping[str, Any] | None = None if attack is None else attack["spec"]
     images = {key: spec["images"].get(key) for key in ("data", "subset")}
+    detector = [spec["detector"]] if "detector" in spec else []
     return AttackedRun(
-        model=json.dumps([spec["classifier"], methods, images], sort_keys=True),
+        model=json.dumps([spec["classifier"], methods, images, *detector], sort_keys=True),
         attack=made,
         direct=made is not None
+        and not detector
         and made["gradient"] != "none"
         and (made["classifier"], made["methods"]) == (spec["classifier"], methods),
         probe=None if attack is None else attack["summary"].get("probe"),
@@ -125,7 +130,9 @@ def _run(score: ScoreRun, runs: Runs) -> AttackedRun:
 def _deciding(
     cell: Cell, found: Found, listed: Sequence[tuple[str, ...]], parts: Parts
 ) -> list[tuple[str, ...]]:
-    """Of a worst-of cell's attacks those whose weakness would make it an overestimate."""
+    """Of a combined cell's attacks those whose weakness would make it an overestimate."""
+    if cell.mean:
+        return [ids for ids in listed if ids in parts]
     lowest = {worst(cell, runs).id for runs in found.seeds.values()}
     attacks = [ids for ids in listed if ids in parts]
     deciding = [ids for ids in attacks if lowest & set(ids)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from purifiers.core.artifacts import write_text
 from purifiers.core.errors import UserError, did_you_mean
@@ -21,15 +22,30 @@ from purifiers.report.runs import FailureOf, Runs
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 KEYS = ("table", "figure", "block", "row", "column")
 
-LOWER_IS_BETTER = ("seconds_per_image", "train_minutes", "mean_l2", "mean_linf")
+LOWER_IS_BETTER = (
+    *("seconds_per_image", "seconds_per_image_batched", "train_minutes"),
+    *("mean_l2", "mean_linf"),
+)
 """Metrics whose smaller value is the better one."""
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 
 
 @dataclass(frozen=True)
+class Question:
+    """Is the first cell above the second by more than ``by``, or the only one below ``by``?
+
+    Attributes:
+        by: in the cells' unit; points, for accuracies.
+    """
+
+    cells: tuple[Cell, ...]
+    by: float = 0.0
+
+
+@dataclass(frozen=True)
 class Part:
-    """One judged comparison.
+    """One judged question.
 
     Attributes:
         outcome: ``HOLDS``, ``CONTRADICTED``, ``UNDECIDED`` or a missing cell's verdict.
@@ -52,10 +68,15 @@ def write_claims(
 ) -> None:
     """Judge each claim and write ``out_path``, a CSV with the columns ``COLUMNS``.
 
-    A part holds when the 95 % interval of the paired difference lies above 0, is contradicted when
-    it lies below, else undecided. A claim is ``contradicted`` if any part is; else it takes the
-    verdict of a missing cell (``not implemented`` before ``not run``), its evidence saying which;
-    else it is ``supported`` if all parts hold; else, or without any part, ``undecided``.
+    A claim's ``decide`` lists parts: ``{better: cell, than: cell}`` or ``{better: cell,
+    better_than_all: [cells]}``, either with ``by: points`` (above by more than this; negative: not
+    more than this below), or ``{at_most: points, of: cell}`` (of an accuracy).
+
+    A part holds when the 95 % interval of the paired difference lies above ``by``, or that of the
+    accuracy below ``at_most``; it is contradicted when the interval lies on the other side, else
+    undecided. A claim is ``contradicted`` if any part is; else it takes the verdict of a missing
+    cell (``not implemented`` before ``not run``), its evidence saying which; else it is
+    ``supported`` if all parts hold; else, or without any part, ``undecided``.
 
     Args:
         paper_claims: the list under ``claims`` in ``claims.yaml``.
@@ -70,9 +91,11 @@ def write_claims(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for claim in paper_claims:
-        pairs = list(_pairs(claim, cells))
-        parts = [_judge(better, than, runs, claim["id"]) for better, than in pairs]
-        substitutes = sorted({stand_in(cell) for pair in pairs for cell in pair} - {""})
+        asked = list(_asked(claim, cells))
+        parts = [_judge(question, runs, claim["id"]) for question in asked]
+        substitutes = sorted(
+            {stand_in(cell) for question in asked for cell in question.cells} - {""}
+        )
         writer.writerow(
             {
                 "id": claim["id"],
@@ -103,13 +126,16 @@ def _verdict(outcomes: Sequence[str]) -> str:
     return "supported" if outcomes and set(outcomes) == {HOLDS} else UNDECIDED
 
 
-def _pairs(claim: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
+def _asked(claim: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Question]:
     where = f"claim {claim['id']!r}"
     for part in claim.get("decide", ()):
+        if "at_most" in part:
+            yield Question((_cell(part["of"], cells, where),), float(part["at_most"]))
+            continue
         others = part["better_than_all"] if "better_than_all" in part else [part["than"]]
         better = _cell(part["better"], cells, where)
         for other in others:
-            yield better, _cell(other, cells, where)
+            yield Question((better, _cell(other, cells, where)), float(part.get("by", 0.0)))
 
 
 def _cell(reference: Mapping[str, Any], cells: Sequence[Cell], where: str) -> Cell:
@@ -134,56 +160,97 @@ def _place(cell: Cell, key: str) -> str:
     return str(getattr(cell, key))
 
 
-def _judge(better: Cell, than: Cell, runs: Runs, claim_id: str) -> Part:
-    if (better.dataset, better.metric) != (than.dataset, than.metric):
-        raise UserError(
-            f"claim {claim_id!r}: {_name(better)} and {_name(than)} differ in data set or metric"
-        )
-    missing = [(cell, found) for cell in (better, than) if (found := runs.find(cell)).missing]
+def _judge(question: Question, runs: Runs, claim_id: str) -> Part:
+    first, *others = question.cells
+    for other in others:
+        if (first.dataset, first.metric) != (other.dataset, other.metric):
+            raise UserError(
+                f"claim {claim_id!r}: {_name(first)} and {_name(other)} differ in data set or "
+                "metric"
+            )
+    found = [(cell, runs.find(cell)) for cell in question.cells]
+    missing = [(cell, there) for cell, there in found if there.missing]
     if missing:
-        told = tuple((", ".join(found.flags) or found.missing, cell) for cell, found in missing)
-        verdicts = [found.missing for _, found in missing]
+        told = tuple((", ".join(there.flags) or there.missing, cell) for cell, there in missing)
+        verdicts = [there.missing for _, there in missing]
         outcome = "not implemented" if "not implemented" in verdicts else "not run"
         return Part(outcome, "", told)
-    return _compare(better, than, runs)
+    if not others:
+        return _bound(first, question.by, runs)
+    return _compare(first, others[0], question.by, runs)
 
 
-def _compare(better: Cell, than: Cell, runs: Runs) -> Part:
+def _bound(cell: Cell, most: float, runs: Runs) -> Part:
+    """Whether an accuracy is at most so many percent."""
+    if cell.metric != "accuracy":
+        raise UserError(f"claims: at_most is for accuracies, {_name(cell)} is a {cell.metric}")
+    sides = [runs.find(cell).seeds]
+    seeds = sorted(sides[0])
+    (reached,), images = _correct((cell,), sides, seeds)
+    bound = [np.full((1, len(images)), most / 100) for _ in seeds]
+    left = paired_difference(bound, reached)
+    value, low, high = (most - 100 * end for end in (left.estimate, left.high, left.low))
+    numbers = f"{value:.1f} [{low:.1f}, {high:.1f}] %, at most {most:g} asked"
+    evidence = f"{_name(cell)}: {numbers} ({len(images)} images x {_seeds(seeds)})"
+    return Part(_outcome(left.low, left.high), evidence)
+
+
+def _compare(better: Cell, than: Cell, by: float, runs: Runs) -> Part:
     sides = [runs.find(cell).seeds for cell in (better, than)]
     seeds = sorted(set(sides[0]) & set(sides[1]))
     label = _contrast(better, than)
     if not seeds:
         return Part("not run", f"{label}: not run, the two sides have no seed in common")
     if better.metric != "accuracy":
-        return _compare_values(better, sides, seeds, label)
+        return _compare_values(better, than, sides, seeds, label, by)
+    arrays, images = _correct((better, than), sides, seeds)
+    if images.empty:
+        return Part("not run", f"{label}: not run, the two sides have no image in common")
+    result = paired_difference(*arrays)
+    numbers = f"{100 * result.estimate:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}] pp"
+    evidence = f"{label}: {numbers} ({len(images)} images x {_seeds(seeds)}){_margin(by)}"
+    return Part(_outcome(100 * result.low - by, 100 * result.high - by), evidence)
+
+
+def _correct(
+    cells: Sequence[Cell], sides: Sequence[Any], seeds: Sequence[int]
+) -> tuple[list[list[np.ndarray]], pd.Index]:
+    """Per cell and seed an array (runs, images), 1 where correct, and the images that all share."""
     scored = [run.scores["correct"] for side in sides for seed in seeds for run in side[seed]]
     images = scored[0].index
     for other in scored[1:]:
         images = images.intersection(other.index)
-    if images.empty:
-        return Part("not run", f"{label}: not run, the two sides have no image in common")
     arrays = [
         [np.stack([run.scores["correct"].loc[images].to_numpy() for run in side[s]]) for s in seeds]
         for side in sides
     ]
-    result = paired_difference(*arrays)
-    numbers = f"{100 * result.estimate:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}] pp"
-    evidence = f"{label}: {numbers} ({len(images)} images x {_seeds(seeds)})"
-    return Part(_outcome(result.low, result.high), evidence)
+    return [_combined(cell, side) for cell, side in zip(cells, arrays, strict=True)], images
 
 
-def _compare_values(better: Cell, sides: list[Any], seeds: list[int], label: str) -> Part:
+def _compare_values(
+    better: Cell, than: Cell, sides: list[Any], seeds: list[int], label: str, by: float
+) -> Part:
     """A metric without a value per image: the bootstrap draws seeds only."""
     values = [[[run.value(better.metric) for run in side[s]] for s in seeds] for side in sides]
     if any(value is None for side in values for runs in side for value in runs):
         return Part("not run", f"{label}: not run, {better.metric} was not measured")
     sign = -1.0 if better.metric in LOWER_IS_BETTER else 1.0
     arrays = [[sign * np.array(runs, dtype=float)[:, None] for runs in side] for side in values]
+    arrays = [_combined(cell, side) for cell, side in zip((better, than), arrays, strict=True)]
     result = paired_difference(*arrays)
     gain = f"{result.estimate:+.3g} [{result.low:+.3g}, {result.high:+.3g}] {better.unit}"
     # One seed gives an interval of no width, which decides nothing.
-    outcome = _outcome(result.low, result.high) if len(seeds) > 1 else UNDECIDED
-    return Part(outcome, f"{label}: better by {gain} ({_seeds(seeds)})")
+    outcome = _outcome(result.low - by, result.high - by) if len(seeds) > 1 else UNDECIDED
+    return Part(outcome, f"{label}: better by {gain} ({_seeds(seeds)}){_margin(by)}")
+
+
+def _margin(by: float) -> str:
+    return f", more than {by:+g} asked" if by else ""
+
+
+def _combined(cell: Cell, seeds: list[np.ndarray]) -> list[np.ndarray]:
+    """Per seed (runs, images), of which the bootstrap takes the lowest run: a mean is one run."""
+    return [runs.mean(axis=0, keepdims=True) for runs in seeds] if cell.mean else seeds
 
 
 def _outcome(low: float, high: float) -> str:

@@ -10,11 +10,14 @@ from purifiers.report.intervals import wilson
 MATCH = "match"
 DIFFERS = "differs"
 NOT_COMPARABLE = "not comparable at this scale"
+ELSEWHERE = "not comparable"
+"""Of times: whatever the scale, the paper's were taken on another device."""
 NO_PUBLISHED = "no published value"
 VERDICTS = (
     MATCH,
     DIFFERS,
     NOT_COMPARABLE,
+    ELSEWHERE,
     NO_PUBLISHED,
     "failed",
     "not run",

@@ -10,10 +10,17 @@ from typing import Any
 import pandas as pd
 
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.compare import DIFFERS, MATCH, NO_PUBLISHED, NOT_COMPARABLE, VERDICTS
+from purifiers.report.compare import (
+    DIFFERS,
+    ELSEWHERE,
+    MATCH,
+    NO_PUBLISHED,
+    NOT_COMPARABLE,
+    VERDICTS,
+)
 from purifiers.report.signs import NOT_PROBED
 
-MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", NO_PUBLISHED: "/"}
+MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", ELSEWHERE: "/", NO_PUBLISHED: "/"}
 """What stands between the published and the reproduced value."""
 
 MISSING = {"not run": "–", "not implemented": "n.i.", "failed": "failed"}
@@ -167,6 +174,8 @@ def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
         reason = row["flags"].removeprefix("; ".join(cell.flags)).removeprefix("; ")
         if row["verdict"] in MISSING and reason:
             missing[f"{row['verdict']}: {reason}"] += 1
+        elif cell.stage == "time" and reason:
+            missing[reason] += 1
     told = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
     return told + [f"{n} {reason}" for reason, n in missing.items()]
 
@@ -184,7 +193,8 @@ def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
     told = {"": 0, NOT_PROBED: 0}
     notes = []
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
-        if cell.attack == "none" or pd.isna(row["reproduced"]):
+        unattacked = cell.attack == "none" or cell.blind or cell.stage != "score"
+        if unattacked or pd.isna(row["reproduced"]):
             continue
         if suspicious(row["warnings"]):
             notes.append(f"{place(document, cell)}: {row['warnings']}")

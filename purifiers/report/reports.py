@@ -76,7 +76,7 @@ def _index(plan: Plan, paper: str) -> str:
         lines += [f"**{scale.stand_in_note}**", ""]
     noted = [note for d in plan.of(paper) for note in data_notes(_with_data_notes(d, plan))]
     lines += [f"**{note}**\n" for note in dict.fromkeys(noted)]
-    lines += ["| Document | Title | Cells | Reproduced |", "|:--|:--|--:|--:|"]
+    lines += ["| Document | Title | Cells | Planned |", "|:--|:--|--:|--:|"]
     for document in plan.of(paper):
         planned = sum(cell.state == "planned" for cell in document.cells)
         link = f"[{document.document.replace('_', ' ')}]({document.document}.csv)"

@@ -18,17 +18,26 @@ from purifiers.plan.cells import Cell
 FailureOf = Callable[[str], str | None]
 """From the id of a score run to why it or one of its upstream runs failed, or None."""
 
-DISTANCES = {"mean_l2": "attack_l2", "mean_linf": "attack_linf"}
-"""Metrics that are means of a column of ``scores.parquet``: how far the attack went, whatever
-purified its images afterwards."""
+MEANS = {
+    "mean_l2": "attack_l2",
+    "mean_linf": "attack_linf",
+    "mutual_information": "information",
+    "seconds_per_image": "seconds",
+}
+"""Metrics that are means of a column of ``scores.parquet``. Distances: how far the attack went,
+whatever purified its images afterwards."""
+
+
+BUSY = 0.8
+"""A processor that gave a timed job less than this share of the time had other work; our choice."""
 
 
 @dataclass(frozen=True)
 class ScoreRun:
-    """One finished score run.
+    """One finished run of a stage that measures.
 
     Attributes:
-        folder: ``<runs>/score/<id>``.
+        folder: ``<runs>/score/<id>``, or another stage's.
         record: its ``run.json``.
     """
 
@@ -50,8 +59,8 @@ class ScoreRun:
             UserError: an image occurs twice, or the run's summary tells another count.
         """
         frame = pd.read_parquet(self.folder / "scores.parquet").set_index("index").sort_index()
-        told = (self.record["summary"]["n_correct"], self.record["summary"]["n"])
-        found = (int(frame["correct"].sum()), len(frame))
+        told = (self.record["summary"].get("n_correct", 0), self.record["summary"]["n"])
+        found = (int(frame["correct"].sum()) if "correct" in frame else 0, len(frame))
         if told != found or not frame.index.is_unique:
             raise UserError(
                 f"{self.folder}: scores.parquet has {found[0]} of {found[1]} correct, run.json "
@@ -65,16 +74,38 @@ class ScoreRun:
         return self.scores["correct"].to_numpy(dtype=bool)
 
     def value(self, metric: str) -> float | None:
-        """A metric of this run in the unit of the tables: accuracy in percent, distances as means
-        over the images, anything else as the run's summary has it; None if it has no such entry.
+        """A metric of this run in the unit of the tables: accuracy in percent, the training time of
+        the methods in minutes, ``MEANS`` over the images, anything else as the run's summary has
+        it; None if it was not measured.
         """
         if metric == "accuracy":
             return 100.0 * float(self.correct.mean())
-        if metric in DISTANCES:
-            column = DISTANCES[metric]
+        if metric in MEANS:
+            column = MEANS[metric]
             return float(self.scores[column].mean()) if column in self.scores else None
+        if metric == "train_minutes":
+            told = [summary["train_seconds"] for summary in self.fits if "train_seconds" in summary]
+            return sum(told) / 60 if len(told) == len(self.fits) else None
         stored = self.record["summary"].get(metric)
         return None if stored is None else float(stored)
+
+    @property
+    def fits(self) -> list[Mapping[str, Any]]:
+        """Summaries of the runs that fitted this run's methods, empty of those that are gone; none
+        of methods without weights."""
+        fitted = [method["run"] for method in self.record["spec"]["methods"] if method["run"]]
+        folders = [RunFolder(self.folder.parents[1], "purifier", run) for run in fitted]
+        return [f.record(verify=False)["summary"] if f.complete() else {} for f in folders]
+
+    @property
+    def device(self) -> str:
+        """What the times of this run were taken on, and whether it had other work to do."""
+        summary = self.record["summary"]
+        threads = summary["threads"]
+        told = f"{summary['device_name']}, {threads} thread{'s' if threads > 1 else ''}"
+        own = summary["cpu_seconds_per_image"] / float(self.scores["seconds"].mean())
+        waited = self.record["provenance"]["device"] == "cpu" and own < BUSY
+        return f"{told}, busy with other work" if waited else told
 
 
 @dataclass(frozen=True)
@@ -82,7 +113,7 @@ class Found:
     """The finished runs of a cell.
 
     Attributes:
-        seeds: per seed that is complete, its score runs (more than one: worst of them).
+        seeds: per seed that is complete, its score runs (more than one: worst or mean of them).
         missing: verdict of a cell without a complete seed (``"not run"``, ``"failed"``,
             ``"not implemented"`` or ``"quoted"``), else ``""``.
         flags: why something is missing.
@@ -106,14 +137,14 @@ class Runs:
     failure_of: FailureOf
     _read: dict[str, ScoreRun] = field(default_factory=dict, repr=False)
 
-    def score(self, run_id: str) -> ScoreRun | None:
-        """The score run of that id, or None if it has not finished.
+    def score(self, run_id: str, stage: str = "score") -> ScoreRun | None:
+        """The run of that id of a stage that measures, or None if it has not finished.
 
         Raises:
             UserError: its files are not those that were recorded.
         """
         if run_id not in self._read:
-            folder = RunFolder(self.root, "score", run_id)
+            folder = RunFolder(self.root, stage, run_id)
             if not folder.complete():
                 return None
             self._read[run_id] = ScoreRun(run_id, folder.path, folder.record())
@@ -155,7 +186,7 @@ class Runs:
         waiting: list[int] = []
         failures: list[str] = []
         for seed, ids in zip(cell.seeds, cell.scores, strict=True):
-            runs = {run_id: self.score(run_id) for run_id in ids}
+            runs = {run_id: self.score(run_id, cell.stage) for run_id in ids}
             finished = tuple(run for run in runs.values() if run is not None)
             if ids and len(finished) == len(runs):
                 seeds[seed] = finished

@@ -50,7 +50,8 @@ class AttackedRun:
             ``zero_gradient`` or a ``nonfinite_gradient`` before the attack (None: the attack
             takes no gradients), the mean ``loss_clean`` and ``loss_adversarial`` of the attacked
             model, on how many images the loss rose (``loss_rose``) and, where it is recorded, how
-            many the attacked model had right (``correct``). None in older runs.
+            many the attacked model had right (``correct``) and how many of these the attack changed
+            (``moved``). None in older runs.
         scores: indexed by the image's index; columns ``label`` and ``correct``.
     """
 
@@ -140,10 +141,13 @@ def _losses(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _is_flat(probe: Mapping[str, Any]) -> bool:
-    # Some attacks leave alone what is wrong already: such images need not rise.
-    attacked = probe.get("correct", probe["images"])
+    # Some attacks leave alone what is wrong already, some give back what they could not break: such
+    # images need not rise. One that changes nothing at all has failed.
+    right = probe.get("correct", probe["images"])
+    moved = probe.get("moved", right)
     rises = probe["loss_adversarial"] > probe["loss_clean"]  # False for NaN
-    return attacked > 0 and not (rises and probe["loss_rose"] >= RISING_SHARE * attacked)
+    enough = moved > 0 and probe["loss_rose"] >= RISING_SHARE * moved
+    return right > 0 and not (rises and enough)
 
 
 def _beaten(cell: Attacked, others: Sequence[Attacked]) -> Iterator[str]:

@@ -60,11 +60,12 @@ def methods(
 
 
 def _gathered(stems: Iterable[str]) -> str:
-    """``table_1, table_2, audit`` as ``"table 1, 2, audit"``."""
+    """``table_1, table_2, audit, audit_eps`` as ``"table 1, 2, audit, audit eps"``."""
     kinds: dict[str, list[str]] = {}
     for kind, _, number in (stem.partition("_") for stem in stems):
-        kinds.setdefault(kind, []).append(number)
-    return ", ".join(f"{kind} {', '.join(numbers)}".strip() for kind, numbers in kinds.items())
+        told = number if kind in kinds and kind != "audit" else f"{kind} {number}".strip()
+        kinds.setdefault(kind, []).append(told)
+    return ", ".join(told for listed in kinds.values() for told in listed)
 
 
 def _merged(by_scale: Iterable[dict[tuple[str, str], Document]]) -> dict[tuple[str, str], Document]:

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 
 from purifiers.core.artifacts import read_json, write_text
 from purifiers.core.errors import UserError
-from purifiers.report.figures import FORMATS, _save
+from purifiers.report.figures import FORMATS, save
 from purifiers.report.tables import csv_text
 
 FLOOR = "floor"
@@ -41,7 +41,7 @@ def write_timing(measurements: Sequence[Path], out: Path) -> None:
     write_text(out.with_suffix(".md"), markdown(frame, note))
     picture = chart(frame)
     for kind in FORMATS:
-        _save(picture, out.with_suffix(f".{kind}"), f"Time of an attack over its floor\n{note}")
+        save(picture, out.with_suffix(f".{kind}"), f"Time of an attack over its floor\n{note}")
     write_text(out, csv_text(frame))
 
 
@@ -56,13 +56,14 @@ def timing_table(measurements: Sequence[Path]) -> pd.DataFrame:
     Raises:
         UserError: as :func:`write_timing`.
     """
-    rows = [row for path in measurements for found in _benchmarks(path) for row in _rows(found)]
+    rows = [row for path in measurements for found in benchmarks(path) for row in _rows(found)]
     if not rows:
         raise UserError("no measurements: run pytest benchmarks/timing --benchmark-json=<file>")
     return pd.DataFrame(rows)
 
 
-def _benchmarks(path: Path) -> list[dict[str, Any]]:
+def benchmarks(path: Path) -> list[dict[str, Any]]:
+    """What the measurements of a file tell."""
     try:
         return [found["extra_info"] for found in read_json(path)["benchmarks"]]
     except (KeyError, TypeError):

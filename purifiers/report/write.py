@@ -9,6 +9,7 @@ from purifiers.core.artifacts import write_json, write_text
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.figures import write_picture
+from purifiers.report.images import write_images
 from purifiers.report.provenance import collect
 from purifiers.report.runs import FailureOf, Runs
 from purifiers.report.tables import csv_text, latex_text, markdown_text
@@ -25,20 +26,23 @@ def write_document(
     """Write a table, a figure or the audit from the runs that are there.
 
     Below ``out_dir``: ``<document>.csv`` and ``<document>.provenance.json`` always; ``.md`` and
-    ``.tex`` for tables and the audit; ``.png`` and ``.svg`` for figures and the audit when a value
-    is reproduced. Each file appears whole or not at all.
+    ``.tex`` for tables and the audit; ``.png`` and ``.svg`` for what is drawn when a value is
+    reproduced; ``<document>_images.png`` where images are asked for and there. Each file appears
+    whole or not at all.
 
     Args:
         runs_root: the folder that holds ``score/``.
         failure_of: from the id of a score run to why it failed, or None.
         published_n: see :func:`purifiers.report.aggregate.aggregate`.
     """
-    frame = aggregate(document, scale, Runs(runs_root, failure_of), published_n)
+    runs = Runs(runs_root, failure_of)
+    frame = aggregate(document, scale, runs, published_n)
     base = out_dir / document.document
     if not document.document.startswith("figure_"):
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
         write_text(base.with_suffix(".tex"), latex_text(document, frame, scale))
     write_picture(document, frame, scale, out_dir)
+    write_images(document, frame, runs, scale, out_dir)
     ids = (run_id for cell in document.cells for seed in cell.scores for run_id in seed)
     write_json(base.with_suffix(".provenance.json"), collect(runs_root, ids))
     write_text(base.with_suffix(".csv"), csv_text(frame))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -18,9 +22,11 @@ from purifiers.core.artifacts import RunFolder, write_bytes
 from purifiers.core.component import Classifier, Method, build, frozen
 from purifiers.core.errors import UserError
 from purifiers.core.loop import to_float
+from purifiers.core.provenance import processor
 
 WEIGHTS = "weights.safetensors"
 IMAGES = "images.npy"
+SCORES = "scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -199,20 +205,34 @@ def on_device(classifier: Classifier, context: Context) -> Classifier:
     return classifier.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def new_method(spec: dict[str, Any], classifier: Classifier, context: Context) -> Method:
-    """A purifier bound to its classifier, its weights not yet loaded."""
+def new_method(
+    spec: dict[str, Any], classifier: Classifier | None, shape: Sequence[int], context: Context
+) -> Method:
+    """A purifier bound to its classifier and to images (C, H, W), its weights not yet loaded."""
     method: Method = build(registry.load("method", spec["component"]), **spec["parameters"])
-    method.bind(classifier, classifier.shape)
+    method.bind(classifier, shape)
     return method.to(context.device)
 
 
 def open_method(context: Context, spec: dict[str, Any], classifier: Classifier) -> Method:
     """A purifier ready for use: bound, weights loaded, frozen."""
-    method = new_method(spec, classifier, context)
+    method = new_method(spec, classifier, classifier.shape, context)
     if spec["run"] is not None:
         load_weights(method, context.folder("purifier", spec["run"]))
     frozen(method)
     return method
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name() if device == "cuda" else processor()
+
+
+def save_rows(table: pa.Table, folder: RunFolder) -> None:
+    """Write ``scores.parquet``, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_bytes(folder.path / SCORES, buffer.getvalue())
 
 
 def save_weights(module: nn.Module, folder: RunFolder) -> None:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.loop import Loss, Recipe, fit
 from purifiers.core.noise import derive_seed
-from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, Rows, save_weights
+from purifiers.stages._context import (
+    WEIGHTS,
+    Context,
+    Data,
+    Outcome,
+    Rows,
+    device_name,
+    save_weights,
+)
 
 
 def fit_and_save(
@@ -49,4 +57,5 @@ def fit_and_save(
     )
     save_weights(module, folder)
     parameters = sum(p.numel() for p in module.parameters())
-    return Outcome([WEIGHTS], {**summary, "parameters": parameters})
+    told = {"parameters": parameters, "device_name": device_name(context.device)}
+    return Outcome([WEIGHTS], {**summary, **told})

@@ -23,7 +23,8 @@ def probe(
         clean, adversarial: float32 (n, C, H, W) in [0, 1].
 
     Returns:
-        ``images``: n; ``correct``: how many have their label before the attack;
+        ``images``: n; ``correct``: how many have their label before the attack; ``moved``: how many
+        of these the attack changed (some attacks give back what they could not break);
         ``zero_gradient`` and ``nonfinite_gradient``: how many images have one (None where the
         attacker takes no gradients); ``loss_clean`` and ``loss_adversarial``: mean cross entropy;
         ``loss_rose``: on how many images it rose.
@@ -37,9 +38,11 @@ def probe(
         for part in zip(*(every.split(rows) for every in given), strict=True)
     ]
     correct, zero, nonfinite, before, after = (torch.cat(part) for part in zip(*parts, strict=True))
+    changed = (adversarial != clean).flatten(1).any(dim=1)
     return {
         "images": len(clean),
         "correct": int(correct.sum()),
+        "moved": int((correct & changed).sum()),
         "zero_gradient": int(zero.sum()) if takes else None,
         "nonfinite_gradient": int(nonfinite.sum()) if takes else None,
         "loss_clean": float(before.mean()),

@@ -53,6 +53,8 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         context.batch_size,
         f"attack {folder.id}",
     )
+    if registry.describe("attack", spec["attack"]["component"]).constants.get("BLIND"):
+        return Outcome([IMAGES], {"n": len(images), **halved})  # no gradient, no loss to look at
     found = probe(defence, *_probed(folder, images, context))
     return Outcome([IMAGES], {"n": len(images), "probe": found, **halved})
 

@@ -10,7 +10,8 @@ import numpy as np
 from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder, write_bytes
 from purifiers.core.component import build
-from purifiers.datasets._base import SPLITS, data_root
+from purifiers.core.data import data_root
+from purifiers.datasets._base import SPLITS
 from purifiers.stages._context import Context, Outcome
 
 

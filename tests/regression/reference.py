@@ -53,7 +53,7 @@ def keys(plan: Plan) -> dict[str, list[str]]:
     for name, document in plan.documents.items():
         for cell in document.cells:
             for seed, scores in zip(cell.seeds, cell.scores, strict=True):
-                if len(scores) == 1:
+                if len(scores) == 1 and cell.stage == "score":
                     key = f"{name}/{cell.block}/{cell.row}/{cell.column}/{seed}"
                     found.setdefault(scores[0], []).append(key)
     return found

@@ -1,14 +1,23 @@
-"""A small trained network that the unit tests attack."""
+"""A small trained network that the unit tests attack, and plans of papers of the tests' own."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from purifiers.plan.plan import Plan, make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -52,3 +61,37 @@ def victim() -> Victim:
                 optimizer.step()
     model.eval().requires_grad_(False)
     return Victim(model, images[1500:1564], labels[1500:1564])
+
+
+@pytest.fixture
+def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
+    """``toy_plan(paper, defaults, rows, columns)``: the plan of one table with one block; rows and
+    columns are cells by their ids."""
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    shutil.copy(ROOT / "tests/workflow/tiny.yaml", tmp_path / "workflow/scales")
+    folder = tmp_path / "benchmarks" / "toy"
+    folder.mkdir(parents=True)
+
+    def entries(cells: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"id": name, "cell": cell} for name, cell in cells.items()]
+
+    def plan(
+        paper: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        rows: Mapping[str, dict[str, Any]],
+        columns: Mapping[str, dict[str, Any]],
+    ) -> Plan:
+        (folder / "paper.yaml").write_text(yaml.safe_dump(paper))
+        table = {
+            "table": "1",
+            "title": "A table of the tests' own",
+            "where": "nowhere",
+            "defaults": defaults,
+            "rows": entries(rows),
+            "columns": entries(columns),
+            "blocks": [{"id": "block"}],
+        }
+        (folder / "table_1.yaml").write_text(yaml.safe_dump(table))
+        return make_plan(tmp_path, "tiny", ["toy/table_1"])
+
+    return plan

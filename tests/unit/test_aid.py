@@ -345,6 +345,38 @@ def test_gradients_through_the_defence(toy, images, variant, gradient):
         assert torch.equal(defence(inner), logits)
 
 
+def test_second_order_gradient_is_the_product_of_its_jacobians(toy, images):
+    """With J = I - step diag(tanh'(g / s) / s) H of each step, H the Hessian of the logit."""
+    method = aid(toy, eps=0.3, step_size=0.01, iterations=2)
+    frozen(method)
+    inner = images[:1].clamp(0.2, 0.8).requires_grad_(True)
+    logits = Defence(toy, [method], gradient="second_order")(inner)
+    assert torch.equal(logits, toy(method.purify(inner.detach())))
+    (found,) = torch.autograd.grad(logits[:, 0].sum(), inner)
+
+    toy.double()
+    method.double()
+    shape, point = inner.shape, inner.detach().double()
+    jacobian = torch.eye(point.numel(), dtype=torch.float64)
+    for _ in range(2):
+        g, h = (
+            derivative(lambda x: method.verdict(x.view(shape)).sum(), point.flatten())
+            for derivative in (
+                torch.autograd.functional.jacobian,
+                torch.autograd.functional.hessian,
+            )
+        )
+        scale = g.abs().mean()
+        slope = (1 - (g / scale).tanh() ** 2) / scale
+        jacobian = (torch.eye(point.numel()) - 0.01 * slope[:, None] * h) @ jacobian
+        point = point - 0.01 * g.sign().view(shape)
+    leaf = point.requires_grad_(True)
+    (outer,) = torch.autograd.grad(toy(leaf)[:, 0].sum(), leaf)
+    expected = (outer.flatten() @ jacobian).view(shape).float()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    assert (found - outer.float()).abs().max() > 0.01 * outer.abs().max()
+
+
 # sizes
 
 

@@ -322,7 +322,8 @@ def test_a_verdict_that_is_not_finite_is_an_error(linear, images):
 def test_what_a_method_says_it_provides_it_has(name):
     provides = registry.describe("method", name).constants.get("PROVIDES", ())
     cls = registry.load("method", name)
-    has = {p for p in ("verdict", "score") if getattr(cls, p) is not getattr(Method, p)}
+    parts = ("verdict", "score", "detected")
+    has = {part for part in parts if getattr(cls, part) is not getattr(Method, part)}
     assert set(provides) == has
 
 

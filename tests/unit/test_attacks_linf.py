@@ -167,6 +167,28 @@ def test_stop_at_success_keeps_what_is_broken_from_the_start(victim):
     assert torch.equal(adversarial[broken], victim.images[broken])
 
 
+def test_restarts_keep_what_is_broken_and_try_the_rest_anew(victim):
+    def attacked(restarts: int) -> tuple[Tensor, Tensor]:
+        attack = Pgd(eps=EPS, step_size=0.02, steps=2, restarts=restarts)
+        adversarial = attack(victim.model, victim.images, victim.labels, seed=0)
+        return adversarial, victim.model(adversarial).argmax(dim=1) == victim.labels
+
+    (once, left), (often, still) = attacked(1), attacked(6)
+    assert torch.equal(often[~left], once[~left])
+    assert (often[left] != once[left]).flatten(1).any(dim=1).all()
+    assert still.sum() < left.sum()
+
+
+@pytest.mark.parametrize("make", [Fgsm, Pgd])
+def test_predicted_labels_are_those_of_the_clean_images(victim, make):
+    wrong = (victim.labels + 1) % 10
+    arguments = (victim.model, victim.images)
+    predicted = victim.model(victim.images).argmax(dim=1)
+    told = make(eps=0.05)(*arguments, predicted, seed=1)
+    assert torch.equal(make(eps=0.05, attack_labels="predicted")(*arguments, wrong, seed=1), told)
+    assert not torch.equal(make(eps=0.05)(*arguments, wrong, seed=1), told)
+
+
 def test_stronger_budgets_break_more(victim):
     accuracy = [
         victim.accuracy(attack(victim.model, victim.images, victim.labels))
@@ -194,5 +216,9 @@ def test_wrong_parameters_are_refused():
         Pgd(stop="sucess")
     with pytest.raises(UserError, match="steps is 0"):
         Mim(steps=0)
+    with pytest.raises(UserError, match="would all be the same"):
+        Pgd(restarts=2, random_start=False)
+    with pytest.raises(UserError, match=r"attack_labels is 'predict'.*did you mean 'predicted'"):
+        Fgsm(attack_labels="predict")
     with pytest.raises(UserError, match="not a length"):
         Fgsm(eps="eight")

@@ -6,6 +6,7 @@ import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,9 @@ def train(folder: Path, module: nn.Module, loss: Any = None, **changes: Any) -> 
     recipe = replace(RECIPE, **{k: v for k, v in changes.items() if k != "identity"})
     identity = changes.get("identity", "run-1")
     loss = loss or Loss(module)
-    return fit(module, loss, PIXELS, LABELS, recipe, 4, folder / "checkpoint", identity, "test")
+    told = fit(module, loss, PIXELS, LABELS, recipe, 4, folder / "checkpoint", identity, "test")
+    assert told.pop("train_seconds") >= 0.0  # no two trainings take the same time
+    return told
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -525,3 +528,26 @@ def test_betas_are_adams(tmp_path):
 def test_a_game_holds_nothing_out():
     with pytest.raises(UserError, match="the losses of a game have no lowest"):
         replace(RECIPE, turns=(("0", 1),), validation=0.2)
+
+
+def test_the_time_of_a_training_has_what_was_spent_before_a_kill(tmp_path, monkeypatch):
+    """Every step takes a second of a clock that stands still between the two starts."""
+    now = 0.0
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+
+    class Slow(Loss):
+        def __call__(self, *batch: Any) -> Any:
+            nonlocal now
+            now += 1.0
+            return super().__call__(*batch)
+
+    def seconds(folder: Path, loss: Loss) -> float:
+        recipe = replace(RECIPE, checkpoint_seconds=0.0)
+        path = folder / "checkpoint"
+        return fit(loss.module, loss, PIXELS, LABELS, recipe, 4, path, "x", "x")["train_seconds"]
+
+    assert seconds(tmp_path / "whole", Slow(network())) == STEPS
+    with pytest.raises(Killed):
+        seconds(tmp_path / "killed", Slow(network(), 6))
+    now += 1000.0
+    assert seconds(tmp_path / "killed", Slow(network())) == STEPS

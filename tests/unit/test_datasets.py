@@ -20,8 +20,9 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
+from purifiers.core.data import data_root
 from purifiers.core.errors import UserError
-from purifiers.datasets._base import Dataset, data_root
+from purifiers.datasets._base import Dataset
 from purifiers.datasets._checksum import check, matches
 from purifiers.datasets._download import Remote
 from purifiers.datasets._idx import parse

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.methods.adv_ae import AdvAe
-from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.plan import Plan
 from purifiers.plan.runs import Run
 from purifiers.report.runs import Runs, ScoreRun
 from purifiers.stages.job import run_batch
 
-ROOT = Path(__file__).resolve().parents[2]
 NETWORK = {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
 BRIEF = {"width": 2, "steps": 1, "step_size": 0.1, "epochs": 0.2, "batch_size": 16}
 PAPER = {
@@ -40,6 +36,10 @@ PAPER = {
         "advae": {"component": "adv_ae", **BRIEF, "eps": 0.1, "eps_ramp": 0.5},
         "hgd": {"component": "hgd", **BRIEF, "eps": 0.1},
         "aid": {"component": "aid", "width": 8},
+        "pixel_defend": {
+            **{"component": "pixel_defend", "eps": 0.1, "scales": 1, "blocks": 1, "filters": 2},
+            **{"mixtures": 1, "dropout": 0.0, "epochs": 0.2, "batch_size": 16},
+        },
     },
     "attacks": {"pgd": {"component": "pgd", "eps": 0.1, "steps": 2, "step_size": 0.05}},
 }
@@ -52,28 +52,9 @@ Make = Callable[..., Plan]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(toy_plan: Make) -> Make:
     """``make(row={...}, other={...})``: the plan of a table with one cell per row."""
-    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
-    shutil.copy(ROOT / "tests/workflow/tiny.yaml", tmp_path / "workflow/scales")
-    folder = tmp_path / "benchmarks" / "toy"
-    folder.mkdir(parents=True)
-    (folder / "paper.yaml").write_text(yaml.safe_dump(PAPER))
-
-    def plan(**rows: dict[str, Any]) -> Plan:
-        table = {
-            "table": "1",
-            "title": "Ensembles",
-            "where": "nowhere",
-            "defaults": DEFAULTS,
-            "rows": [{"id": name, "cell": cell} for name, cell in rows.items()],
-            "columns": [{"id": "column"}],
-            "blocks": [{"id": "block"}],
-        }
-        (folder / "table_1.yaml").write_text(yaml.safe_dump(table))
-        return make_plan(tmp_path, "tiny", ["toy/table_1"])
-
-    return plan
+    return lambda **cells: toy_plan(PAPER, DEFAULTS, rows=cells, columns={"column": {}})
 
 
 def behind(plan: Plan, stage: str) -> dict[str, list[Run]]:
@@ -93,6 +74,16 @@ def behind(plan: Plan, stage: str) -> dict[str, list[Run]]:
 
 def component(run: Run) -> str:
     return str(run.spec["classifier"]["component"])
+
+
+def run(plan: Plan) -> None:
+    """All batches of a plan, in the order of their stages."""
+    plan.write_specs()
+    for batch in dict.fromkeys(plan.batches.values()):
+        entries = [{"id": r.id, "spec": r.spec, "passes": 0, "size_bytes": 0} for r in batch.runs]
+        content = {"stage": batch.stage, "batch": batch.id, "runs": entries, "device": "cpu"}
+        content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
+        assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
 
 
 # What is planned
@@ -182,18 +173,7 @@ def test_from_fit_to_score(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         clean={"fit_classifiers": ["x", "b"], "attack": "none", "metric": "mean_l2"},
         undefended={"methods": [], "metric": "mean_l2"},
     )
-    plan.write_specs()
-    done: set[str] = set()
-    for batch in plan.batches.values():  # in the order of their stages
-        if batch.id not in done:
-            done.add(batch.id)
-            entries = [
-                {"id": r.id, "spec": r.spec, "passes": 0, "size_bytes": 0} for r in batch.runs
-            ]
-            content = {"stage": batch.stage, "batch": batch.id, "runs": entries, "device": "cpu"}
-            content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
-            assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
-
+    run(plan)
     assert told == [(["WideResnet", "AdvaeD"], 200)]
     runs = Runs(plan.runs_root, lambda _: None)
     cells = {cell.row: cell for cell in plan.documents["toy/table_1"].cells}
@@ -219,3 +199,19 @@ def test_scores_of_before_have_no_distances_of_the_attack(tmp_path: Path) -> Non
     pd.DataFrame(columns).to_parquet(tmp_path / "scores.parquet")
     run = ScoreRun("old", tmp_path, {"summary": {"n_correct": 1, "n": 1}, "spec": {}})
     assert run.value("mean_l2") is None and run.value("accuracy") == 100.0
+
+
+def test_what_is_fitted_on_images_alone_is_fitted_once(make: Make) -> None:
+    """One PixelDefend for two classifiers, and it needs neither of them to be there."""
+    plan = make(
+        one={"methods": ["pixel_defend"], "threat_model": "oblivious"},
+        other={"methods": ["pixel_defend"], "threat_model": "oblivious", "classifier": "a"},
+    )
+    fits = behind(plan, "purifier")
+    (fit,) = {run.id: run for runs in fits.values() for run in runs}.values()
+    assert {run.stage for run in fit.inputs} == {"dataset"}
+    assert fit.spec["classifier"] is None
+    run(plan)
+    runs = Runs(plan.runs_root, lambda _: None)
+    for cell in plan.documents["toy/table_1"].cells:
+        assert len(runs.find(cell).seeds[0][0].scores) == 64

@@ -93,3 +93,69 @@ def test_a_later_fragment_wins_and_overrides_add_up() -> None:
         "override": {"attack.pgd": {"steps": 5, "eps": 0.1}},
         "flags": ["a", "b"],
     }
+
+
+def test_times_of_a_row_come_from_one_run(root: Path) -> None:
+    """Table 2: one image, the best batch and the training; four data sets, at smoke one."""
+    plan = make_plan(root, "smoke", ["aid/table_2"])
+    cells = plan.documents["aid/table_2"].cells
+    assert {cell.state for cell in cells} == {"planned"} and len(cells) == 36
+    assert {cell.stage for cell in cells} == {"time"}
+    assert {cell.scores for cell in cells if cell.row == "aid"} == {cells[6].scores}
+    timed = {run.id: run for run in plan.runs.values() if run.stage == "time"}
+    assert len(timed) == 3
+    assert {method["component"] for run in timed.values() for method in run.spec["methods"]} == {
+        *("defense_gan", "pixel_defend", "aid")
+    }
+    for run in timed.values():
+        assert run.spec["methods"][0]["run"] in {made.id for made in run.inputs}
+        assert run.spec["images"]["run"] is None  # the time of purifying clean images
+        assert run.spec["timing"]["images"] == 4 and run.passes > 0
+    assert not [run for run in plan.runs.values() if run.stage in ("purify", "score")]
+
+
+def test_information_is_estimated_with_the_papers_estimator(root: Path) -> None:
+    plan = make_plan(root, "smoke", ["aid/table_19"])
+    found = [run for run in plan.runs.values() if run.stage == "information"]
+    assert len(found) == 4 and len({plan.batches[run.id].id for run in found}) == 1
+    for run in found:
+        estimator = run.spec["estimator"]
+        assert estimator["taps"] == ["conv1", "stage3"] and estimator["layers"] == 2
+        assert estimator["steps"] == 200  # the scale's
+        assert run.spec["images"]["run"] is None or run.spec["images"]["stage"] == "attack"
+    paper = make_plan(root, "paper", ["aid/table_19"])
+    specs = [run.spec["estimator"] for run in paper.runs.values() if run.stage == "information"]
+    assert {(spec["steps"], spec["width"], spec["learning_rate"]) for spec in specs} == {
+        (2000, 512, 1e-4)
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("benchmarks/aid/paper.yaml", "estimator:", "estimators:", "unknown key 'estimators'"),
+        ("benchmarks/aid/paper.yaml", "  held_out: 0.25\n", "", "'held_out' is a required"),
+        ("workflow/scales/smoke.yaml", "estimator: {width", "estimator: {layers", "'layers'"),
+        ("workflow/scales/smoke.yaml", "timing: {images", "timing: {image", "mean 'images'"),
+    ],
+)
+def test_estimator_and_timing_are_checked(
+    root: Path, file: str, old: str, new: str, told: str
+) -> None:
+    text = (root / file).read_text()
+    assert text.count(old) == 1
+    (root / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=told):
+        make_plan(root, "smoke", ["aid/table_19"])
+
+
+def test_what_cannot_be_measured_is_refused(root: Path) -> None:
+    path = root / "benchmarks" / "aid" / "table_2.yaml"
+    path.write_text(path.read_text().replace("methods: [aid]", "methods: []"))
+    with pytest.raises(UserError, match="no methods whose time"):
+        make_plan(root, "smoke", ["aid/table_2"])
+    path = root / "benchmarks" / "aid" / "paper.yaml"
+    before, _, after = path.read_text().partition("estimator:\n")
+    path.write_text(before + after.partition("\n\n")[2])
+    with pytest.raises(UserError, match="needs an `estimator`"):
+        make_plan(root, "smoke", ["aid/table_19"])

@@ -57,6 +57,10 @@ def fragments(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield entry.get("cell", {})
 
 
+ADDED = {"table_2": ["batched"]}
+"""Columns of the suite's own, for which the paper has no number."""
+
+
 def names_used(value: object) -> set[str]:
     """Every ``$name`` inside a declaration."""
     return set(re.findall(r"\$(\w+)", yaml.safe_dump(value)))
@@ -94,7 +98,9 @@ def test_published_rows_fit_the_columns(stem: str) -> None:
         for values in block["published"].values():
             assert len(values) == len(columns)
             if document.get("status", "measured") == "measured":
-                assert all(isinstance(value, int | float) for value in values)
+                empty = [c for c, v in zip(columns, values, strict=True) if v is None]
+                assert empty == ADDED.get(stem, [])
+                assert all(isinstance(value, int | float) for value in values if value is not None)
 
 
 @pytest.mark.parametrize("stem", DOCUMENTS)

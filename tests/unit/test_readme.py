@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -26,3 +27,19 @@ def test_an_outdated_status_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert write_status(tmp_path, check=True) == 0
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| aid | table 3 |" in text
+
+
+def test_links_lead_somewhere() -> None:
+    """Links inside the repository, from every page beside the code."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*/README.md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    assert len(links) > 10
+    dangling = [
+        f"{page.relative_to(ROOT)}: {to}" for page, to in links if not (page.parent / to).exists()
+    ]
+    assert dangling == []

@@ -32,7 +32,7 @@ def test_a_masked_gradient_shows(victim):
     """Rounding: no gradient anywhere, and the attack moves nothing."""
     found = probed(victim, Defence(victim.model, [Round()], gradient="exact"))
     assert found["images"] == found["zero_gradient"] == 64
-    assert found["nonfinite_gradient"] == found["loss_rose"] == 0
+    assert found["nonfinite_gradient"] == found["loss_rose"] == found["moved"] == 0
     assert found["loss_adversarial"] == found["loss_clean"]
 
 
@@ -41,6 +41,7 @@ def test_an_honest_gradient_shows_nothing(victim, methods):
     found = probed(victim, Defence(victim.model, methods, gradient="bpda"))
     assert found["zero_gradient"] == found["nonfinite_gradient"] == 0
     assert found["loss_rose"] > 60
+    assert found["moved"] == found["correct"] > 0
     assert found["loss_adversarial"] > found["loss_clean"] + 1
 
 

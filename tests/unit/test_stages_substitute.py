@@ -57,6 +57,8 @@ def finish(context: Context, stage: Any, run: str, spec: dict[str, Any]) -> dict
     folder = folder_of(context, stage, run)
     with torch.random.fork_rng(devices=[]):
         outcome = stage.run(folder, spec, context)
+    for told in outcome.summary.get("rounds", ()):
+        assert told.pop("train_seconds") >= 0.0  # no two trainings take the same time
     folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
     (folder.path / "checkpoint").unlink(missing_ok=True)
     return outcome.summary

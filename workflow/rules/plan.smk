@@ -9,7 +9,7 @@ SCALE = config.get("scale", "smoke")
 ROOT = Path(workflow.basedir)
 BATCHES = "results/runs/batches"
 shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # this environment's python
-REPORT_VERSION = 2  # raised when tables must be written anew from the same runs
+REPORT_VERSION = 3  # raised when tables must be written anew from the same runs
 
 
 def from_command_line():

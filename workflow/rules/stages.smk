@@ -1,5 +1,7 @@
 # A rule per stage; a job is a batch of its runs, described by a spec file that the plan wrote.
-for stage in ["dataset", "classifier", "purifier", "substitute", "attack", "purify", "score"]:
+STAGES = "dataset classifier purifier substitute attack purify score information".split()
+
+for stage in STAGES:
 
     rule:
         name:
@@ -18,3 +20,24 @@ for stage in ["dataset", "classifier", "purifier", "substitute", "attack", "puri
             gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
         shell:
             "python -m purifiers run {input.spec} {output} --threads {threads} 2> >(tee {log} >&2)"
+
+
+# Takes times, so it has the machine to itself: all its cores, however many threads it uses.
+rule time:
+    input:
+        upstream,
+        spec=f"{BATCHES}/time/{{batch}}.spec.json",
+    output:
+        f"{BATCHES}/time/{{batch}}.done.json",
+    log:
+        "results/logs/time/{batch}.log",
+    wildcard_constraints:
+        batch="[a-z]+-[0-9a-f]{8}",
+    threads: lambda wildcards, input: workflow.cores or batch_spec(input.spec)["threads"]
+    resources:
+        gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
+    params:
+        threads=lambda wildcards, input: batch_spec(input.spec)["threads"],
+    shell:
+        "python -m purifiers run {input.spec} {output} --threads {params.threads}"
+        " 2> >(tee {log} >&2)"

@@ -1,4 +1,5 @@
-# Speed and strength of the attacks beside other libraries. Nothing else needs it: `make bench`.
+# Speed and strength of the attacks beside other libraries, of purification and training beside plain
+# loops. Nothing else needs it: `make bench`.
 import runpy
 
 TIMING = "results/timing"
@@ -42,3 +43,29 @@ rule timing_table:
         "results/logs/timing/attacks.log",
     shell:
         "python -m purifiers timing {output.csv} {input} 2> >(tee {log} >&2)"
+
+
+rule speed:
+    output:
+        f"{TIMING}/methods-{{device}}.json",
+    log:
+        "results/logs/timing/methods-{device}.log",
+    wildcard_constraints:
+        device="cpu|cuda",
+    threads: 1
+    resources:
+        gpu=lambda wildcards: int(wildcards.device != "cpu"),
+    shell:
+        "python -m pytest benchmarks/timing/test_purification.py benchmarks/timing/test_training.py"
+        " --device {wildcards.device} --benchmark-json {output} > >(tee {log}) 2>&1"
+
+
+rule speed_table:
+    input:
+        expand(f"{TIMING}/methods-{{device}}.json", device=TIMING_DEVICES),
+    output:
+        **{kind: f"results/tables/timing/purification.{kind}" for kind in ["csv", "md"]},
+    log:
+        "results/logs/timing/purification.log",
+    shell:
+        "python -m purifiers speed {output.csv} {input} 2> >(tee {log} >&2)"

@@ -15,7 +15,14 @@ from purifiers.plan.cells import Cell, Document, ScaleInfo
 IMAGES = {"data": "mnist-1", "subset": {"split": "test", "n": 4, "seed": 0}}
 """The clean images of every synthetic run."""
 
-PGD = {"eps": 8 / 255, "step_size": 2 / 255, "steps": 20, "random_start": True, "stop": "never"}
+PGD = {
+    "eps": 8 / 255,
+    "step_size": 2 / 255,
+    "steps": 20,
+    "random_start": True,
+    "restarts": 1,
+    "stop": "never",
+}
 
 
 def _cell(**changes: Any) -> Cell:

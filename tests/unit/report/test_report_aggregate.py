@@ -124,16 +124,16 @@ def test_published_n_narrows_the_verdict(
 
 
 def test_other_metrics(a_cell: Make, score: Make, row_of: Row) -> None:
-    score("a", [1, 1, 1], summary={"seconds_per_image": 0.5})
+    score("a", [1, 1, 1], summary={"queries": 0.5})
     given = {"scores": (("a",),), "seeds": (0,), "published": 0.52}
-    cell = a_cell(metric="seconds_per_image", unit="seconds", **given)
+    cell = a_cell(metric="queries", unit="queries", **given)
     row = row_of(cell)
     assert (row["reproduced"], row["verdict"]) == (0.5, "match")
     assert pd.isna(row["n"]) and pd.isna(row["ci_low"])
     assert row_of(a_cell(metric="mean_l2", **given))["reproduced"] == 1.0
-    row = row_of(a_cell(metric="train_minutes", **given))
+    row = row_of(a_cell(metric="forgotten", **given))
     assert (row["verdict"], row["seeds"]) == ("not run", 0)
-    assert row["flags"] == "the run did not measure train_minutes"
+    assert row["flags"] == "the run did not measure forgotten"
 
 
 def test_worst_of_needs_accuracy(a_cell: Make, score: Make, row_of: Row) -> None:

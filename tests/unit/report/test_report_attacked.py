@@ -13,7 +13,7 @@ import pytest
 
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.figures import _audit_pairs
+from purifiers.report.protocols import defences
 from purifiers.report.runs import Runs
 from purifiers.report.signs import NOT_PROBED
 from purifiers.report.tables import latex_text, markdown_text
@@ -21,7 +21,14 @@ from purifiers.report.write import write_document
 
 Make = Callable[..., Any]
 EPS = 8 / 255
-PGD = {"eps": EPS, "step_size": EPS / 4, "steps": 20, "random_start": True, "stop": "never"}
+PGD = {
+    "eps": EPS,
+    "step_size": EPS / 4,
+    "steps": 20,
+    "random_start": True,
+    "restarts": 1,
+    "stop": "never",
+}
 NOISE = {"component": "noise", "version": 1, "parameters": {"sigma": 0.1}, "run": None}
 HONEST = {
     **{"images": 64, "zero_gradient": 0, "nonfinite_gradient": 0},
@@ -105,6 +112,7 @@ def masked(attacked_cell: Make, clean: Cell, a_document: Make) -> Document:
         attacked_cell("square", 150, "black_box", BLIND, **QUERIES, eot=20, **random),
         attacked_cell("pgd", 460, probe=MASKED, **random),
         attacked_cell("pgd at 0.5", 470, probe=MASKED, parameters=half, **random),
+        plot="audit",
     )
 
 
@@ -174,17 +182,17 @@ def test_the_pictures_mark_them(
     tmp_path: Path,
 ) -> None:
     frame = aggregate(masked, smoke_scale, Runs(runs_root, {}.get))
-    assert _audit_pairs(masked, frame)["MNIST"] == [
-        ("Noise !", pytest.approx(100 * 440 / 512), pytest.approx(100 * 150 / 512))
-    ]
-    figure = a_document(*masked.cells, document="figure_9")
+    (found,) = defences(masked, frame)["MNIST"]
+    assert (found.label, found.weak) == ("Noise", True)
+    assert (found.protocol, found.audit) == pytest.approx((100 * 440 / 512, 100 * 150 / 512))
+    figure = a_document(*masked.cells, document="figure_9", plot="curves")
     for document in (masked, figure):
         write_document(document, smoke_scale, runs_root, tmp_path, {}.get)
         picture = (tmp_path / f"{document.document}.svg").read_text()
         assert "signs of a weak attack" in picture
     assert pd.read_csv(tmp_path / "figure_9.csv")["warnings"].notna().sum() == 2
 
-    honest = a_document(*masked.cells[:3], document="figure_9")
+    honest = a_document(*masked.cells[:3], document="figure_9", plot="curves")
     write_document(honest, smoke_scale, runs_root, tmp_path, {}.get)
     assert "signs of a weak attack" not in (tmp_path / "figure_9.svg").read_text()
 

@@ -4,39 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
 
-from purifiers.plan.cells import Cell
+from purifiers.plan.cells import Cell, Document
 from purifiers.plan.plan import make_plan
 from purifiers.report.aggregate import aggregate
-from purifiers.report.figures import _audit_pairs, _side
+from purifiers.report.protocols import COLOURS, Defence, _side, defences, draw_audit
 from purifiers.report.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_worst_of_and_transfer_belong_to_neither_side(tmp_path: Path) -> None:
+def test_carried_over_attacks_count_in_the_audit_alone(tmp_path: Path) -> None:
+    plan = make_plan(ROOT, "smoke", ["aid/audit"])
+    document = plan.documents["aid/audit"]
+    assert document.plot == "audit"
+    frame = aggregate(document, plan.scale.info(), Runs(tmp_path, lambda _: None), None)
+    value = {"pgd_oblivious": 60.0, "pgd_white_box": 20.0}
+    other = {"clean": 90.0, "pgd_transfer": 10.0, "worst": 9.0}
+    frame["reproduced"] = [(value | other)[cell.column] for cell in document.cells]
+    found = [row for rows in defences(document, frame).values() for row in rows]
+    assert found and all((row.protocol, row.audit) == (60.0, 9.0) for row in found)
+    by_label = {row.label: row for row in found}
+    assert by_label["Madry"].purifier == "" and by_label["Madry"].base == "Madry"
+    aid = by_label["Madry + AID-Purifier"]
+    assert (aid.base, aid.purifier) == ("Madry", "AID-Purifier")
+
+
+def test_without_an_attack_on_the_defence_there_is_nothing_to_compare(tmp_path: Path) -> None:
     plan = make_plan(ROOT, "smoke", ["aid/audit"])
     document = plan.documents["aid/audit"]
     frame = aggregate(document, plan.scale.info(), Runs(tmp_path, lambda _: None), None)
-    value = {"pgd_oblivious": 60.0, "pgd_white_box": 20.0}
-    other = {"clean": 90.0, "pgd_transfer": 10.0, "worst": 10.0}
-    frame["reproduced"] = [(value | other)[cell.column] for cell in document.cells]
-    pairs = [pair for block in _audit_pairs(document, frame).values() for pair in block]
-    assert pairs and all(pair[1:] == (60.0, 20.0) for pair in pairs)
+    frame["reproduced"] = [
+        np.nan if cell.threat_model == "white_box" else 50.0 for cell in document.cells
+    ]
+    assert defences(document, frame) == {} and draw_audit(document, frame) is None
+
+
+@pytest.fixture
+def audit(a_cell: Callable[..., Cell], a_document: Callable[..., Document]) -> Document:
+    cells = []
+    for training in ("natural", "madry"):
+        for methods in ((), ("aid",)):
+            label = training.title() + (" + AID" if methods else "")
+            row: dict[str, Any] = {"row": label, "row_label": label, "training": training}
+            row |= {"methods": methods, "document": "audit"}
+            cells.append(a_cell(**row, column="o"))
+            cells.append(a_cell(**row, column="w", threat_model="white_box"))
+    return a_document(*cells, plot="audit")
+
+
+def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
+    values = [1.0, 0.0, 30.0, 2.0, 50.0, 50.0, 60.0, 40.0]
+    frame = pd.DataFrame({"reproduced": values, "warnings": [""] * 7 + ["zero gradient"]})
+    assert defences(audit, frame)["MNIST"][3] == Defence(
+        "Madry + AID", "Madry", "AID", protocol=60.0, audit=40.0, weak=True
+    )
+    picture = draw_audit(audit, frame)
+    assert picture is not None
+    points, dots = picture.axes
+    drawn = [one for one in points.collections if isinstance(one, PathCollection)]
+    places = [tuple(np.asarray(one.get_offsets())[0]) for one in drawn]
+    assert places == [(1.0, 0.0), (30.0, 2.0), (50.0, 50.0), (60.0, 40.0)]
+    filled = [tuple(np.asarray(one.get_facecolor())[0]) for one in (drawn[1], drawn[3])]
+    assert filled == [to_rgba(COLOURS[0]), to_rgba(COLOURS[1])]
+    assert all(len(np.asarray(one.get_facecolor())) == 0 for one in (drawn[0], drawn[2]))
+    assert [label.get_text() for label in dots.get_yticklabels()] == [
+        *("Natural", "Natural + AID", "Madry", "Madry + AID !")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("threat_model", "source", "side"),
+    ("changes", "side"),
     [
-        ("white_box", "", "adaptive"),
-        ("black_box", "", "adaptive"),
-        ("black_box", "cnn, natural", ""),
-        ("transfer", "cnn, natural", ""),
-        ("oblivious", "", "protocol"),
-        ("", "", "protocol"),
+        ({"threat_model": "white_box"}, "adaptive"),
+        ({"threat_model": "black_box"}, "adaptive"),
+        ({"threat_model": "black_box", "source": "cnn, natural"}, ""),
+        ({"threat_model": "transfer", "source": "cnn, natural"}, ""),
+        ({"threat_model": "oblivious"}, "protocol"),
+        ({"threat_model": ""}, "protocol"),
+        ({"threat_model": "oblivious", "attack": "worst of pgd, cw"}, ""),
     ],
 )
-def test_sides(a_cell: Callable[..., Cell], threat_model: str, source: str, side: str) -> None:
-    assert _side(a_cell(threat_model=threat_model, source=source)) == side
+def test_sides(a_cell: Callable[..., Cell], changes: dict[str, str], side: str) -> None:
+    assert _side(a_cell(**changes)) == side

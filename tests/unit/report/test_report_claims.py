@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.claims import COLUMNS, write_claims
@@ -73,6 +75,27 @@ class TestScored:
         assert (row["where"], row["scale"], row["stand_in"]) == ("section 4", "smoke", "")
         assert row["evidence"].startswith("Madry + AID over Madry (MNIST, PGD): +40.0 [+3")
         assert row["evidence"].endswith(" pp (100 images x 2 seeds)")
+
+    @pytest.mark.parametrize(
+        ("by", "verdict"), [(20, "supported"), (40, "undecided"), (60, "contradicted")]
+    )
+    def test_a_margin(self, judge: Judge, by: float, verdict: str) -> None:
+        row = judge({**part("aid", "madry"), "by": by})
+        assert row["verdict"] == verdict
+        assert row["evidence"].endswith(f" pp (100 images x 2 seeds), more than {by:+} asked")
+
+    def test_a_loss_within_a_margin(self, judge: Judge) -> None:
+        assert judge({**part("madry", "aid"), "by": -60})["verdict"] == "supported"
+        assert judge({**part("madry", "aid"), "by": -20})["verdict"] == "contradicted"
+
+    @pytest.mark.parametrize(
+        ("most", "verdict"), [(70, "supported"), (50, "undecided"), (30, "contradicted")]
+    )
+    def test_at_most(self, judge: Judge, most: float, verdict: str) -> None:
+        row = judge({"at_most": most, "of": part("madry", "aid")["better"]})
+        assert row["verdict"] == verdict
+        assert row["evidence"].startswith("table 3 (MNIST, Madry, PGD): 50.0 [4")
+        assert row["evidence"].endswith(f" %, at most {most} asked (100 images x 2 seeds)")
 
     def test_contradicted_by_one_part(self, judge: Judge) -> None:
         row = judge(part("aid", "madry"), part("madry", "aid"))
@@ -160,11 +183,14 @@ def test_data_sets_are_not_mixed(judge: Judge, a_cell: Make, a_document: Make) -
 
 
 def test_less_time_is_better_and_one_seed_decides_nothing(
-    judge: Judge, score: Make, a_cell: Make, a_document: Make
+    judge: Judge, runs_root: Path, a_cell: Make, a_document: Make
 ) -> None:
-    for seed in (0, 1):
-        score(f"aid{seed}", [1], summary={"seconds_per_image": 0.1 + seed / 100})
-        score(f"pd{seed}", [1], summary={"seconds_per_image": 4.0 + seed / 100})
+    for run, seconds in (("aid0", 0.1), ("aid1", 0.11), ("pd0", 4.0), ("pd1", 4.01)):
+        folder = RunFolder(runs_root, "time", run)
+        folder.path.mkdir(parents=True)
+        table = pd.DataFrame({"index": [0], "seconds": [seconds]})
+        table.to_parquet(folder.path / "scores.parquet")
+        folder.finish({}, ["scores.parquet"], {"n": 1}, 1.5, {})
     given = {"metric": "seconds_per_image", "unit": "seconds"}
 
     def cells(seeds: tuple[int, ...]) -> Document:

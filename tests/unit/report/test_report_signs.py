@@ -133,9 +133,12 @@ def test_a_single_nan_gradient_is_a_sign(count: int, sign: bool) -> None:
         ({"loss_rose": 31, "correct": 62}, False),
         ({"loss_rose": 31, "correct": 63}, True),
         ({"loss_adversarial": 0.4, "loss_rose": 0, "correct": 0}, False),
+        ({"loss_rose": 12, "correct": 60, "moved": 24}, False),
+        ({"loss_rose": 12, "correct": 60, "moved": 25}, True),
+        ({"loss_rose": 0, "correct": 60, "moved": 0}, True),
     ],
 )
-def test_the_loss_has_to_rise_for_half_of_what_was_right(
+def test_the_loss_has_to_rise_for_half_of_what_was_right_and_changed(
     changes: dict[str, Any], sign: bool
 ) -> None:
     found = probed(**changes)

@@ -10,7 +10,8 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.figures import _as_numbers, _audit_pairs
+from purifiers.report.figures import _as_numbers
+from purifiers.report.protocols import defences
 from purifiers.report.write import write_document
 
 Make = Callable[..., Any]
@@ -81,7 +82,7 @@ def a_figure(a_cell: Make, a_document: Make, score: Make) -> Callable[..., Docum
                         **{"scores": ((run,),), "seeds": (0,)},
                     )
                 )
-        return a_document(*cells)
+        return a_document(*cells, plot="curves")
 
     return make
 
@@ -111,7 +112,8 @@ def test_a_figure_without_values_has_no_picture(
     out = tmp_path / "out"
     out.mkdir()
     (out / "figure_6.png").write_bytes(b"of an older run")
-    document = a_document(a_cell(document="figure_6", scores=(("gone",),), seeds=(0,)))
+    cell = a_cell(document="figure_6", scores=(("gone",),), seeds=(0,))
+    document = a_document(cell, plot="curves")
     names = write(document, smoke_scale, runs_root, out)
     assert names == {"figure_6.csv", "figure_6.provenance.json"}
 
@@ -119,7 +121,7 @@ def test_a_figure_without_values_has_no_picture(
 def test_a_schematic_figure_has_no_cells(
     a_document: Make, runs_root: Path, tmp_path: Path, smoke_scale: ScaleInfo
 ) -> None:
-    document = a_document(paper="idfr", document="figure_2", status="qualitative")
+    document = a_document(paper="idfr", document="figure_2", status="qualitative", plot="curves")
     names = write(document, smoke_scale, runs_root, tmp_path / "out")
     assert names == {"figure_2.csv", "figure_2.provenance.json"}
 
@@ -154,10 +156,12 @@ def test_audit(
         a_cell(row="aid", row_label="AID", scores=(("adaptive",),), **base, **given),
         a_cell(row="pd", row_label="PD", scores=(("blind",),), **base),
         a_cell(row="pd", row_label="PD", scores=(("gone",),), **base, **given),
+        plot="audit",
     )
     out = tmp_path / "out"
     names = write(document, smoke_scale, runs_root, out)
     ends = ("csv", "md", "tex", "png", "svg", "provenance.json")
     assert names == {f"audit.{end}" for end in ends}
     frame = pd.read_csv(out / "audit.csv")
-    assert _audit_pairs(document, frame) == {"MNIST": [("AID", 75.0, 25.0)]}
+    (found,) = defences(document, frame)["MNIST"]
+    assert (found.label, found.protocol, found.audit) == ("AID", 75.0, 25.0)

@@ -1,0 +1,131 @@
+"""Common corruptions of images, CIFAR-10-C (Hendrycks and Dietterich 2019): nobody's attack."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from purifiers.attacks._corruptions import MADE
+from purifiers.core.component import Attack
+from purifiers.core.data import data_root
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.noise import derive_seed
+from purifiers.core.target import Target
+
+VERSION = 1
+BUDGET = ("source",)  # where no data set is the paper's own, CIFAR-10-C is not either
+PASSES = "0"  # asks no network
+BLIND = True  # knows no model, so that no sign of a weak attack applies to it
+FLOAT32_ONLY = True
+# (parameters and their values, what is to be said of them)
+REFUSED = (
+    (
+        {"source": ("made",), "corruption": ("fog", "frost", "motion_blur", "snow", "spatter")},
+        "no library here makes {corruption} in a few lines; it needs CIFAR-10-C/{corruption}.npy",
+    ),
+)
+REMARKS = (
+    (
+        {"source": ("made",)},
+        "corrupted here with the formulas and constants of CIFAR-10-C, not its own files",
+    ),
+)
+
+FOLDER = "CIFAR-10-C"
+CORRUPTIONS = tuple(sorted({*MADE, *REFUSED[0][0]["corruption"]}))
+SEVERITIES = 5
+SOURCES = ("made", "files")
+
+
+class CommonCorruption(Attack):
+    """One corruption at one severity; neither the model nor the label matters.
+
+    ``files`` reads ``CIFAR-10-C/<corruption>.npy`` below the data folder: images uint8
+    (50000, 32, 32, 3), the 10,000 test images of CIFAR-10 in their order at severity 1, then 2 and
+    so on. ``labels.npy`` must agree with the labels, so that images in another order, or of
+    another data set, are refused. ``made`` applies the formula that made those files to any
+    images, grey ones too, and cuts the values to whole 255ths as they do; an image's random
+    numbers come from the seed, its index, the corruption and the severity.
+
+    Args:
+        corruption: one of CIFAR-10-C's 19.
+        severity: 1 to 5.
+        source: ``made`` or ``files``.
+
+    Defaults: our choice.
+
+    Raises:
+        UserError: an unknown corruption, severity or source; one that cannot be made; files that
+            are missing or do not fit the images.
+    """
+
+    norm = "corruption"
+
+    def __init__(
+        self, *, corruption: str = "gaussian_noise", severity: int = 5, source: str = "made"
+    ) -> None:
+        if corruption not in CORRUPTIONS:
+            hint = did_you_mean(corruption, CORRUPTIONS)
+            raise UserError(f"common_corruption: there is no corruption {corruption!r}{hint}")
+        if severity not in range(1, SEVERITIES + 1):
+            raise UserError(f"common_corruption: severity is {severity}: choose one of 1 to 5")
+        if source not in SOURCES:
+            raise UserError(f"common_corruption: source is {source!r}: choose made or files")
+        if source == "made" and corruption not in MADE:
+            said = REFUSED[0][1].format(corruption=corruption)
+            raise UserError(f"common_corruption: {said} and source: files")
+        self.corruption, self.severity, self.source = corruption, severity, source
+
+    def perturb(
+        self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
+    ) -> Tensor:
+        """Corrupted images, float32 (n, C, H, W) in whole 255ths."""
+        if not len(images):
+            return images
+        if self.source == "files":
+            pixels = self._read(images, labels, indices)
+        else:
+            rows = zip(images.cpu().double().numpy(), indices.tolist(), strict=True)
+            pixels = np.stack([self._make(image, seed, index) for image, index in rows])
+        return torch.from_numpy(pixels).to(images.device).float() / 255
+
+    def _make(self, image: npt.NDArray, seed: int, index: int) -> npt.NDArray:
+        corrupt, constants = MADE[self.corruption]
+        state = np.random.MT19937(derive_seed(seed, index, f"{self.corruption} {self.severity}"))
+        # RandomState, because NumPy promises that its stream never changes
+        random = np.random.RandomState(state)
+        made = corrupt(image.transpose(1, 2, 0), constants[self.severity - 1], random)
+        # cut off, as CIFAR-10-C does; the tiny addend saves whole numbers from rounding errors
+        cut = np.floor(255 * np.clip(made, 0, 1) + 1e-6)
+        return cut.astype(np.uint8).transpose(2, 0, 1)
+
+    def _read(self, images: Tensor, labels: Tensor, indices: Tensor) -> npt.NDArray:
+        stored, known = (self._open(name) for name in (self.corruption, "labels"))
+        each = len(stored) // SEVERITIES
+        where = indices.cpu().numpy()
+        shape = (stored.shape[3], *stored.shape[1:3])
+        if (
+            tuple(images.shape[1:]) != shape
+            or where.max() >= each
+            or (known[where] != labels.cpu().numpy()).any()
+        ):
+            raise UserError(
+                f"{data_root() / FOLDER}: its labels or sizes are not those of these images: they "
+                "have to be CIFAR-10's test images in the official order; else take source: made"
+            )
+        return stored[where + each * (self.severity - 1)].transpose(0, 3, 1, 2)
+
+    def _open(self, name: str) -> npt.NDArray:
+        path = data_root() / FOLDER / f"{name}.npy"
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: unpack CIFAR-10-C.tar (Zenodo record 2535967) into the data "
+                "folder, or take source: made"
+            )
+        stored = np.load(path, mmap_mode="r")
+        dimensions = 1 if name == "labels" else 4
+        if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:
+            raise UserError(f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C")
+        return stored

@@ -1,0 +1,84 @@
+"""SOAP's MNIST classifier (Shi et al. 2021): the encoder of a convolutional auto-encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from purifiers.classifiers._layered import Layered
+from purifiers.core.errors import UserError
+
+VERSION = 1
+BUDGET = ("width", "units")
+
+
+class SoapCae(Layered):
+    """Conv 3x3 with stride 2 twice, FC; a linear layer for the labels; for reconstruction the
+    mirror image of the three, with transposed convolutions and a sigmoid at the end.
+
+    Without its decoder 3,241,354 parameters on MNIST, with it 6,474,507 (`Mishne-Lab/SOAP`,
+    ``ConvAutoEncoder``). Initial weights are PyTorch's, as there.
+
+    Args:
+        shape: (C, H, W) of the images. Sides that are no multiples of 4 are reconstructed from
+            the next multiple, cropped below and to the right.
+        classes: number of classes.
+        task: ``reconstruction``, or ``label_consistency`` for which no decoder is made; as
+            :class:`purifiers.core.auxiliary.Joint` has it.
+        width: channels of the first convolution, half those of the second; 32 upstream.
+        units: of the fully connected layer; 1024 upstream.
+
+    Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
+
+    Raises:
+        UserError: another task.
+    """
+
+    TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense1")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        *,
+        task: str = "label_consistency",
+        width: int = 32,
+        units: int = 1024,
+    ) -> None:
+        super().__init__(shape, classes)
+        if task not in ("label_consistency", "reconstruction"):
+            raise UserError(
+                f"soap_cae: task is {task!r}: choose label_consistency or reconstruction"
+            )
+        self.task = task
+        channels, height, width_pixels = self.shape
+        small = (2 * width, -(-height // 4), -(-width_pixels // 4))
+        flat = small[0] * small[1] * small[2]
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, width, 3, 2, padding=1), nn.ReLU())
+        self.conv2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.ReLU())
+        self.dense1 = nn.Sequential(nn.Flatten(), nn.Linear(flat, units), nn.ReLU())
+        self.head = nn.Linear(units, classes)
+        if task == "reconstruction":
+            self.decoder = nn.Sequential(
+                nn.Linear(units, flat),
+                nn.ReLU(),
+                nn.Unflatten(1, small),
+                nn.ConvTranspose2d(2 * width, width, 3, 2, padding=1, output_padding=1),
+                nn.ReLU(),
+                nn.ConvTranspose2d(width, channels, 3, 2, padding=1, output_padding=1),
+            )
+
+    def joint(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes) and reconstructed images (n, C, H, W).
+
+        Raises:
+            UserError: the network was made without its decoder.
+        """
+        if self.task != "reconstruction":
+            raise UserError(f"soap_cae: made for {self.task}: there is no decoder")
+        hidden = self.features(images, ("dense1",))[0].flatten(1)
+        made = torch.sigmoid(self.decoder(hidden))
+        return self.head(hidden), made[..., : images.shape[2], : images.shape[3]]

@@ -1,0 +1,164 @@
+"""The self-supervised tasks of SOAP (Shi et al. 2021), which its training and its purifier share.
+
+A classifier that was trained beside a task may have a head for it: :class:`Joint`. Label
+consistency needs none, so that any classifier can be trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.noise import generator, normal, uniform
+
+TASKS = ("label_consistency", "reconstruction", "rotation")
+ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
+SMALLEST = 24 / 32
+"""Shortest side of a random crop, as a share of the image's (`Mishne-Lab/SOAP`: 24 of 32)."""
+LARGEST_OFFSET = 8 / 32
+"""Largest distance of a random crop from the upper left corner (likewise)."""
+NOISE = {"label_consistency": 0.1, "reconstruction": 0.5, "rotation": 0.1}
+"""Standard deviation of the noise on training images (likewise), clipped to [0, 1] afterwards."""
+
+
+@runtime_checkable
+class Joint(Protocol):
+    """A classifier with a head for an auxiliary task.
+
+    Attributes:
+        task: one of ``TASKS``; ``label_consistency`` has no head.
+    """
+
+    task: str
+
+    def joint(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes), and what the head makes of the images: images of the same shape
+        (reconstruction), or logits (n, 4) of the four rotations."""
+
+
+def check_task(owner: str, task: str) -> None:
+    """Refuse a task that nobody knows.
+
+    Raises:
+        UserError: names the known ones.
+    """
+    if task not in TASKS:
+        hint = did_you_mean(task, TASKS)
+        raise UserError(f"{owner}: task is {task!r}: choose one of {', '.join(TASKS)}{hint}")
+
+
+def head_of(classifier: object, task: str, owner: str) -> Joint | None:
+    """The classifier as one with a head for ``task``; None where the task needs no head.
+
+    Raises:
+        UserError: the classifier has no such head.
+    """
+    if task == "label_consistency":
+        return None
+    if not isinstance(classifier, Joint) or classifier.task != task:
+        raise UserError(
+            f"{owner}: {type(classifier).__name__} has no head for {task}: choose a classifier "
+            f"with `task: {task}`, such as soap_cae or soap_resnet, trained with `soap`, or take "
+            "task label_consistency, which needs no head"
+        )
+    return classifier
+
+
+@dataclass(frozen=True)
+class Views:
+    """A second look at each image: part of it, perhaps mirrored and noisy, at full size again.
+
+    Attributes:
+        boxes: top, left, height and width of the parts as shares of the sides, (n, 4).
+        mirrored: bool (n,).
+        noise: what is added to the whole image first, before clipping: (n, C, H, W), or None.
+    """
+
+    boxes: Tensor
+    mirrored: Tensor
+    noise: Tensor | None = None
+
+    @classmethod
+    def fixed(cls, images: Tensor) -> Views:
+        """Upstream's second view at purification: mirrored, 28 of 32 pixels from the middle."""
+        box = torch.tensor([2 / 32, 2 / 32, 28 / 32, 28 / 32]).expand(len(images), 4)
+        return cls(box, torch.ones(len(images), dtype=torch.bool))
+
+    @classmethod
+    def drawn(cls, images: Tensor, seed: int, indices: Tensor | None, tag: str) -> Views:
+        """Random views; those of an image depend on (seed, index, tag) alone. Without indices they
+        depend on (seed, tag) and the place in the batch, which is cheaper and does for training.
+
+        Mirrored or not, an offset up to ``LARGEST_OFFSET``, then a side from ``SMALLEST`` to all
+        that is left, as upstream; upstream draws one for the whole batch.
+        """
+        if indices is None:
+            source = generator(seed, tag)
+            draws = torch.rand(len(images), 5, generator=source)
+            noise = torch.randn(images.shape, generator=source)
+        else:
+            draws = uniform(seed, indices, (5,), tag=f"{tag} view")
+            noise = normal(seed, indices, images.shape[1:], tag=f"{tag} noise")
+        offset = LARGEST_OFFSET * draws[:, :2]
+        side = SMALLEST + (1.0 - offset - SMALLEST) * draws[:, 2:4]
+        scaled = (NOISE["label_consistency"] * noise).to(images.device)
+        return cls(torch.cat([offset, side], dim=1), draws[:, 4] < 0.5, scaled)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The views (n, C, H, W), differentiable; nearest-neighbour as upstream."""
+        if self.noise is not None:
+            images = (images + self.noise).clamp(0.0, 1.0)
+        top, left, height, width = self.boxes.to(images.device).unbind(dim=1)
+        mirrored = torch.where(self.mirrored.to(images.device), -1.0, 1.0)
+        zero = torch.zeros_like(width)
+        # sides run from -1 to 1; mirroring the image first mirrors where its part is
+        rows = (
+            torch.stack([mirrored * width, zero, mirrored * (2.0 * left + width - 1.0)], dim=1),
+            torch.stack([zero, height, 2.0 * top + height - 1.0], dim=1),
+        )
+        grid = functional.affine_grid(
+            torch.stack(rows, dim=1).to(images.dtype), list(images.shape), align_corners=False
+        )
+        return functional.grid_sample(
+            images, grid, mode="nearest", padding_mode="border", align_corners=False
+        )
+
+
+def rotated(images: Tensor) -> Tensor:
+    """All images by 0 degrees, then all by 90, 180 and 270, (4 n, C, H, W).
+
+    Raises:
+        UserError: the images are not square.
+    """
+    if images.shape[2] != images.shape[3]:
+        raise UserError("rotation needs square images")
+    return torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(ROTATIONS)])
+
+
+def auxiliary_losses(
+    classifier: Callable[[Tensor], Tensor], head: Joint | None, images: Tensor, views: Views | None
+) -> Tensor:
+    """The auxiliary loss of each image (n,) at purification, never negative.
+
+    Reconstruction: mean squared error of the pixels. Rotation: squared error of the softmax,
+    added up over the four guesses and averaged over the four rotations (as upstream purifies).
+    Label consistency: mean squared difference of the logits of an image and of its view.
+
+    Args:
+        head: of :func:`head_of`.
+        views: for label consistency.
+    """
+    if head is None:
+        assert views is not None
+        return (classifier(images) - classifier(views(images))).square().mean(dim=1)
+    if head.task == "reconstruction":
+        return (head.joint(images)[1] - images).square().flatten(1).mean(dim=1)
+    guesses = torch.softmax(head.joint(rotated(images))[1], dim=1).view(ROTATIONS, -1, ROTATIONS)
+    truth = torch.eye(ROTATIONS, dtype=guesses.dtype, device=guesses.device)[:, None]
+    return (guesses - truth).square().sum(dim=2).mean(dim=0)

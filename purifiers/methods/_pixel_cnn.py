@@ -1,0 +1,273 @@
+"""PixelCNN++ (Salimans et al. 2017): a causal network, and what it says of an 8-bit pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PER_MIXTURE = {1: 3, 3: 10}
+"""Outputs per logistic: a weight, and for each channel mean and scale; of three channels also the
+coefficients of red in green, and of red and green in blue (section 2.2)."""
+SMALLEST_LOG_SCALE = -7.0
+"""Of `openai/pixel-cnn`."""
+HALF = 1.0 / 255.0
+"""Half the width of a grey level in [-1, 1]."""
+SPREAD = 0.05
+"""Standard deviation of the initial directions (`openai/pixel-cnn`)."""
+GATE = 0.1
+"""Initial length of the weights before a gate: upstream's ``init_scale``."""
+
+
+def concat_elu(hidden: Tensor, dim: int = 1) -> Tensor:
+    """elu of x and of -x: twice the channels."""
+    return functional.elu(torch.cat([hidden, -hidden], dim))
+
+
+class Shifted(nn.Module):
+    """A convolution that sees no row below, and no column to the right unless it has three.
+
+    Its weights are length * direction / |direction| for each output (Salimans & Kingma 2016). The
+    lengths begin at ``length`` and the biases at 0: our choice instead of upstream's
+    initialisation by a first batch.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int],
+        stride: int = 1,
+        length: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.direction = nn.Parameter(SPREAD * torch.randn(outputs, inputs, *kernel))
+        self.length = nn.Parameter(torch.full((outputs,), length))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs, rows, columns)."""
+        size = self.direction.flatten(1).norm(dim=1)
+        return self.direction * (self.length / size).view(-1, 1, 1, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        rows, columns = self.kernel
+        left, right = (1, 1) if columns == 3 else (columns - 1, 0)
+        padded = functional.pad(hidden, (left, right, rows - 1, 0))
+        return functional.conv2d(padded, self.weight, self.bias, self.stride)
+
+
+class Grown(nn.Module):
+    """The transposed convolution of stride 2 that belongs to :class:`Shifted`."""
+
+    def __init__(self, filters: int, kernel: tuple[int, int]) -> None:
+        super().__init__()
+        self.side = (kernel[1] - 1) // 2  # columns that are cut off on either side
+        self.direction = nn.Parameter(SPREAD * torch.randn(filters, filters, *kernel))
+        self.length = nn.Parameter(torch.ones(filters))
+        self.bias = nn.Parameter(torch.zeros(filters))
+
+    @property
+    def weight(self) -> Tensor:
+        """(inputs, outputs, rows, columns)."""
+        size = self.direction.transpose(0, 1).flatten(1).norm(dim=1)
+        return self.direction * (self.length / size).view(1, -1, 1, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        side = (0, self.side)
+        return functional.conv_transpose2d(hidden, self.weight, self.bias, 2, side, side)
+
+
+class Gated(nn.Module):
+    """A gated residual block, with ``skips`` short-cuts from other places of the network."""
+
+    def __init__(self, filters: int, kernel: tuple[int, int], skips: int, dropout: float) -> None:
+        super().__init__()
+        self.first = Shifted(2 * filters, filters, kernel)
+        self.skip = Shifted(2 * skips * filters, filters, (1, 1)) if skips else None
+        self.dropout = nn.Dropout(dropout)
+        self.second = Shifted(2 * filters, 2 * filters, kernel, length=GATE)
+
+    def forward(self, hidden: Tensor, *skipped: Tensor) -> Tensor:
+        inner = self.first(concat_elu(hidden))
+        if self.skip is not None:
+            inner = inner + self.skip(torch.cat([concat_elu(part) for part in skipped], 1))
+        inner = self.dropout(concat_elu(inner))
+        return hidden + functional.glu(self.second(inner), dim=1)
+
+
+Layer = TypeVar("Layer", Shifted, Grown, Gated)
+
+
+class Pair(nn.Module, Generic[Layer]):
+    """The same layer of both streams: ``u`` sees the rows above, ``ul`` also the pixels to the
+    left."""
+
+    def __init__(self, u: Layer, ul: Layer) -> None:
+        super().__init__()
+        self.u: Layer = u
+        self.ul: Layer = ul
+
+
+class PixelCnn(nn.Module):
+    """Pixels (n, C, H, W) in [-1, 1] to mixtures (n, outputs, H, W), see :class:`Mixture`.
+
+    The mixture of a pixel depends on the rows above and the pixels to its left alone.
+
+    Args:
+        channels: 1 or 3.
+        scales: resolutions, each half of the one before.
+        blocks: gated blocks per scale on the way up; on the way down one more, but not at the
+            coarsest scale.
+        filters: channels of every layer.
+        mixtures: logistics per pixel.
+        dropout: rate in the gated blocks while training.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        scales: int,
+        blocks: int,
+        filters: int,
+        mixtures: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        wide, square = (2, 3), (2, 2)
+
+        def gated(count: int, skips: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Pair(
+                    Gated(filters, wide, skips, dropout), Gated(filters, square, skips + 1, dropout)
+                )
+                for _ in range(count)
+            )
+
+        self.channels, self.scales, self.filters = channels, scales, filters
+        self.two_above = Shifted(channels + 1, filters, wide)
+        self.above = Shifted(channels + 1, filters, (1, 3))
+        self.left = Shifted(channels + 1, filters, (2, 1))
+        up = nn.ModuleList(gated(blocks, 0) for _ in range(scales))
+        down = nn.ModuleList(gated(blocks + (scale < scales - 1), 1) for scale in range(scales))
+        shrink = nn.ModuleList(
+            Pair(Shifted(filters, filters, wide, 2), Shifted(filters, filters, square, 2))
+            for _ in range(scales - 1)
+        )
+        grow = nn.ModuleList(
+            Pair(Grown(filters, wide), Grown(filters, square)) for _ in range(scales - 1)
+        )
+        # by scale, the finest first
+        self.up = cast(Sequence[Sequence[Pair[Gated]]], up)
+        self.down = cast(Sequence[Sequence[Pair[Gated]]], down)
+        self.shrink = cast(Sequence[Pair[Shifted]], shrink)
+        self.grow = cast(Sequence[Pair[Grown]], grow)
+        self.last = Shifted(filters, PER_MIXTURE[channels] * mixtures, (1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # the channel of ones tells pixels from padding
+        marked = functional.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0)
+        u = _moved_down(self.two_above(marked))
+        ul = _moved_down(self.above(marked)) + _moved_right(self.left(marked))
+        passed = [(u, ul)]
+        for scale in range(self.scales):
+            for pair in self.up[scale]:
+                u = pair.u(u)
+                ul = pair.ul(ul, u)
+                passed.append((u, ul))
+            if scale + 1 < self.scales:
+                u, ul = self.shrink[scale].u(u), self.shrink[scale].ul(ul)
+                passed.append((u, ul))
+        u, ul = passed.pop()
+        for scale in reversed(range(self.scales)):
+            for pair in self.down[scale]:
+                u_skipped, ul_skipped = passed.pop()
+                u = pair.u(u, u_skipped)
+                ul = pair.ul(ul, u, ul_skipped)
+            if scale:
+                u, ul = self.grow[scale - 1].u(u), self.grow[scale - 1].ul(ul)
+        return self.last(functional.elu(ul))
+
+
+class Mixture:
+    """The distribution of a pixel's grey levels: a discretised mixture of logistics.
+
+    The lowest and the highest level have the tails. Channels are coupled linearly: the mean of
+    green depends on red, and that of blue on both (equation 3).
+
+    Args:
+        output: of the network, (..., outputs).
+        channels: 1 or 3.
+    """
+
+    def __init__(self, output: Tensor, channels: int) -> None:
+        count = output.shape[-1] // PER_MIXTURE[channels]
+        self.log_weights = functional.log_softmax(output[..., :count], dim=-1)
+        each = output[..., count:].unflatten(-1, (channels, -1, count))
+        self.means = each[..., 0, :]
+        self.sharpness = torch.exp(-each[..., 1, :].clamp(min=SMALLEST_LOG_SCALE))
+        self.log_widths = torch.log(-torch.expm1(-2.0 * HALF * self.sharpness))
+        self.coefficients = each[..., 2:, :].tanh()
+
+    def log_probabilities(self, levels: Tensor, known: Tensor) -> Tensor:
+        """Logarithms of the probabilities of levels of the channel that follows the known ones.
+
+        Args:
+            levels: int64 (..., levels) in 0 ... 255.
+            known: the channels before it in [-1, 1], (..., 0), (..., 1) or (..., 2).
+
+        Returns:
+            (..., levels).
+        """
+        channel = known.shape[-1]
+        mean, first = self.means[..., channel, :], channel * (channel - 1) // 2
+        for earlier in range(channel):
+            coefficient = self.coefficients[..., first + earlier, 0, :]
+            mean = mean + coefficient * known[..., earlier, None]
+        sharp = self.sharpness[..., channel, :].unsqueeze(-2)
+        centred = to_pixels(levels, mean.dtype).unsqueeze(-1) - mean.unsqueeze(-2)
+        darkest, brightest = (levels == 0).unsqueeze(-1), (levels == 255).unsqueeze(-1)
+        # log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - e^(b - a)), s the logistic function
+        upper = functional.logsigmoid(sharp * (centred + HALF)).masked_fill(brightest, 0.0)
+        lower = functional.logsigmoid(sharp * (HALF - centred)).masked_fill(darkest, 0.0)
+        width = self.log_widths[..., channel, :].unsqueeze(-2)
+        inside = upper + lower + torch.where(darkest | brightest, 0.0, width)
+        return torch.logsumexp(inside + self.log_weights.unsqueeze(-2), dim=-1)
+
+
+def to_pixels(levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Levels 0 ... 255 to the network's range [-1, 1]."""
+    return levels.to(dtype) / 127.5 - 1.0
+
+
+def log_likelihood(network: PixelCnn, levels: Tensor) -> Tensor:
+    """Logarithm of each level's probability given those before it.
+
+    Args:
+        levels: int64 (n, C, H, W) in 0 ... 255.
+
+    Returns:
+        (n, H, W, C), in nats.
+    """
+    pixels = to_pixels(levels, network.last.bias.dtype)
+    mixture = Mixture(network(pixels).permute(0, 2, 3, 1), network.channels)
+    levels, known = levels.permute(0, 2, 3, 1), pixels.permute(0, 2, 3, 1)
+    channels = [
+        mixture.log_probabilities(levels[..., channel, None], known[..., :channel])
+        for channel in range(network.channels)
+    ]
+    return torch.cat(channels, dim=-1)
+
+
+def _moved_down(hidden: Tensor) -> Tensor:
+    return functional.pad(hidden[:, :, :-1], (0, 0, 1, 0))
+
+
+def _moved_right(hidden: Tensor) -> Tensor:
+    return functional.pad(hidden[:, :, :, :-1], (1, 0))

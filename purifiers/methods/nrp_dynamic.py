@@ -1,0 +1,59 @@
+"""NRP with dynamic inference (Naseer et al. 2020): noise on the image before its generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from purifiers.core.component import default_indices
+from purifiers.core.errors import UserError
+from purifiers.core.noise import normal
+from purifiers.methods._nrp import RepresentationPurifier
+
+VERSION = 1
+STOCHASTIC = True
+BUDGET = (
+    "blocks",
+    "channels",
+    "attack_step",
+    "attack_steps",
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "schedule",
+)
+PASSES = "1"  # as nrp
+FIT_PASSES = "epochs * (3 * attack_steps + 7)"
+
+
+class NrpDynamic(RepresentationPurifier):
+    """x -> G(x + n), n normal and clipped to +-eps, image and result to [0, 1].
+
+    Upstream's answer to an attacker who knows the generator, at the price of clean accuracy. It is
+    trained as :class:`purifiers.methods.nrp.Nrp` is: the noise is of inference alone.
+
+    Args:
+        noise: standard deviation of n on the [0, 1] scale (`Muzammal-Naseer/NRP`).
+        common: see :class:`purifiers.methods._nrp.RepresentationPurifier`.
+
+    Raises:
+        UserError: negative noise.
+    """
+
+    stochastic = STOCHASTIC
+
+    def __init__(self, *, noise: float = 0.05, **common: Any) -> None:
+        super().__init__(**common)
+        if noise < 0.0:
+            raise UserError(f"nrp_dynamic: noise is {noise}: a standard deviation, at least 0")
+        self.noise = noise
+
+    def purify(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        where = default_indices(images, indices)
+        drawn = normal(seed, where, images.shape[1:], tag="nrp_dynamic").to(images.device)
+        shift = (self.noise * drawn).clamp(-self.eps, self.eps)
+        return super().purify((images + shift).clamp(0.0, 1.0), seed, where)

@@ -1,0 +1,199 @@
+"""The audit's picture: what a paper's protocol leaves of a defence beside what the audit leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from purifiers.plan.cells import Cell, Document
+from purifiers.report.layout import WEAK, WEAK_HEADING, suspicious
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""One per classifier: Okabe & Ito's, apart for colour-blind readers."""
+
+MARKERS = ("s", "D", "^", "v", "P", "X", "*", "p", "<", ">", "h", "8")
+"""One per purifier; a classifier alone is a hollow circle."""
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A row of the audit.
+
+    Attributes:
+        label: the row's.
+        base: label of the row with the same classifier alone, or the name of its training.
+        purifier: the label without the base; ``""`` for the classifier alone.
+        protocol: lowest accuracy over the oblivious attacks, in percent.
+        audit: lowest accuracy over all attacks, never above ``protocol``.
+        weak: an attack shows signs of weakness.
+    """
+
+    label: str
+    base: str
+    purifier: str
+    protocol: float
+    audit: float
+    weak: bool
+
+
+def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
+    """Two panels per block. Above, the protocol's accuracy against the audit's: the farther a
+    defence lies below the diagonal, the more the protocol flatters it, and below the dotted line
+    of its classifier it does harm. Below, the same row by row."""
+    panels = defences(document, frame)
+    if not panels:
+        return None
+    bases = list(dict.fromkeys(found.base for rows in panels.values() for found in rows))
+    purifiers = [found.purifier for rows in panels.values() for found in rows if found.purifier]
+    colours = {base: COLOURS[k % len(COLOURS)] for k, base in enumerate(bases)}
+    markers = {"": "o"} | {
+        name: MARKERS[k % len(MARKERS)] for k, name in enumerate(dict.fromkeys(purifiers))
+    }
+    most = max(len(rows) for rows in panels.values())
+    heights = (3.3, 0.5 + 0.2 * most)
+    picture = Figure(figsize=(2.2 + 3.6 * len(panels), sum(heights) + 1.9), layout="constrained")
+    above, below = picture.subplots(2, len(panels), squeeze=False, height_ratios=heights)
+    shown: list[str] = []
+    for (block, rows), points, dots in zip(panels.items(), above, below, strict=True):
+        _points(points, rows, colours, markers)
+        points.set_title(block, fontsize=9)
+        _dots(dots, rows, colours)
+        labels = [f"{row.label} {WEAK}" if row.weak else row.label for row in rows]
+        dots.set_yticks(range(len(rows)), [] if labels == shown else labels, fontsize=8)
+        shown = labels
+    weak = any(row.weak for rows in panels.values() for row in rows)
+    _legend(picture, colours, markers, weak)
+    return picture
+
+
+def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]]:
+    """Per block label the rows that were attacked in the paper's way and through the whole defence,
+    in the document's order."""
+    protocol: dict[tuple[str, str], float] = {}
+    every: dict[tuple[str, str], float] = {}
+    first: dict[tuple[str, str], Cell] = {}
+    adaptive: set[tuple[str, str]] = set()
+    weak: set[tuple[str, str]] = set()
+    for cell, value, told in zip(
+        document.cells, frame["reproduced"], frame["warnings"], strict=True
+    ):
+        if cell.attack == "none" or pd.isna(value):
+            continue
+        row, side = (cell.block_label, cell.row_label), _side(cell)
+        first.setdefault(row, cell)
+        every[row] = min(float(value), every.get(row, 100.0))
+        if side == "protocol":
+            protocol[row] = min(float(value), protocol.get(row, 100.0))
+        elif side == "adaptive":
+            adaptive.add(row)
+        if suspicious(told):
+            weak.add(row)
+    bare = {
+        (block, _classifier(cell)): label
+        for (block, label), cell in first.items()
+        if not cell.methods
+    }
+    panels: dict[str, list[Defence]] = {}
+    for row, cell in first.items():
+        if row in protocol and row in adaptive:
+            block, label = row
+            base = bare.get((block, _classifier(cell)), cell.training)
+            purifier = label.removeprefix(f"{base} + ") if cell.methods else ""
+            found = Defence(label, base, purifier, protocol[row], every[row], row in weak)
+            panels.setdefault(block, []).append(found)
+    return panels
+
+
+def _classifier(cell: Cell) -> tuple[str, str, str]:
+    return cell.dataset, cell.classifier, cell.training
+
+
+def _side(cell: Cell) -> str:
+    """Whose attack it is: the paper's, or the audit's; ``""`` for attacks that are made on another
+    model and carried over, and for the lowest or the mean of several."""
+    if cell.mean or cell.attack.startswith("worst of"):
+        return ""
+    asks_defence = cell.threat_model == "black_box" and not cell.source
+    if cell.threat_model == "white_box" or asks_defence:
+        return "adaptive"
+    return "protocol" if cell.threat_model in ("", "oblivious") else ""
+
+
+def _limits(rows: Sequence[Defence]) -> tuple[float, float]:
+    top = min(104.0, 1.12 * max(row.protocol for row in rows) + 2)
+    return -0.03 * top, top
+
+
+def _points(
+    axes: Axes, rows: Sequence[Defence], colours: dict[str, str], markers: dict[str, str]
+) -> None:
+    limits = _limits(rows)
+    top = limits[1]
+    axes.plot((0, top), (0, top), color="0.5", linewidth=1, zorder=1)
+    axes.fill_between((0, top), (0, top), color="0.94", zorder=0)
+    axes.text(0.97 * top, 0.03 * top, "the protocol flatters", color="0.45", fontsize=7, ha="right")
+    for row in rows:
+        colour, bare = colours[row.base], not row.purifier
+        if bare:
+            axes.axhline(row.audit, color=colour, linestyle=":", linewidth=1, zorder=1)
+        axes.scatter(
+            *(row.protocol, row.audit),
+            marker=markers[row.purifier],
+            s=60 if bare else 34,
+            facecolor="none" if bare else colour,
+            edgecolor=colour if bare else "white",
+            linewidth=1.4 if bare else 0.6,
+            zorder=2 if bare else 3,
+        )
+        if row.weak:
+            axes.annotate(WEAK, (row.protocol, row.audit), (4, 2), textcoords="offset points")
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set_xlabel("accuracy in the paper's protocol (percent)", fontsize=8)
+    axes.set_ylabel("accuracy in the audit (percent)", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _dots(axes: Axes, rows: Sequence[Defence], colours: dict[str, str]) -> None:
+    """Each row's two accuracies joined, and the accuracy of its classifier alone as a stroke."""
+    alone = {row.base: row.audit for row in rows if not row.purifier}
+    for place, row in enumerate(rows):
+        colour = colours[row.base]
+        axes.plot((row.audit, row.protocol), (place, place), color=colour, alpha=0.5, zorder=1)
+        axes.plot(row.protocol, place, "o", color="white", mec=colour, ms=6, zorder=2)
+        axes.plot(row.audit, place, "o", color=colour, ms=6, mec="white", mew=0.5, zorder=3)
+        if row.base in alone:
+            line = (place - 0.5, place + 0.5)
+            axes.plot([alone[row.base]] * 2, line, ":", color=colour, linewidth=1, zorder=1)
+    axes.set(xlim=_limits(rows), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlabel("accuracy (percent): ○ paper's protocol, ● audit", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _legend(picture: Figure, colours: dict[str, str], markers: dict[str, str], weak: bool) -> None:
+    grey = {"color": "0.35", "linestyle": "none", "markersize": 6}
+    handles = [Line2D([], [], color=colour, label=base, lw=4) for base, colour in colours.items()]
+    handles += [
+        Line2D([], [], marker=marker, label=name, **grey)  # type: ignore[arg-type]
+        for name, marker in markers.items()
+        if name
+    ]
+    handles += [
+        Line2D([], [], marker="o", mfc="none", label="the classifier alone", **grey),  # type: ignore[arg-type]
+        Line2D([], [], color="0.35", linestyle=":", label="its accuracy in the audit"),
+    ]
+    title = f"{WEAK} {WEAK_HEADING.lower()}" if weak else None
+    picture.legend(
+        handles=handles,
+        title=title,
+        fontsize=7,
+        title_fontsize=7,
+        loc="outside lower center",
+        ncols=3,
+    )

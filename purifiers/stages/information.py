@@ -1,0 +1,48 @@
+"""Estimate how much two layers of a classifier know of each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.core.information import mutual_information
+from purifiers.core.noise import derive_seed
+from purifiers.stages._context import (
+    SCORES,
+    Context,
+    Outcome,
+    open_classifier,
+    open_images,
+    save_rows,
+)
+
+
+def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+    """Write ``scores.parquet``: index, label and ``information`` in nats, a row per held-out image;
+    the mean of the last is the lower bound of :func:`purifiers.core.information.mutual_information`
+    on the layers' features, averaged over the places of the image."""
+    images = open_images(context, spec["images"])
+    classifier = open_classifier(context, spec["classifier"])
+    settings = {key: value for key, value in spec["estimator"].items() if key != "version"}
+    taps = settings.pop("taps")
+    parts: list[list[torch.Tensor]] = []
+    for start in range(0, len(images), context.batch_size):
+        batch, _, _ = images.batch(start, start + context.batch_size, context.device)
+        with torch.no_grad():
+            parts.append([f.mean(dim=(2, 3)) for f in classifier.features(batch, taps)])
+    first, second = (torch.cat(features) for features in zip(*parts, strict=True))
+    rows, terms = mutual_information(
+        first, second, **settings, seed=derive_seed(spec["seed"], folder.stage)
+    )
+    table = pa.table(
+        {
+            "index": images.indices[rows.numpy()],
+            "label": images.labels[rows.numpy()],
+            "information": terms.numpy(),
+        }
+    )
+    save_rows(table, folder)
+    return Outcome([SCORES], {"n": len(rows), "n_trained": len(images) - len(rows)})

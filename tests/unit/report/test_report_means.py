@@ -1,0 +1,81 @@
+"""Means over cells: their numbers, intervals, signs and claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from purifiers.plan.cells import Cell, ScaleInfo
+from purifiers.report.aggregate import aggregate
+from purifiers.report.claims import _combined
+from purifiers.report.layout import weak_attack_notes
+from purifiers.report.runs import Runs
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def row_of(a_document: Make, paper_scale: ScaleInfo, runs_root: Path) -> Callable[..., pd.Series]:
+    def aggregated(cell: Cell) -> pd.Series:
+        return aggregate(a_document(cell), paper_scale, Runs(runs_root, {}.get)).iloc[0]
+
+    return aggregated
+
+
+@pytest.fixture
+def mean(a_cell: Make, score: Make) -> Cell:
+    for seed in (0, 1):
+        score(f"weak{seed}", [1, 1, 1, 1], attack="fgsm")
+        score(f"strong{seed}", [1, seed, 0, 0], attack="pgd")
+    scores = (("weak0", "strong0"), ("weak1", "strong1"))
+    return a_cell(scores=scores, seeds=(0, 1), mean=True, attack="mean of weak, strong")
+
+
+def test_by_hand(mean: Cell, row_of: Make) -> None:
+    """All parts count, the interval is that of the four distinct images."""
+    row = row_of(mean)
+    assert row["reproduced"] == pytest.approx((100 + 25 + 100 + 50) / 4)
+    assert (row["n_correct"], row["n"], row["images"]) == (11, 16, 4)
+    assert (row["seed_low"], row["seed_high"]) == (62.5, 75.0)
+    low, high = 100 * np.array(binomtest(275, 400).proportion_ci(method="wilson"))
+    assert row["ci_high"] - row["ci_low"] > 5 * (high - low)
+    assert row["worst_attack"] == ""
+
+
+def test_half_a_mean_is_not_run(a_cell: Make, score: Make, row_of: Make) -> None:
+    score("weak0", [1, 1], attack="fgsm")
+    row = row_of(a_cell(scores=(("weak0", "strong0"),), seeds=(0,), mean=True))
+    assert row["verdict"] == "not run" and pd.isna(row["reproduced"])
+
+
+def test_a_mean_of_distances(mean: Cell, row_of: Make) -> None:
+    row = row_of(replace(mean, metric="mean_l2", published=None))
+    assert row["reproduced"] == pytest.approx(1.5)  # (0 + 1 + 2 + 3) / 4 in every run
+
+
+def test_a_mean_has_the_signs_of_all_its_attacks(mean: Cell, row_of: Make) -> None:
+    """These runs recorded no probe, which is told of adversaries and not of corruptions."""
+    assert row_of(mean)["warnings"] == "not probed"
+    assert row_of(replace(mean, blind=True))["warnings"] == ""
+
+
+def test_corruptions_are_not_counted_as_attacked_cells(
+    mean: Cell, a_document: Make, smoke_scale: ScaleInfo, runs_root: Path
+) -> None:
+    for blind in (False, True):
+        document = a_document(replace(mean, blind=blind))
+        frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
+        assert bool(weak_attack_notes(document, frame)) is not blind
+
+
+def test_claims_compare_the_mean_image_by_image(mean: Cell, a_cell: Make) -> None:
+    runs = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    assert np.array_equal(_combined(mean, [runs])[0], [[0.5, 1.0, 0.0]])
+    assert _combined(a_cell(), [runs])[0] is runs

@@ -1,0 +1,56 @@
+"""Chains that make no sense are refused before anything runs, in one line that says why."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from purifiers.core.errors import UserError
+from purifiers.plan.chains import check_method
+from purifiers.plan.runs import component
+
+GREY, COLOUR = (1, 28, 28), (3, 32, 32)
+
+
+def check(
+    name: str, shape: tuple[int, ...] = GREY, training: Any = ("natural", {}), **parameters: Any
+) -> None:
+    setting = SimpleNamespace(
+        where="toy/table_1",
+        cell={"training": "t"},
+        recipe=lambda kind, _: component(kind, training[0], training[1]),
+    )
+    check_method(setting, "m", component("method", name, parameters), shape)
+
+
+def test_soap_wants_the_classifier_that_was_trained_for_it() -> None:
+    check("soap", training=("soap", {}))
+    check("soap", training=("soap", {"task": "rotation"}), task="rotation")
+    needs = r"toy/table_1: method 'm' purifies .* needs a training by soap, task label_consistency"
+    with pytest.raises(UserError, match=rf"{needs}, not 't', which is natural, task None"):
+        check("soap")
+    with pytest.raises(UserError, match=rf"{needs}, not 't', which is soap, task rotation"):
+        check("soap", training=("soap", {"task": "rotation"}))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 20), (3, 4, 4)])
+def test_defense_gan_has_networks_for_square_images(shape: tuple[int, ...]) -> None:
+    check("defense_gan", COLOUR)
+    height, width = shape[1:]
+    with pytest.raises(UserError, match=f"no network for {height}x{width} images.*above 4x4"):
+        check("defense_gan", shape)
+
+
+def test_pixel_defend_halves_the_sides() -> None:
+    check("pixel_defend", COLOUR)
+    check("pixel_defend", (1, 30, 30), scales=2)
+    with pytest.raises(UserError, match=r"sides of 30x30 images are no multiples of 4"):
+        check("pixel_defend", (1, 30, 30))
+    with pytest.raises(UserError, match="images of 1 or 3 channels; these have 4"):
+        check("pixel_defend", (4, 32, 32))
+
+
+def test_others_take_what_comes() -> None:
+    check("aid", (4, 7, 9))

@@ -10,38 +10,19 @@ from pathlib import Path
 import pytest
 
 # Anonymous memory alone: pages of a mapped file count as resident but can be dropped at any time.
+# All sizes in one process, the first as a warm-up: two processes differ by some 25 MB for no reason
+# of ours, and the first run imports what the later ones find.
 PROGRAM = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np, torch
 from purifiers.core.artifacts import RunFolder
 from purifiers.stages import attack, purify, score
-from purifiers.stages._context import Context, new_classifier, save_weights
+from purifiers.stages._context import Context, new_classifier, open_data, save_weights
 
-root, n = Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
-context = Context(root, "cpu", 1, 64, 60.0)
-data = RunFolder(root, "dataset", "toy-00000000")
-data.path.mkdir(parents=True)
-for split, count in (("train", 8), ("test", n)):
-    images = np.lib.format.open_memmap(
-        data.path / f"{split}_images.npy", "w+", np.uint8, (count, 3, 32, 32)
-    )
-    images[:] = 7
-    np.save(data.path / f"{split}_labels.npy", np.zeros(count, np.int64))
-files = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
-summary = {"shape": [3, 32, 32], "classes": 10, "sizes": {}, "source": "", "note": ""}
-data.finish({}, files, summary, 0.0, {})
-spec = {"component": "wide_resnet", "parameters": {"depth": 10, "widen_factor": 1}}
-folder = RunFolder(root, "classifier", "toy-11111111")
-folder.path.mkdir(parents=True)
-from purifiers.stages._context import open_data
-save_weights(new_classifier(spec, open_data(context, data.id)), folder)
-folder.finish({"classifier": spec, "data": data.id}, ["weights.safetensors"], {}, 0.0, {})
-subset = {"split": "test", "n": n, "seed": 0}
-clean = {"data": data.id, "subset": subset, "run": None}
-
 peak, done = 0, False
+
 def watch():
     global peak
     while not done:
@@ -49,40 +30,65 @@ def watch():
             if line.startswith("RssAnon"):
                 peak = max(peak, int(line.split()[1]))
         time.sleep(0.02)
+
+def attack_purify_score(root, n):
+    context = Context(root, "cpu", 1, 64, 60.0)
+    data = RunFolder(root, "dataset", "toy-00000000")
+    data.path.mkdir(parents=True)
+    for split, count in (("train", 8), ("test", n)):
+        images = np.lib.format.open_memmap(
+            data.path / f"{split}_images.npy", "w+", np.uint8, (count, 3, 32, 32)
+        )
+        images[:] = 7
+        np.save(data.path / f"{split}_labels.npy", np.zeros(count, np.int64))
+    files = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
+    summary = {"shape": [3, 32, 32], "classes": 10, "sizes": {}, "source": "", "note": ""}
+    data.finish({}, files, summary, 0.0, {})
+    spec = {"component": "wide_resnet", "parameters": {"depth": 10, "widen_factor": 1}}
+    folder = RunFolder(root, "classifier", "toy-11111111")
+    folder.path.mkdir(parents=True)
+    save_weights(new_classifier(spec, open_data(context, data.id)), folder)
+    folder.finish({"classifier": spec, "data": data.id}, ["weights.safetensors"], {}, 0.0, {})
+    subset = {"split": "test", "n": n, "seed": 0}
+    clean = {"data": data.id, "subset": subset, "run": None}
+
+    def finished(stage, module, name, spec):
+        folder = RunFolder(root, stage, name)
+        folder.path.mkdir(parents=True)
+        outcome = module.run(folder, spec, context)
+        folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
+        return {**clean, "run": name, "stage": stage}, outcome
+
+    fgsm = {"component": "fgsm", "parameters": {"eps": 0.03}}
+    attack_spec = {"images": clean, "classifier": folder.id, "methods": [], "gradient": "exact"}
+    attack_spec |= {"attack": fgsm, "seed": 0}
+    adversarial, _ = finished("attack", attack, "toy-44444444", attack_spec)
+    method = {"component": "identity", "parameters": {}, "run": None}
+    purify_spec = {"images": adversarial, "classifier": folder.id, "method": method, "seed": 0}
+    purified, _ = finished("purify", purify, "toy-22222222", purify_spec)
+    score_spec = {"images": purified, "classifier": folder.id, "attack": None}
+    _, outcome = finished("score", score, "toy-33333333", score_spec)
+    return outcome.summary["n"]
+
 thread = threading.Thread(target=watch)
 thread.start()
-def finished(stage, module, name, spec):
-    folder = RunFolder(root, stage, name)
-    folder.path.mkdir(parents=True)
-    outcome = module.run(folder, spec, context)
-    folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
-    return {**clean, "run": name, "stage": stage}, outcome
-fgsm = {"component": "fgsm", "parameters": {"eps": 0.03}}
-attack_spec = {"images": clean, "classifier": folder.id, "methods": [], "gradient": "exact"}
-attack_spec |= {"attack": fgsm, "seed": 0}
-adversarial, _ = finished("attack", attack, "toy-44444444", attack_spec)
-method = {"component": "identity", "parameters": {}, "run": None}
-purify_spec = {"images": adversarial, "classifier": folder.id, "method": method, "seed": 0}
-purified, _ = finished("purify", purify, "toy-22222222", purify_spec)
-score_spec = {"images": purified, "classifier": folder.id, "attack": None}
-_, outcome = finished("score", score, "toy-33333333", score_spec)
+found = []
+for n in map(int, sys.argv[2:]):
+    peak = 0
+    scored = attack_purify_score(Path(sys.argv[1]) / str(n), n)
+    found.append({"n": scored, "peak_kib": peak})
 done = True
 thread.join()
-print(json.dumps({"peak_kib": peak, **outcome.summary}))
+print(json.dumps(found))
 """
-
-
-def peak(folder: Path, n: int) -> int:
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(n)]
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["n"] == n
-    return answer["peak_kib"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_attacking_purifying_and_scoring_hold_a_batch_at_a_time(tmp_path: Path) -> None:
-    few, many = peak(tmp_path / "few", 1000), peak(tmp_path / "many", 8000)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), "999", "1000", "12000"]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    _, few, many = json.loads(done.stdout.splitlines()[-1])
+    assert (few["n"], many["n"]) == (1000, 12000)
     as_floats = 4 * 3 * 32 * 32 / 1024  # KiB per image, if all were held
-    assert many - few < 0.25 * (8000 - 1000) * as_floats
+    assert many["peak_kib"] - few["peak_kib"] < 0.25 * (12000 - 1000) * as_floats

@@ -12,6 +12,12 @@ STAGE_OF = {
 }
 """Metrics that another stage than ``score`` measures."""
 
+WORDS = "published: "
+"""How the flag begins that keeps a published value which is no number, such as ``ReLU``."""
+
+DOUBT = "doubtful: "
+"""How the flag begins that tells what speaks against the published number."""
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -173,11 +173,12 @@ def blocks_of(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "rows": block.get("rows") or content.get("rows") or [],
             "columns": block.get("columns") or content.get("columns") or [],
             "published": block.get("published") or {},
+            "doubts": block.get("doubts") or {},
         }
 
 
 def _check_published(path: Path, content: dict[str, Any]) -> None:
-    """Published rows must be declared rows, one value per column."""
+    """Published rows must be declared rows, one value per column; doubts, of published values."""
     shown = f"benchmarks/{path.parent.name}/{path.name}"
     for block in blocks_of(content):
         where = f"{shown}: blocks.{block['id']}"
@@ -196,6 +197,13 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
                     f"{where}.published.{row}: {len(values)} values "
                     f"for {len(block['columns'])} columns"
                 )
+        columns = [entry["id"] for entry in block["columns"]]
+        for row, doubts in block["doubts"].items():
+            for column in doubts:
+                place = columns.index(column) if column in columns else None
+                values = block["published"].get(row)
+                if place is None or not values or values[place] is None:
+                    raise UserError(f"{where}.doubts: nothing is published at {row}, {column}")
 
 
 def _check_images(path: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.plan.cells import STAGE_OF, Cell, Document, ImageGrid
+from purifiers.plan.cells import DOUBT, STAGE_OF, WORDS, Cell, Document, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.lineage import Lineage
 from purifiers.plan.measurements import Measurements
@@ -78,7 +78,9 @@ class Expander:
         flags = list(declared.get("flags", ()))
         number = isinstance(published, int | float)
         if published is not None and not number:
-            flags.append(f"published: {published}")
+            flags.append(f"{WORDS}{published}")
+        if doubt := block["doubts"].get(row["id"], {}).get(column["id"]):
+            flags.append(f"{DOUBT}{doubt}")
         if content.get("status", "measured") != "measured":
             state = "configuration"
         elif declared.get("quoted"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.plan.cells import DOUBT, WORDS, Cell, Document, ScaleInfo
 from purifiers.report.compare import (
     DIFFERS,
     ELSEWHERE,
@@ -26,11 +26,11 @@ MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", ELSEWHERE: "/", NO_P
 MISSING = {"not run": "–", "not implemented": "n.i.", "failed": "failed"}
 """What stands in place of a reproduced value."""
 
-WORDS = "published: "
-"""How the flag begins that keeps a published value which is no number, such as ``ReLU``."""
-
 WEAK = "!"
 """What follows a reproduced value whose attack shows signs of weakness."""
+
+DOUBTED = "†"
+"""What follows a published value that something speaks against."""
 
 WEAK_HEADING = "Signs of a weak attack"
 
@@ -101,6 +101,7 @@ def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
         bare: the document has no published value at all: leave that half out.
     """
     published = "·" if cell.published is None else f"{cell.published:g}"
+    published += DOUBTED if _doubts(cell) else ""
     if cell.state == "configuration":
         return next(
             (words[len(WORDS) :] for words in cell.flags if words.startswith(WORDS)), published
@@ -168,7 +169,14 @@ def verdict_counts(frame: pd.DataFrame) -> str:
 
 def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
     """Flags of cells, and why cells are missing; each once, with the number of its cells."""
-    flagged = Counter(flag for cell in document.cells for flag in cell.flags)
+    flagged = Counter(
+        flag for cell in document.cells for flag in cell.flags if not flag.startswith(DOUBT)
+    )
+    doubted = [
+        f"{DOUBTED} {place(document, cell)}: {doubt}"
+        for cell in document.cells
+        for doubt in _doubts(cell)
+    ]
     missing: Counter[str] = Counter()
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
         reason = row["flags"].removeprefix("; ".join(cell.flags)).removeprefix("; ")
@@ -177,7 +185,12 @@ def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
         elif cell.stage == "time" and reason:
             missing[reason] += 1
     told = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
-    return told + [f"{n} {reason}" for reason, n in missing.items()]
+    return doubted + told + [f"{n} {reason}" for reason, n in missing.items()]
+
+
+def _doubts(cell: Cell) -> list[str]:
+    """What speaks against a cell's published number."""
+    return [flag.removeprefix(DOUBT) for flag in cell.flags if flag.startswith(DOUBT)]
 
 
 def suspicious(warnings: object) -> bool:
@@ -186,20 +199,22 @@ def suspicious(warnings: object) -> bool:
 
 
 def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
-    """What speaks against the attacks: a line per marked cell, then how many show no sign.
+    """What speaks against the attacks: the marked cells, then how many show no sign.
 
-    Empty where nothing attacked is measured.
+    Cells with the same signs (of one adversarial set, mostly) share a line. Empty where nothing
+    attacked is measured.
     """
     told = {"": 0, NOT_PROBED: 0}
-    notes = []
+    marked: dict[str, list[str]] = {}
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
         unattacked = cell.attack == "none" or cell.blind or cell.stage != "score"
         if unattacked or pd.isna(row["reproduced"]):
             continue
         if suspicious(row["warnings"]):
-            notes.append(f"{place(document, cell)}: {row['warnings']}")
+            marked.setdefault(row["warnings"], []).append(place(document, cell))
         else:
             told[row["warnings"]] += 1
+    notes = [f"{'; '.join(places)}: {signs}" for signs, places in marked.items()]
     other = "other " if notes else ""
     if told[""]:
         notes.append(f"No sign found in {told['']} {other}attacked {_cells(told[''])}.")

@@ -38,6 +38,7 @@ _TEX = str.maketrans(
         "≠": r"$\neq$",
         "·": r"$\cdot$",
         "–": "--",
+        "†": r"$^\dagger$",
         "→": r"$\rightarrow$",
         "×": r"$\times$",
         "\n": " ",

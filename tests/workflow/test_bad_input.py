@@ -70,6 +70,10 @@ def assert_one_line(err: str, *parts: str) -> None:
         (TABLE, "oblivious", "oblivous", ["threat_model", "(did you mean 'oblivious'?)"]),
         (TABLE, "natural: [95", "natura: [95", ["no row 'natura' (did you mean 'natural'?)"]),
         (TABLE, "1.0, 1.0]", "1.0]", ["published.natural: 2 values for 3 columns"]),
+        (
+            *(TABLE, "    published:", "    doubts: {natural: {pdg: odd}}\n    published:"),
+            ["blocks.digits.doubts: nothing is published at natural, pdg"],
+        ),
         (TABLE, "blocks:", "blocks: [", ["table_1.yaml: not readable as YAML"]),
         (PAPER, "methods:", "methodz:", ["paper.yaml", "(did you mean 'methods'?)"]),
         (PAPER, "eps: 0.15", "eps: 8", ["eps is 8", "write 8/255 for 8 grey levels"]),

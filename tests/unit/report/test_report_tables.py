@@ -10,6 +10,7 @@ import pytest
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.compare import VERDICTS
+from purifiers.report.layout import weak_attack_notes
 from purifiers.report.runs import Runs
 from purifiers.report.tables import csv_text, latex_text, markdown_text, tex
 
@@ -150,3 +151,28 @@ def test_a_configuration_shows_what_the_paper_says(
     assert text.splitlines()[0].endswith("configuration: nothing to run.**")
     assert "| Madry | 200 | ReLU | · |" in text
     assert "Verdicts" not in text + latex_text(document, frame, paper_scale)
+
+
+def test_doubtful_published_numbers_are_marked_and_told(
+    a_cell: Make, a_document: Make, runs_root: Path, paper_scale: ScaleInfo
+) -> None:
+    cells = [a_cell(), a_cell(column="clean", column_label="Clean", flags=("doubtful: too [high]",))]
+    document = a_document(*cells)
+    frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    assert list(frame["flags"].str.startswith("doubtful: too [high]")) == [False, True]
+    text = markdown_text(document, frame, paper_scale)
+    assert "| Madry | 60 / – | 60† / – |" in text
+    assert "- † Madry / Clean: too \\[high\\]\n" in text
+    assert "flagged" not in text
+    assert r"60$^\dagger$ /" in latex_text(document, frame, paper_scale)
+
+
+def test_equal_signs_share_a_line(a_cell: Make, a_document: Make) -> None:
+    labels = ("PGD", "MIM", "DF")
+    cells = [a_cell(column=label, column_label=label) for label in labels]
+    told = {"reproduced": 50.0, "warnings": ["zero gradient", "", "zero gradient"]}
+    notes = weak_attack_notes(a_document(*cells), pd.DataFrame(told))
+    assert notes == [
+        "Madry / PGD; Madry / DF: zero gradient",
+        "No sign found in 1 other attacked cell.",
+    ]

@@ -156,7 +156,10 @@ def test_a_configuration_shows_what_the_paper_says(
 def test_doubtful_published_numbers_are_marked_and_told(
     a_cell: Make, a_document: Make, runs_root: Path, paper_scale: ScaleInfo
 ) -> None:
-    cells = [a_cell(), a_cell(column="clean", column_label="Clean", flags=("doubtful: too [high]",))]
+    cells = [
+        a_cell(),
+        a_cell(column="clean", column_label="Clean", flags=("doubtful: too [high]",)),
+    ]
     document = a_document(*cells)
     frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
     assert list(frame["flags"].str.startswith("doubtful: too [high]")) == [False, True]

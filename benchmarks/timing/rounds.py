@@ -18,6 +18,8 @@ from settings import Attack
 from torch import Tensor
 from victims import Victim
 
+from purifiers.core.provenance import git_commit, processor
+
 FLOOR = "floor"
 
 
@@ -31,6 +33,16 @@ def clock(device: str) -> Callable[[], float]:
         return time.perf_counter()
 
     return synchronized
+
+
+def machine(device: str) -> dict[str, str]:
+    """What was timed on, and with what code."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "processor": processor(),
+        "torch": torch.__version__,
+        "git": git_commit(),
+    }
 
 
 class Rounds:

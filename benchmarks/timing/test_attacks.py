@@ -16,11 +16,11 @@ import settings
 import suite
 import torch
 import victims
-from rounds import Rounds, record, strength, strongest
+from rounds import Rounds, machine, record, strength, strongest
 from victims import Victim
 
 from purifiers.core.errors import UserError
-from purifiers.core.provenance import git_commit, processor, version_of
+from purifiers.core.provenance import version_of
 
 CASES = [(name, attack) for name in ("mnist", "cifar10") for attack in settings.ATTACKS]
 
@@ -66,14 +66,11 @@ def test_attack(name: str, key: str, benchmark: Any, pytestconfig: pytest.Config
         attack=attack.title,
         norm=attack.norm,
         victim=name,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        processor=processor(),
+        **machine(device),
         n_images=len(victim.images),
         eps=victim.eps,
         data=victim.data,
         missing=peers.missing(),
-        torch=torch.__version__,
-        git=git_commit(),
         rows=record(rounds, strengths, best, versions),
     )
     if best is not None:

@@ -22,12 +22,11 @@ from typing import Any
 import pytest
 import settings
 import torch
-from rounds import clock
+from rounds import clock, machine
 from torch import Tensor, nn
 
 from purifiers.core.component import frozen
 from purifiers.core.noise import normal
-from purifiers.core.provenance import git_commit, processor
 from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.defense_gan import DefenseGan
@@ -146,10 +145,7 @@ def test_defense_gan(case: str, benchmark: Any, pytestconfig: pytest.Config) -> 
         steps=steps,
         restarts=RESTARTS,
         n_images=count,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        processor=processor(),
-        torch=torch.__version__,
-        git=git_commit(),
+        **machine(device),
         seconds=seconds,
         times_faster=faster,
         largest_difference=apart,
@@ -190,10 +186,7 @@ def test_pixel_defend(case: str, benchmark: Any, pytestconfig: pytest.Config) ->
         blocks=blocks,
         filters=filters,
         n_images=count,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        processor=processor(),
-        torch=torch.__version__,
-        git=git_commit(),
+        **machine(device),
         seconds=seconds,
         measured_share=share,
         times_faster=faster,

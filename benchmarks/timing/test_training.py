@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 import torch
-from rounds import clock
+from rounds import clock, machine
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +36,6 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import Recipe, fit, to_float
 from purifiers.core.noise import derive_seed
-from purifiers.core.provenance import git_commit, processor
 from purifiers.datasets.mnist import Mnist
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.training.natural import Natural
@@ -219,10 +218,7 @@ def test_adv_ae(name: str, benchmark: Any, pytestconfig: pytest.Config, tmp_path
         n_images=case.images,
         steps=case.steps,
         batch_size=case.batch_size,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        processor=processor(),
-        torch=torch.__version__,
-        git=git_commit(),
+        **machine(device),
         seconds=seconds,
         times_faster=faster,
         times_faster_than_careful=times["careful loop"] / times["purifybench"],

@@ -15,7 +15,7 @@ from torch import Tensor
 from purifiers.attacks._linf import check_count
 from purifiers.core import noise
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.target import FIRST_DRAW, Target, finite
 
 VERSIONS = ("standard", "rand")
@@ -46,11 +46,7 @@ class Ensemble(Attack):
         targets: int = 9,
         square_queries: int = 5000,
     ) -> None:
-        if version not in VERSIONS:
-            hint = did_you_mean(version, VERSIONS)
-            raise UserError(
-                f"{owner}: version is {version!r}, choose one of {', '.join(VERSIONS)}{hint}"
-            )
+        check_choice(f"{owner}: version", version, VERSIONS)
         check_count(
             owner,
             apgd_steps=apgd_steps,

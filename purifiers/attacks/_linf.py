@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core import noise
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.target import Target, finite, input_gradient
 
 STOPS = ("never", "success")
@@ -25,7 +25,7 @@ def check_stop(owner: str, stop: str) -> str:
     Raises:
         UserError: it is not.
     """
-    return _check_choice(owner, "stop", stop, STOPS)
+    return check_choice(f"{owner}: stop", stop, STOPS)
 
 
 def check_labels(owner: str, labels: str) -> str:
@@ -34,14 +34,7 @@ def check_labels(owner: str, labels: str) -> str:
     Raises:
         UserError: it is not.
     """
-    return _check_choice(owner, "attack_labels", labels, LABELS)
-
-
-def _check_choice(owner: str, name: str, value: str, known: tuple[str, ...]) -> str:
-    if value not in known:
-        hint = did_you_mean(value, known)
-        raise UserError(f"{owner}: {name} is {value!r}, choose one of {', '.join(known)}{hint}")
-    return value
+    return check_choice(f"{owner}: attack_labels", labels, LABELS)
 
 
 def followed(target: Target, images: Tensor, labels: Tensor, indices: Tensor, by: str) -> Tensor:

@@ -11,7 +11,7 @@ from purifiers.attacks._linf import check_count, check_stop
 from purifiers.attacks._losses import cross_entropy, margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import fraction
 from purifiers.core.target import Target, finite, input_gradient
 
@@ -70,9 +70,7 @@ class Apgd(Attack):
         every_other: bool = False,
         stop: str = "never",
     ) -> None:
-        if loss not in LOSSES:
-            hint = did_you_mean(loss, LOSSES)
-            raise UserError(f"apgd: loss is {loss!r}, choose one of {', '.join(LOSSES)}{hint}")
+        check_choice("apgd: loss", loss, LOSSES)
         check_count("apgd", steps=steps, targets=targets, restarts=restarts)
         if targets > 1 and loss != "dlr_targeted":
             raise UserError(f"apgd: targets is {targets}, but only loss 'dlr_targeted' has targets")

@@ -9,7 +9,7 @@ from purifiers.attacks._coasting import Descent
 from purifiers.attacks._l2 import project
 from purifiers.attacks._linf import check_count
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import check_choice
 from purifiers.core.target import Target
 
 VERSION = 2
@@ -64,11 +64,7 @@ class CwL2(Attack):
         on_failure: str = "original",
     ) -> None:
         check_count("cw_l2", steps=steps, search_steps=search_steps)
-        if on_failure not in FAILURES:
-            hint = did_you_mean(on_failure, FAILURES)
-            raise UserError(
-                f"cw_l2: on_failure is {on_failure!r}, choose one of {', '.join(FAILURES)}{hint}"
-            )
+        check_choice("cw_l2: on_failure", on_failure, FAILURES)
         self.steps = steps
         self.search_steps = search_steps
         self.initial_const = initial_const

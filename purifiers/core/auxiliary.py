@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.noise import generator, normal, uniform
 
 TASKS = ("label_consistency", "reconstruction", "rotation")
@@ -48,9 +48,7 @@ def check_task(owner: str, task: str) -> None:
     Raises:
         UserError: names the known ones.
     """
-    if task not in TASKS:
-        hint = did_you_mean(task, TASKS)
-        raise UserError(f"{owner}: task is {task!r}: choose one of {', '.join(TASKS)}{hint}")
+    check_choice(f"{owner}: task", task, TASKS)
 
 
 def head_of(classifier: object, task: str, owner: str) -> Joint | None:

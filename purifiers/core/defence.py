@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purifiers.core.component import Method, default_indices
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign")
@@ -56,13 +56,8 @@ class Defence:
         eot_combine: str = "mean",
         auxiliary: Method | None = None,
     ) -> None:
-        for name, value, known in (
-            ("gradient", gradient, GRADIENTS),
-            ("eot_combine", eot_combine, COMBINES),
-        ):
-            if value not in known:
-                hint = did_you_mean(value, known)
-                raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}{hint}")
+        check_choice("gradient", gradient, GRADIENTS)
+        check_choice("eot_combine", eot_combine, COMBINES)
         if eot_samples < 1:
             raise UserError(f"eot_samples is {eot_samples}, but at least 1 draw is needed")
         self.classifier = classifier

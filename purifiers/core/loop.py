@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.checkpoint import Checkpoint
-from purifiers.core.errors import UserError
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.noise import derive_seed, generator
 from purifiers.core.progress import Progress
 
@@ -91,13 +91,9 @@ class Recipe:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("augmentation", self.augmentation, AUGMENTATIONS),
-            ("schedule", self.schedule, SCHEDULES),
-            ("optimizer", self.optimizer, OPTIMIZERS),
-        ):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if not 0.0 <= self.validation < 1.0:
             raise UserError(f"validation is {self.validation}: a share of the images, below 1")
         if self.patience < 1:

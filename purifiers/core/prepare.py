@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from purifiers.core.component import frozen
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -44,11 +44,7 @@ class Prepared:
     """
 
     def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
-        if precision not in PRECISIONS:
-            hint = did_you_mean(precision, PRECISIONS)
-            raise UserError(
-                f"precision is {precision!r}: choose one of {', '.join(PRECISIONS)}{hint}"
-            )
+        check_choice("precision", precision, PRECISIONS)
         module = frozen(copy.deepcopy(classifier))
         graph = _traced(module)
         if graph is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier, Method, frozen
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.loop import Recipe
 from purifiers.core.numbers import fraction
 from purifiers.core.prepare import Prepared
@@ -103,11 +103,7 @@ class FittedAutoencoder(Method):
         self._prepared: list[Prepared] = []
 
     def _check(self, name: str, value: str, known: Collection[str]) -> None:
-        if value not in known:
-            raise UserError(
-                f"{type(self).__name__}: {name} is {value!r}: choose one of {', '.join(known)}"
-                f"{did_you_mean(value, known)}"
-            )
+        check_choice(f"{type(self).__name__}: {name}", value, known)
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         made = self.VARIANTS[self.variant](shape[0], self.width, self.norm_momentum)

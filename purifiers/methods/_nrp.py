@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from purifiers.attacks._linf import ascend, check_count, random_start
 from purifiers.core.component import Classifier, Method
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.loop import Recipe
 from purifiers.core.numbers import check_linf_length, fraction
 from purifiers.core.target import as_target, input_gradient
@@ -72,10 +72,7 @@ class RepresentationPurifier(Method):
         schedule: str = "step",
     ) -> None:
         super().__init__()
-        if generator not in GENERATORS:
-            hint = did_you_mean(generator, GENERATORS)
-            known = ", ".join(GENERATORS)
-            raise UserError(f"nrp: generator is {generator!r}: choose one of {known}{hint}")
+        check_choice("nrp: generator", generator, GENERATORS)
         check_count("nrp", blocks=blocks, channels=channels, attack_steps=attack_steps)
         for name, weight in (
             ("adversarial_weight", adversarial_weight),

@@ -12,7 +12,7 @@ from purifiers.attacks.cw_l2 import CwL2
 from purifiers.attacks.deepfool_linf import DeepfoolLinf
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Attack, Classifier, Method
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError, check_choice, did_you_mean
 from purifiers.core.loop import Recipe
 from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import fraction
@@ -82,13 +82,9 @@ class Aid(Method):
         train_attacks: Sequence[str] = ("pgd",),
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("variant", variant, ("paper", "upstream")),
-            ("target", target, TARGETS),
-            ("mixing", mixing, MIXINGS),
-        ):
-            if value not in known:
-                raise UserError(f"aid: {name} is {value!r}: choose one of {', '.join(known)}")
+        check_choice("aid: variant", variant, ("paper", "upstream"))
+        check_choice("aid: target", target, TARGETS)
+        check_choice("aid: mixing", mixing, MIXINGS)
         self.variant, self.taps, self.width = variant, tuple(taps), width
         self.extra_layers = extra_layers
         self.eps, self.step_size, self.iterations = fraction(eps), fraction(step_size), iterations

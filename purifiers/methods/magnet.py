@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier, Method
-from purifiers.core.errors import UserError
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.loop import Recipe
 from purifiers.core.noise import generator
 from purifiers.methods._autoencoder import Autoencoder
@@ -81,11 +81,8 @@ class Magnet(Method):
         learning_rate: float = 0.001,
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise UserError(f"magnet: variant is {variant!r}: choose one of {', '.join(VARIANTS)}")
-        if activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise UserError(f"magnet: activation is {activation!r}: choose one of {known}")
+        check_choice("magnet: variant", variant, VARIANTS)
+        check_choice("magnet: activation", activation, ACTIVATIONS)
         if not 0.0 <= drop_rate < 1.0:
             raise UserError(f"magnet: drop_rate is {drop_rate}: a share of the images, below 1")
         if not 0.0 < validation < 1.0:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import fraction
 from purifiers.core.target import input_gradient
 from purifiers.training.plateau import Plateau
@@ -60,9 +60,7 @@ class JacobianSubstitute(Plateau):
         for name, value in (("seed_images", seed_images), ("rounds", rounds)):
             if value < 1:
                 raise UserError(f"{name} is {value}, but a substitute needs at least 1")
-        if seed_labels not in SEED_LABELS:
-            known = ", ".join(SEED_LABELS)
-            raise UserError(f"seed_labels is {seed_labels!r}: choose one of {known}")
+        check_choice("seed_labels", seed_labels, SEED_LABELS)
         self.seed_images, self.rounds = seed_images, rounds
         self.augmentation_step = fraction(augmentation_step)
         self.negative_rounds = negative_rounds

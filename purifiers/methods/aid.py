@@ -21,6 +21,7 @@ from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscrim
 VERSION = 1
 BUDGET = ("epochs", "width", "train_steps", "train_step", "learning_rate")
 PASSES = "3 * iterations"
+PURIFYING = ("eps", "step_size", "iterations")
 FIT_PASSES = "epochs * (3 * train_steps + 1)"
 PROVIDES = ("verdict",)
 

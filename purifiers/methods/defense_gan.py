@@ -17,6 +17,7 @@ from purifiers.methods._wgan import Critic, Generator, critic_loss, generator_lo
 VERSION = 1
 STOCHASTIC = True
 ALONE = True
+PURIFYING = ("steps", "restarts", "learning_rate", "momentum", "learning_rate_decay")
 SQUARE_ABOVE = 4  # its smallest feature map
 BUDGET = (
     "latent",

@@ -14,6 +14,7 @@ from purifiers.methods._nrp import RepresentationPurifier
 
 VERSION = 1
 STOCHASTIC = True
+PURIFYING = ("noise",)
 BUDGET = (
     "blocks",
     "channels",

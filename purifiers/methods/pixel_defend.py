@@ -21,6 +21,7 @@ from purifiers.methods._pixel_cnn_decoding import decode
 VERSION = 1
 STOCHASTIC = False
 ALONE = True
+PURIFYING = ("eps",)
 CHANNELS = (1, 3)
 SIDE_MULTIPLE = "2 ** (scales - 1)"
 BUDGET = (

@@ -155,7 +155,7 @@ class Lineage:
             "data": first.spec["data"],
             "train": setting.used.train,
             "classifier": None if alone else first.id,
-            "method": method,
+            "method": _as_fitted(method, constants.get("PURIFYING", ())),
             "seed": seed,
         }
         if others:
@@ -285,6 +285,12 @@ class Lineage:
         slug = slug_of(classifier, story, seed)
         size = _float_bytes(setting.used)
         return self._keep("purify", slug, spec, inputs, cost, classifier, size)
+
+
+def _as_fitted(method: dict[str, Any], purifying: tuple[str, ...]) -> dict[str, Any]:
+    """A method's spec without what matters to its purification alone: one fit serves all values."""
+    kept = {name: value for name, value in method["parameters"].items() if name not in purifying}
+    return {**method, "parameters": kept}
 
 
 def _check_seeds(setting: Setting, seeds: int) -> None:

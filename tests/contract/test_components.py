@@ -40,10 +40,11 @@ def test_version_is_a_count(component):
     assert type(component.description.version) is int and component.description.version >= 1
 
 
-def test_budget_names_parameters(component):
+def test_budget_and_purifying_name_parameters(component):
     described = component.description
-    budget = described.constants.get("BUDGET", ())
-    assert isinstance(budget, tuple) and set(budget) <= set(described.parameters)
+    for named in ("BUDGET", "PURIFYING"):
+        names = described.constants.get(named, ())
+        assert isinstance(names, tuple) and set(names) <= set(described.parameters)
 
 
 def test_cost_is_arithmetic_over_parameters(component):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.numbers import fraction
 from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
 CHANCE = 0.1
@@ -117,6 +119,27 @@ def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
     assert all(p.grad is None and not p.requires_grad for p in victim.classifier.parameters())
     after = victim.classifier.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+def test_purifying_parameters_do_not_matter_to_the_fit(method, victim, fit_briefly):
+    purifying = method.description.constants.get("PURIFYING", ())
+    if not purifying:
+        return
+    full = method.description.parameters | method.small
+    values = {name: full[name] for name in purifying}
+    other = {n: 2 * v if isinstance(v, int) else 0.5 * fraction(v) for n, v in values.items()}
+    weights = []
+    for parameters in ({}, other):
+        made = method.make(**parameters)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            made.bind(victim.classifier, victim.classifier.shape)
+        made.fit_on([victim.classifier], len(victim.images))
+        few = replace(made.recipe, steps=min(made.recipe.steps, 24))
+        fit_briefly(made, made.fit_loss, few, victim)
+        weights.append(made.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_defaults_make_a_purifier(method):

@@ -57,7 +57,7 @@ def fragments(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield entry.get("cell", {})
 
 
-ADDED = {"table_2": ["batched"]}
+ADDED = {"table_2": ["batched"], "table_13": ["defended"]}
 """Columns of the suite's own, for which the paper has no number."""
 
 
@@ -195,7 +195,7 @@ def test_counts_out_of_the_svhn_test_set() -> None:
         return abs(100 * nearest / SVHN_TEST_IMAGES - value) <= 0.5 * 10**-decimals + 1e-9
 
     cells = [row.values() for row in published("table_13").values()]
-    assert all(is_a_count(value) for row in cells for value in row)
+    assert all(is_a_count(value) for row in cells for value in row if value is not None)
     values = published("table_4")
     odd = [
         (row, column)

@@ -1,4 +1,4 @@
-"""The runs behind one cell: from a data set to the score of each image."""
+"""The runs behind one cell: from its defence to the score of each image."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from typing import Any, NamedTuple
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
-from purifiers.plan.chains import check_method
 from purifiers.plan.resolve import Setting
-from purifiers.plan.runs import Run, component, make_run, passes
+from purifiers.plan.runs import Run, passes
 from purifiers.plan.scale import UsedDataset
 from purifiers.plan.threats import asks_defence, eot, is_random
+from purifiers.plan.trained import MethodRun, Trained, network_key, shape_of, slug_of
 
 SUBSET_SEED = 0  # which test images a reduced scale takes; the same for every seed
-
-
-MethodRun = tuple[dict[str, Any], Run | None]
-"""A method's spec, and the run that fits it if it has to be fitted."""
 
 
 class Made(NamedTuple):
@@ -28,15 +24,8 @@ class Made(NamedTuple):
     story: list[str]
 
 
-class Lineage:
-    """Makes runs; what two cells both need is made once.
-
-    Attributes:
-        runs: every run made so far, by id.
-    """
-
-    def __init__(self) -> None:
-        self.runs: dict[str, Run] = {}
+class Lineage(Trained):
+    """The chain of one cell: its images attacked, purified and scored."""
 
     def score(self, setting: Setting, seed: int) -> Run:
         """The run that scores a cell with one seed, and all it is made from.
@@ -86,89 +75,6 @@ class Lineage:
             made_by = self._purify(setting, classifier, method, made_by, images, story, seed)
             images = {**images, "run": made_by.id, "stage": "purify"}
         return Made(images, made_by, story)
-
-    def _keep(
-        self,
-        stage: str,
-        slug: str,
-        spec: dict[str, Any],
-        inputs: tuple[Run, ...],
-        cost: float,
-        classifier: Run,
-        size_bytes: int = 0,
-        network: str = "",
-    ) -> Run:
-        """A run of the classifier's lineage; its passes are the classifier's if not said."""
-        unique = tuple(dict.fromkeys(inputs))
-        network = network or classifier.network
-        run = make_run(stage, slug, spec, unique, classifier.lineage, cost, network, size_bytes)
-        return self.runs.setdefault(run.id, run)
-
-    def _dataset(self, used: UsedDataset) -> Run:
-        spec = {"dataset": component("dataset", used.name, used.parameters)}
-        constants = registry.describe("dataset", used.name).constants
-        pixels = math.prod(constants["SHAPE"]) * (constants["TRAIN"] + constants["TEST"])
-        run = make_run("dataset", used.name, spec, size_bytes=pixels)
-        return self.runs.setdefault(run.id, run)
-
-    def _classifier(self, setting: Setting, seed: int, names: dict[str, Any]) -> Run:
-        """The run that trains a classifier; ``names`` says which, and with which recipe."""
-        data = self._dataset(setting.used)
-        classifier = setting.recipe("classifier", names["classifier"])
-        training = setting.recipe("training", names["training"])
-        spec = {
-            "data": data.id,
-            "train": setting.used.train,
-            "classifier": classifier,
-            "training": training,
-            "seed": seed,
-        }
-        network = network_key(classifier, _shape(setting.used))
-        cost = passes("training", training, "FIT_PASSES") * setting.used.train
-        slug = f"{setting.used.name}-{classifier['component']}-{training['component']}-s{seed}"
-        run = make_run("classifier", slug, spec, (data,), passes=cost, network=network)
-        return self.runs.setdefault(run.id, run)
-
-    def _method(self, setting: Setting, name: str, seed: int) -> MethodRun:
-        """A method's spec, and the run that fits it if it has to be fitted.
-
-        Raises:
-            UserError: it makes no sense there, or is to be fitted on other classifiers than the one
-                it protects, which it listens to.
-        """
-        method = setting.recipe("method", name)
-        check_method(setting, name, method, _shape(setting.used))
-        constants = registry.describe("method", method["component"]).constants
-        if "FIT_PASSES" not in constants:
-            return {**method, "run": None}, None
-        cell = setting.cell
-        names = cell.get("fit_classifiers") or [cell["classifier"]]
-        if names != [cell["classifier"]] and not constants.get("ENSEMBLE", False):
-            raise UserError(
-                f"{setting.where}: method {name!r} listens to the classifier it protects and "
-                f"cannot be fitted on {', '.join(names)}: leave fit_classifiers out"
-            )
-        classifiers = [self._classifier(setting, seed, {**cell, "classifier": n}) for n in names]
-        first, *others = classifiers
-        alone = constants.get("ALONE", False)
-        spec = {
-            "data": first.spec["data"],
-            "train": setting.used.train,
-            "classifier": None if alone else first.id,
-            "method": _as_fitted(method, constants.get("PURIFYING", ())),
-            "seed": seed,
-        }
-        if others:
-            spec["ensemble"] = [run.id for run in others]
-        # in passes of the first: networks that a method is fitted on together are of a size
-        cost = passes("method", method, "FIT_PASSES") * setting.used.train * len(classifiers)
-        beside = [run.spec["classifier"]["component"] for run in others]
-        slug = slug_of(first, ["_and_".join([method["component"], *beside])], seed)
-        inputs = (*first.inputs, *classifiers)
-        if alone:
-            slug, inputs = f"{setting.used.name}-{method['component']}-s{seed}", first.inputs
-        run = self._keep("purifier", slug, spec, inputs, cost, first)
-        return {**method, "run": run.id}, run
 
     def _attack(
         self,
@@ -262,7 +168,7 @@ class Lineage:
         trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
         answer = 1 + sum(passes("method", method, "PASSES") for method, _ in methods)
         cost = passes("training", recipe, "FIT_PASSES") * trained + (3 + answer) * grown
-        network = network_key(substitute, _shape(setting.used))
+        network = network_key(substitute, shape_of(setting.used))
         chain = [method["component"] for method, _ in methods]
         slug = slug_of(classifier, [*chain, substitute["component"], "substitute"], seed)
         inputs = (*classifier.inputs, classifier, *(run for _, run in methods if run))
@@ -287,12 +193,6 @@ class Lineage:
         return self._keep("purify", slug, spec, inputs, cost, classifier, size)
 
 
-def _as_fitted(method: dict[str, Any], purifying: tuple[str, ...]) -> dict[str, Any]:
-    """A method's spec without what matters to its purification alone: one fit serves all values."""
-    kept = {name: value for name, value in method["parameters"].items() if name not in purifying}
-    return {**method, "parameters": kept}
-
-
 def _check_seeds(setting: Setting, seeds: int) -> None:
     """Evaluated images are the first of the shuffled test split, seed images the last."""
     used = setting.used
@@ -305,20 +205,5 @@ def _check_seeds(setting: Setting, seeds: int) -> None:
         )
 
 
-def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:
-    """What one forward pass is a pass of: architecture, sizes and image shape."""
-    sizes = ",".join(f"{key}={value}" for key, value in sorted(classifier["parameters"].items()))
-    return f"{classifier['component']}({sizes})@{'x'.join(map(str, shape))}"
-
-
-def _shape(used: UsedDataset) -> tuple[int, ...]:
-    return registry.describe("dataset", used.name).constants["SHAPE"]
-
-
 def _float_bytes(used: UsedDataset) -> int:
-    return 4 * math.prod(_shape(used)) * used.test
-
-
-def slug_of(classifier: Run, story: list[str], seed: int) -> str:
-    """Data set, architecture and training of the classifier, then what was done, then the seed."""
-    return "-".join([classifier.id.rsplit("-", 2)[0], *story, f"s{seed}"])
+    return 4 * math.prod(shape_of(used)) * used.test

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from purifiers.core.errors import UserError
-from purifiers.plan.lineage import Lineage, slug_of
+from purifiers.plan.lineage import Lineage
 from purifiers.plan.resolve import Setting
 from purifiers.plan.runs import Run, passes
+from purifiers.plan.trained import slug_of
 
 ESTIMATOR_VERSION = 1
 """Raised when :mod:`purifiers.core.information` finds other numbers."""

@@ -1,0 +1,131 @@
+"""The runs that train: a data set's classifiers, and the purifiers fitted to them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from purifiers.core import registry
+from purifiers.core.errors import UserError
+from purifiers.plan.chains import check_method
+from purifiers.plan.resolve import Setting
+from purifiers.plan.runs import Run, component, make_run, passes
+from purifiers.plan.scale import UsedDataset
+
+MethodRun = tuple[dict[str, Any], Run | None]
+"""A method's spec, and the run that fits it if it has to be fitted."""
+
+
+class Trained:
+    """Makes runs; what two cells both need is made once.
+
+    Attributes:
+        runs: every run made so far, by id.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[str, Run] = {}
+
+    def _keep(
+        self,
+        stage: str,
+        slug: str,
+        spec: dict[str, Any],
+        inputs: tuple[Run, ...],
+        cost: float,
+        classifier: Run,
+        size_bytes: int = 0,
+        network: str = "",
+    ) -> Run:
+        """A run of the classifier's lineage; its passes are the classifier's if not said."""
+        unique = tuple(dict.fromkeys(inputs))
+        network = network or classifier.network
+        run = make_run(stage, slug, spec, unique, classifier.lineage, cost, network, size_bytes)
+        return self.runs.setdefault(run.id, run)
+
+    def _dataset(self, used: UsedDataset) -> Run:
+        spec = {"dataset": component("dataset", used.name, used.parameters)}
+        constants = registry.describe("dataset", used.name).constants
+        pixels = math.prod(constants["SHAPE"]) * (constants["TRAIN"] + constants["TEST"])
+        run = make_run("dataset", used.name, spec, size_bytes=pixels)
+        return self.runs.setdefault(run.id, run)
+
+    def _classifier(self, setting: Setting, seed: int, names: dict[str, Any]) -> Run:
+        """The run that trains a classifier; ``names`` says which, and with which recipe."""
+        data = self._dataset(setting.used)
+        classifier = setting.recipe("classifier", names["classifier"])
+        training = setting.recipe("training", names["training"])
+        spec = {
+            "data": data.id,
+            "train": setting.used.train,
+            "classifier": classifier,
+            "training": training,
+            "seed": seed,
+        }
+        network = network_key(classifier, shape_of(setting.used))
+        cost = passes("training", training, "FIT_PASSES") * setting.used.train
+        slug = f"{setting.used.name}-{classifier['component']}-{training['component']}-s{seed}"
+        run = make_run("classifier", slug, spec, (data,), passes=cost, network=network)
+        return self.runs.setdefault(run.id, run)
+
+    def _method(self, setting: Setting, name: str, seed: int) -> MethodRun:
+        """A method's spec, and the run that fits it if it has to be fitted.
+
+        Raises:
+            UserError: it makes no sense there, or is to be fitted on other classifiers than the one
+                it protects, which it listens to.
+        """
+        method = setting.recipe("method", name)
+        check_method(setting, name, method, shape_of(setting.used))
+        constants = registry.describe("method", method["component"]).constants
+        if "FIT_PASSES" not in constants:
+            return {**method, "run": None}, None
+        cell = setting.cell
+        names = cell.get("fit_classifiers") or [cell["classifier"]]
+        if names != [cell["classifier"]] and not constants.get("ENSEMBLE", False):
+            raise UserError(
+                f"{setting.where}: method {name!r} listens to the classifier it protects and "
+                f"cannot be fitted on {', '.join(names)}: leave fit_classifiers out"
+            )
+        classifiers = [self._classifier(setting, seed, {**cell, "classifier": n}) for n in names]
+        first, *others = classifiers
+        alone = constants.get("ALONE", False)
+        spec = {
+            "data": first.spec["data"],
+            "train": setting.used.train,
+            "classifier": None if alone else first.id,
+            "method": _as_fitted(method, constants.get("PURIFYING", ())),
+            "seed": seed,
+        }
+        if others:
+            spec["ensemble"] = [run.id for run in others]
+        # in passes of the first: networks that a method is fitted on together are of a size
+        cost = passes("method", method, "FIT_PASSES") * setting.used.train * len(classifiers)
+        beside = [run.spec["classifier"]["component"] for run in others]
+        slug = slug_of(first, ["_and_".join([method["component"], *beside])], seed)
+        inputs = (*first.inputs, *classifiers)
+        if alone:
+            slug, inputs = f"{setting.used.name}-{method['component']}-s{seed}", first.inputs
+        run = self._keep("purifier", slug, spec, inputs, cost, first)
+        return {**method, "run": run.id}, run
+
+
+def _as_fitted(method: dict[str, Any], purifying: tuple[str, ...]) -> dict[str, Any]:
+    """A method's spec without what matters to its purification alone: one fit serves all values."""
+    kept = {name: value for name, value in method["parameters"].items() if name not in purifying}
+    return {**method, "parameters": kept}
+
+
+def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:
+    """What one forward pass is a pass of: architecture, sizes and image shape."""
+    sizes = ",".join(f"{key}={value}" for key, value in sorted(classifier["parameters"].items()))
+    return f"{classifier['component']}({sizes})@{'x'.join(map(str, shape))}"
+
+
+def shape_of(used: UsedDataset) -> tuple[int, ...]:
+    return registry.describe("dataset", used.name).constants["SHAPE"]
+
+
+def slug_of(classifier: Run, story: list[str], seed: int) -> str:
+    """Data set, architecture and training of the classifier, then what was done, then the seed."""
+    return "-".join([classifier.id.rsplit("-", 2)[0], *story, f"s{seed}"])

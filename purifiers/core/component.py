@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.errors import UserError
-from purifiers.core.loop import Recipe
 from purifiers.core.numbers import check_linf_length, fraction, is_linf_length
+from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
 
 

@@ -13,9 +13,9 @@ from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier, Method, frozen
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.loop import Recipe
 from purifiers.core.numbers import fraction
 from purifiers.core.prepare import Prepared
+from purifiers.core.recipe import Recipe
 from purifiers.methods._autoencoder import Autoencoder, MnistAutoencoder
 from purifiers.methods._unet import PaperUnet, Unet
 
@@ -45,7 +45,7 @@ class FittedAutoencoder(Method):
             drop units in the attack and in the loss while the auto-encoder is trained.
         epochs, batch_size, learning_rate: of Adam; 100 epochs at most and batch 32 are upstream's.
         schedule, milestones, learning_rate_decay, validation, patience, min_learning_rate,
-            early_stopping: see :class:`purifiers.core.loop.Recipe`. The paper halves the rate
+            early_stopping: see :class:`purifiers.core.recipe.Recipe`. The paper halves the rate
             after 4 epochs without a lower validation loss and stops after 10.
     """
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from purifiers.attacks._linf import ascend, check_count, random_start
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.loop import Recipe
 from purifiers.core.numbers import check_linf_length, fraction
+from purifiers.core.recipe import Recipe
 from purifiers.core.target import as_target, input_gradient
 from purifiers.methods._nrp_critic import RelativisticCritic, critic_loss, generator_loss
 from purifiers.methods._nrp_generators import GENERATORS
@@ -44,7 +44,7 @@ class RepresentationPurifier(Method):
         learning_rate: Adam's, of both networks; betas .9, .999.
         epochs: passes over the training images, of which the critic takes every second batch; our
             choice, as the batch's size and the schedule (see
-            :class:`purifiers.core.loop.Recipe`; ``step`` is a constant rate).
+            :class:`purifiers.core.recipe.Recipe`; ``step`` is a constant rate).
 
     Raises:
         UserError: an unknown generator or tap, a count below 1, a negative weight, a length outside

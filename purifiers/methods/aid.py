@@ -13,9 +13,9 @@ from purifiers.attacks.deepfool_linf import DeepfoolLinf
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Attack, Classifier, Method
 from purifiers.core.errors import UserError, check_choice, did_you_mean
-from purifiers.core.loop import Recipe
 from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import fraction
+from purifiers.core.recipe import Recipe
 from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscriminator, pooled
 
 VERSION = 1

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier, Method, default_indices
 from purifiers.core.errors import UserError
-from purifiers.core.loop import Recipe
 from purifiers.core.noise import generator, normal
+from purifiers.core.recipe import Recipe
 from purifiers.methods._wgan import Critic, Generator, critic_loss, generator_loss
 
 VERSION = 1

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.loop import Recipe
 from purifiers.core.noise import generator
+from purifiers.core.recipe import Recipe
 from purifiers.methods._autoencoder import Autoencoder
 from purifiers.methods._magnet_autoencoder import (
     ACTIVATIONS,

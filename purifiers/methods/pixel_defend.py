@@ -13,8 +13,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError
-from purifiers.core.loop import Recipe
 from purifiers.core.numbers import fraction
+from purifiers.core.recipe import Recipe
 from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
 from purifiers.methods._pixel_cnn_decoding import decode
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.loop import Loss, Recipe, fit
+from purifiers.core.loop import Loss, fit
 from purifiers.core.noise import derive_seed
+from purifiers.core.recipe import Recipe
 from purifiers.stages._context import (
     WEIGHTS,
     Context,

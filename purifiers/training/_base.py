@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
-from purifiers.core.loop import Recipe
+from purifiers.core.recipe import Recipe
 
 
 class Training:
@@ -25,7 +25,8 @@ class Training:
         augmentation: ``none``, ``flip`` or ``crop_flip``.
         validation, patience, min_learning_rate, early_stopping: a held-out share of the images
             steers the rate (schedule ``plateau``) and the end of the training, see
-            :class:`purifiers.core.loop.Recipe`; its loss is this recipe's own, in evaluation mode.
+            :class:`purifiers.core.recipe.Recipe`; its loss is the training's own, in evaluation
+            mode.
     """
 
     def __init__(

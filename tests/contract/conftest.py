@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from purifiers.core import registry
 from purifiers.core.component import Classifier, Method, build, frozen
-from purifiers.core.loop import Recipe, fit
+from purifiers.core.loop import fit
+from purifiers.core.recipe import Recipe
 from purifiers.datasets.digits import Digits
 
 HERE = Path(__file__).resolve().parent

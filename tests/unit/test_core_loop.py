@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from purifiers.core import loop
 from purifiers.core.errors import UserError
-from purifiers.core.loop import Recipe, fit, to_float
+from purifiers.core.loop import fit, to_float
+from purifiers.core.recipe import Recipe
 
 COUNT, BATCH = 22, 5  # the last batch of an epoch is short
 RECIPE = Recipe(

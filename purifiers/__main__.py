@@ -98,7 +98,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
     root = Path.cwd()
     runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
-    networks = {run.network for run in runs if run.network}
+    networks = {network for run in runs for network in run.cost}
     measure_networks(networks, root / "workflow" / "throughput.yaml", arguments.device)
     return 0
 

@@ -206,6 +206,11 @@ class Method(nn.Module):
         gradients of an iterative purification; that of :meth:`purify` where it has none."""
         return self.purify(images, seed, indices)
 
+    def own_pass(self, images: Tensor) -> Tensor:
+        """One forward pass of the network that the method brings, for as many images: what
+        ``OWN_PASSES`` counts."""
+        raise TypeError(f"{type(self).__name__} brings no network")
+
     def verdict(self, images: Tensor) -> Tensor:
         """How adversarial the method's own detector finds each image: a logit (n,), high for
         adversarial. Methods with ``PROVIDES = ("verdict",)`` have one."""

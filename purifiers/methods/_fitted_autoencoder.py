@@ -115,6 +115,9 @@ class FittedAutoencoder(Method):
         """Fit on these frozen classifiers; on several, the losses add up (AdvAE, equation 8)."""
         self._classifiers, self._prepared = list(classifiers), []
 
+    def own_pass(self, images: Tensor) -> Tensor:
+        return self.autoencoder(images)
+
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:

@@ -30,8 +30,11 @@ BUDGET = (
     "validation",
     "early_stopping",
 )
-PASSES = "1"  # the auto-encoder and the classifiers of the paper cost about the same
-FIT_PASSES = "6 * epochs * (steps + 1)"
+PASSES = "0"
+FIT_PASSES = "3 * epochs * (steps + 1)"
+SIZES = ("variant", "width")
+OWN_PASSES = "1"
+OWN_FIT_PASSES = "3 * epochs * (steps + 1)"
 ENSEMBLE = True
 
 

@@ -29,9 +29,12 @@ BUDGET = (
     "restarts",
     "learning_rate",
 )
-PASSES = "3 * steps * restarts"  # passes of the generator, not of the classifier
-# likewise, by our measurement; the cost does not depend on the number of images: here as on MNIST
-FIT_PASSES = "generator_iterations * batch_size * (8 * critic_steps + 4) / 60000"
+PASSES = "0"
+FIT_PASSES = "0"
+SIZES = ("latent", "width")
+OWN_PASSES = "3 * steps * restarts"
+# by our measurement; the cost does not depend on the number of images
+OWN_FIT_PASSES = "generator_iterations * batch_size * (8 * critic_steps + 4) / images"
 
 BETAS = (0.5, 0.9)
 """Adam's, of both networks (`kabkabm/defensegan`)."""
@@ -126,6 +129,9 @@ class DefenseGan(Method):
         if _learns(self.generator):
             loss = loss + generator_loss(self.critic, self.generator(latent))
         return loss
+
+    def own_pass(self, images: Tensor) -> Tensor:
+        return self.generator(images.new_zeros(len(images), self.latent))
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None

@@ -26,8 +26,11 @@ BUDGET = (
     "validation",
     "early_stopping",
 )
-PASSES = "1"  # as adv_ae
-FIT_PASSES = "3 * steps + 7 * epochs"
+PASSES = "0"
+FIT_PASSES = "3 * steps + 4 * epochs"
+SIZES = ("variant", "width")
+OWN_PASSES = "1"
+OWN_FIT_PASSES = "3 * epochs"
 ENSEMBLE = True
 
 GUIDANCES = ("class", "logits")

@@ -15,8 +15,11 @@ BUDGET = (
     "batch_size",
     "schedule",
 )
-PASSES = "1"  # of the generator: resG costs a quarter of WRN-34-10, RRDB two and a half of it
-FIT_PASSES = "epochs * (3 * attack_steps + 7)"  # the generator's passes counted likewise
+PASSES = "0"
+FIT_PASSES = "epochs * (3 * attack_steps + 2.5)"
+SIZES = ("generator", "blocks", "channels")
+OWN_PASSES = "1"
+OWN_FIT_PASSES = "4.5 * epochs"  # the critic's passes counted likewise
 
 
 class Nrp(RepresentationPurifier):

@@ -25,8 +25,11 @@ BUDGET = (
     "batch_size",
     "schedule",
 )
-PASSES = "1"  # as nrp
-FIT_PASSES = "epochs * (3 * attack_steps + 7)"
+PASSES = "0"
+FIT_PASSES = "epochs * (3 * attack_steps + 2.5)"
+SIZES = ("generator", "blocks", "channels")
+OWN_PASSES = "1"
+OWN_FIT_PASSES = "4.5 * epochs"  # the critic's passes counted likewise
 
 
 class NrpDynamic(RepresentationPurifier):

@@ -8,10 +8,18 @@ from typing import Any, NamedTuple
 from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.plan.resolve import Setting
-from purifiers.plan.runs import Run, passes
+from purifiers.plan.runs import Run, added, passes, times
 from purifiers.plan.scale import UsedDataset
 from purifiers.plan.threats import asks_defence, eot, is_random
-from purifiers.plan.trained import MethodRun, Trained, network_key, shape_of, slug_of
+from purifiers.plan.trained import (
+    MethodRun,
+    Trained,
+    method_cost,
+    network_key,
+    network_of,
+    shape_of,
+    slug_of,
+)
 
 SUBSET_SEED = 0  # which test images a reduced scale takes; the same for every seed
 
@@ -45,7 +53,8 @@ class Lineage(Trained):
             inputs += [fitted] if fitted else []
             story = [*story, f"detected_by_{detector['component']}"]
         slug = slug_of(classifier, story, seed)
-        return self._keep("score", slug, spec, tuple(inputs), setting.used.test, classifier)
+        cost = {network_of(classifier): float(setting.used.test)}
+        return self._keep("score", slug, spec, tuple(inputs), cost, classifier)
 
     def _defence(self, setting: Setting, seed: int) -> tuple[Run, list[MethodRun]]:
         """The run that trains the cell's classifier, and the methods before it."""
@@ -123,10 +132,11 @@ class Lineage(Trained):
         constants = registry.describe("attack", attack["component"]).constants
         if precision != "float32" and not constants.get("FLOAT32_ONLY"):
             spec["precision"] = precision
-        per_query = draws * (
-            1 + sum(passes("method", method, "PASSES") for method, _ in attacked) / 3
-        )
-        cost = passes("attack", attack, "PASSES") * per_query * setting.used.test
+        asked = passes("attack", attack, "PASSES") * draws * setting.used.test
+        # a query with its gradient counts three passes, and BPDA's gradient leaves the methods out
+        share = 1.0 if gradient in ("exact", "second_order", "none") else 1 / 3
+        behind = [method_cost(setting.used, victim, method) for method, _ in attacked]
+        cost = added({network_of(victim): asked}, times(asked * share, added(*behind)))
         story = [attack["component"]]
         if attacked:
             chain = "_".join(method["component"] for method, _ in attacked)
@@ -166,13 +176,15 @@ class Lineage(Trained):
         }
         # the set doubles after each round but the last
         trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
-        answer = 1 + sum(passes("method", method, "PASSES") for method, _ in methods)
-        cost = passes("training", recipe, "FIT_PASSES") * trained + (3 + answer) * grown
+        own = passes("training", recipe, "FIT_PASSES") * trained + 3 * grown
+        answer = {network_of(classifier): 1.0}
+        asked = [method_cost(setting.used, classifier, method) for method, _ in methods]
         network = network_key(substitute, shape_of(setting.used))
+        cost = added({network: own}, times(grown, added(answer, *asked)))
         chain = [method["component"] for method, _ in methods]
         slug = slug_of(classifier, [*chain, substitute["component"], "substitute"], seed)
         inputs = (*classifier.inputs, classifier, *(run for _, run in methods if run))
-        return self._keep("substitute", slug, spec, inputs, cost, classifier, network=network)
+        return self._keep("substitute", slug, spec, inputs, cost, classifier)
 
     def _purify(
         self,
@@ -186,7 +198,7 @@ class Lineage(Trained):
     ) -> Run:
         declared, fitted = method
         spec = {"images": images, "classifier": classifier.id, "method": declared, "seed": seed}
-        cost = passes("method", declared, "PASSES") * setting.used.test
+        cost = times(setting.used.test, method_cost(setting.used, classifier, declared))
         inputs = (classifier.inputs[0], classifier, made_by, *([fitted] if fitted else []))
         slug = slug_of(classifier, story, seed)
         size = _float_bytes(setting.used)

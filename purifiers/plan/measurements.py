@@ -5,8 +5,8 @@ from __future__ import annotations
 from purifiers.core.errors import UserError
 from purifiers.plan.lineage import Lineage
 from purifiers.plan.resolve import Setting
-from purifiers.plan.runs import Run, passes
-from purifiers.plan.trained import slug_of
+from purifiers.plan.runs import Run, added, times
+from purifiers.plan.trained import method_cost, network_of, slug_of
 
 ESTIMATOR_VERSION = 1
 """Raised when :mod:`purifiers.core.information` finds other numbers."""
@@ -43,7 +43,8 @@ class Measurements(Lineage):
         }
         inputs = (classifier.inputs[0], classifier, made.made_by)
         slug = slug_of(classifier, made.story, seed)
-        return self._keep("information", slug, spec, inputs, setting.used.test, classifier)
+        cost = {network_of(classifier): float(setting.used.test)}
+        return self._keep("information", slug, spec, inputs, cost, classifier)
 
     def time(self, setting: Setting, seed: int) -> Run:
         """The run that times the cell's methods; it also stands for the time of their training.
@@ -66,8 +67,8 @@ class Measurements(Lineage):
             "seed": seed,
         }
         tried = [size for size in timing["batches"] if size <= setting.used.test]
-        each = sum(passes("method", method, "PASSES") for method, _ in methods)
-        cost = each * (1 + timing["images"] + sum(tried))
+        each = added(*(method_cost(setting.used, classifier, method) for method, _ in methods))
+        cost = times(1 + timing["images"] + sum(tried), each)
         fitted = (run for _, run in methods if run)
         inputs = (classifier.inputs[0], classifier, made.made_by, *fitted)
         slug = slug_of(classifier, [*made.story, *(m["component"] for m, _ in methods)], seed)

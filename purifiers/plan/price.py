@@ -31,15 +31,14 @@ class Throughput:
         return cls(yaml.safe_load(path.read_text()) or {} if path.exists() else {})
 
     def seconds(self, run: Run, device: str) -> float | None:
-        """Predicted seconds of a run on a device; None where its network was never measured."""
-        known = self.networks.get(run.network)
-        if run.passes == 0 or not run.network:
-            return 0.0
-        if known is None:
-            return None
-        if device in known:
-            return run.passes * known[device]
-        return run.passes * 2 * known["macs"] / ASSUMED_FLOPS
+        """Predicted seconds of a run on a device; None where a network was never measured."""
+        total = 0.0
+        for network, passes in run.cost.items():
+            known = self.networks.get(network)
+            if known is None:
+                return None
+            total += passes * known.get(device, 2 * known["macs"] / ASSUMED_FLOPS)
+        return total
 
 
 @dataclass(frozen=True)

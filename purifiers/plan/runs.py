@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,10 @@ _OPERATORS: dict[type, Any] = {
 }
 
 
+Cost = Mapping[str, float]
+"""Forward passes of one image, by network."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One unit of work.
@@ -31,8 +36,8 @@ class Run:
             of the runs it is made from, seed. JSON-able.
         inputs: the runs it is made from.
         lineage: id of the classifier run behind it, for gathering runs into jobs.
-        passes: predicted cost in forward passes of ``network``.
-        network: what one pass is a pass of.
+        cost: predicted forward passes of one image, by network (keys as
+            :func:`purifiers.plan.trained.network_key` makes them).
         size_bytes: predicted size of its files.
     """
 
@@ -41,9 +46,13 @@ class Run:
     spec: dict[str, Any] = field(hash=False)
     inputs: tuple[Run, ...] = field(hash=False)
     lineage: str
-    passes: float
-    network: str
+    cost: Cost = field(hash=False)
     size_bytes: int
+
+    @property
+    def passes(self) -> float:
+        """The passes of all its networks together."""
+        return sum(self.cost.values())
 
 
 def make_run(
@@ -52,13 +61,12 @@ def make_run(
     spec: dict[str, Any],
     inputs: tuple[Run, ...] = (),
     lineage: str = "",
-    passes: float = 0.0,
-    network: str = "",
+    cost: Cost | None = None,
     size_bytes: int = 0,
 ) -> Run:
     """A run whose id follows from its content."""
     identity = f"{slug}-{short_hash({'stage': stage, **spec})}"
-    return Run(stage, identity, spec, inputs, lineage or identity, passes, network, size_bytes)
+    return Run(stage, identity, spec, inputs, lineage or identity, cost or {}, size_bytes)
 
 
 def component(kind: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -76,10 +84,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def passes(kind: str, spec: dict[str, Any], constant: str) -> float:
-    """Value of a component's cost formula (``PASSES`` or ``FIT_PASSES``) for its parameters."""
+def passes(kind: str, spec: dict[str, Any], constant: str, images: int = 1) -> float:
+    """Value of a component's cost formula (``PASSES``, ``FIT_PASSES``, or the same of its own
+    network) for its parameters and the number of training images."""
     formula = registry.describe(kind, spec["component"]).constants.get(constant, "0")
-    return evaluate(formula, spec["parameters"])
+    return evaluate(formula, {**spec["parameters"], "images": images})
+
+
+def added(*costs: Cost) -> Cost:
+    """The sum of several costs."""
+    total: Counter[str] = Counter()
+    for cost in costs:
+        for network, count in cost.items():
+            total[network] += count  # type: ignore[assignment]
+    return dict(total)
+
+
+def times(factor: float, cost: Cost) -> Cost:
+    """A cost so many times."""
+    return {network: factor * count for network, count in cost.items()}
 
 
 def evaluate(formula: str, values: Mapping[str, Any]) -> float:

@@ -9,7 +9,7 @@ from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.plan.chains import check_method
 from purifiers.plan.resolve import Setting
-from purifiers.plan.runs import Run, component, make_run, passes
+from purifiers.plan.runs import Cost, Run, added, component, make_run, passes, times
 from purifiers.plan.scale import UsedDataset
 
 MethodRun = tuple[dict[str, Any], Run | None]
@@ -32,15 +32,13 @@ class Trained:
         slug: str,
         spec: dict[str, Any],
         inputs: tuple[Run, ...],
-        cost: float,
+        cost: Cost,
         classifier: Run,
         size_bytes: int = 0,
-        network: str = "",
     ) -> Run:
-        """A run of the classifier's lineage; its passes are the classifier's if not said."""
+        """A run of the classifier's lineage."""
         unique = tuple(dict.fromkeys(inputs))
-        network = network or classifier.network
-        run = make_run(stage, slug, spec, unique, classifier.lineage, cost, network, size_bytes)
+        run = make_run(stage, slug, spec, unique, classifier.lineage, cost, size_bytes)
         return self.runs.setdefault(run.id, run)
 
     def _dataset(self, used: UsedDataset) -> Run:
@@ -62,10 +60,10 @@ class Trained:
             "training": training,
             "seed": seed,
         }
-        network = network_key(classifier, shape_of(setting.used))
         cost = passes("training", training, "FIT_PASSES") * setting.used.train
         slug = f"{setting.used.name}-{classifier['component']}-{training['component']}-s{seed}"
-        run = make_run("classifier", slug, spec, (data,), passes=cost, network=network)
+        network = network_key(classifier, shape_of(setting.used))
+        run = make_run("classifier", slug, spec, (data,), cost={network: cost})
         return self.runs.setdefault(run.id, run)
 
     def _method(self, setting: Setting, name: str, seed: int) -> MethodRun:
@@ -99,8 +97,8 @@ class Trained:
         }
         if others:
             spec["ensemble"] = [run.id for run in others]
-        # in passes of the first: networks that a method is fitted on together are of a size
-        cost = passes("method", method, "FIT_PASSES") * setting.used.train * len(classifiers)
+        each = [method_cost(setting.used, run, method, "FIT_") for run in classifiers]
+        cost = times(setting.used.train, added(*each))
         beside = [run.spec["classifier"]["component"] for run in others]
         slug = slug_of(first, ["_and_".join([method["component"], *beside])], seed)
         inputs = (*first.inputs, *classifiers)
@@ -108,6 +106,30 @@ class Trained:
             slug, inputs = f"{setting.used.name}-{method['component']}-s{seed}", first.inputs
         run = self._keep("purifier", slug, spec, inputs, cost, first)
         return {**method, "run": run.id}, run
+
+
+def method_cost(used: UsedDataset, classifier: Run, method: dict[str, Any], of: str = "") -> Cost:
+    """What purifying one image costs or, with ``of="FIT_"``, fitting on one training image:
+    passes of the classifier, and of the network that the method brings."""
+    asked = passes("method", method, f"{of}PASSES", used.train)
+    own = passes("method", method, f"OWN_{of}PASSES", used.train)
+    return {
+        key: count
+        for key, count in ((network_of(classifier), asked), (own_network_key(method, used), own))
+        if count
+    }
+
+
+def network_of(classifier: Run) -> str:
+    """The network that a classifier run, or a substitute's, trains."""
+    return next(iter(classifier.cost))
+
+
+def own_network_key(method: dict[str, Any], used: UsedDataset) -> str:
+    """The network that a method brings: its component, its sizes and the image shape."""
+    sizes = registry.describe("method", method["component"]).constants.get("SIZES", ())
+    kept = {name: method["parameters"][name] for name in sizes}
+    return network_key({**method, "parameters": kept}, shape_of(used))
 
 
 def _as_fitted(method: dict[str, Any], purifying: tuple[str, ...]) -> dict[str, Any]:

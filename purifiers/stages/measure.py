@@ -6,23 +6,26 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from purifiers.core import registry
 from purifiers.core.artifacts import write_text
-from purifiers.core.component import build, frozen
+from purifiers.core.component import Classifier, Method, build, frozen
 
 HEAD = """\
 # Measured cost of one forward pass of one image: seconds on the device (of a processor: its
 # own time on one thread), and multiply-adds. Written by `python -m purifiers measure`.
 """
 ROUNDS = 3
+Pass = Callable[[Tensor], Tensor]
+
 MINIMUM_SECONDS = 0.3  # per round, so that the clock's grain does not matter
 
 
@@ -39,63 +42,64 @@ def measure_networks(networks: Iterable[str], path: Path, device: str = "cpu") -
     for key in sorted(set(networks)):
         if device in known.get(key, {}):
             continue
-        network, shape = _parse(key)
-        network = frozen(network).to(device)
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network, shape = _parse(key, device)
         seconds = float(f"{_seconds(network, shape, device):.3g}")
         known.setdefault(key, {})["macs"] = _multiply_adds(network, shape, device)
         known[key][device] = seconds
+        write_text(path, HEAD + yaml.safe_dump(known, sort_keys=True))
         print(f"{key}: {seconds:g} s per pass on {device}", flush=True)
-    write_text(path, HEAD + yaml.safe_dump(known, sort_keys=True))
 
 
-def _parse(key: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """``wide_resnet(depth=10,widen_factor=1)@1x28x28`` to the network and the image shape."""
+def _parse(key: str, device: str) -> tuple[Pass, tuple[int, ...]]:
+    """``wide_resnet(depth=10,widen_factor=1)@1x28x28`` to one pass of it and the image shape."""
     match = re.fullmatch(r"(\w+)\((.*)\)@([\dx]+)", key)
     if match is None:
         raise ValueError(f"not a network key: {key}")
     parameters = yaml.safe_load("{" + match[2].replace("=", ": ") + "}") or {}
     shape = tuple(int(size) for size in match[3].split("x"))
-    return build(registry.load("classifier", match[1]), shape, 10, **parameters), shape
+    if registry.exists("method", match[1]):
+        method: Method = build(registry.load("method", match[1]), **parameters)
+        method.bind(None, shape)
+        return _ready(method, device).own_pass, shape
+    classifier: Classifier = build(registry.load("classifier", match[1]), shape, 10, **parameters)
+    return _ready(classifier, device), shape
 
 
-def _seconds(network: nn.Module, shape: tuple[int, ...], device: str) -> float:
+def _ready(module: Any, device: str) -> Any:
+    module = frozen(module).to(device)
+    return module.to(memory_format=torch.channels_last)
+
+
+def _seconds(network: Pass, shape: tuple[int, ...], device: str) -> float:
     """Median over rounds, per image; on a processor its own time, whatever else it is doing."""
     clock = time.process_time if device == "cpu" else time.perf_counter
-    batch = max(2, min(128, 2**18 // math.prod(shape)))
-    images = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    fits = max(2, min(128, 2**18 // math.prod(shape)))
+
+    def once(batch: int) -> float:
+        images = torch.rand(batch, *shape, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        start = clock()
+        with torch.no_grad():
+            network(images)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return clock() - start
+
+    # a network that keeps two images that long gains nothing from larger batches
+    batch = 2 if once(2) > MINIMUM_SECONDS else fits
+    once(batch)
     rounds = []
-    for warm_up in (True, *[False] * ROUNDS):
-        count, start = 0, clock()
-        while True:
-            with torch.no_grad():
-                network(images)
-            if device != "cpu":
-                torch.cuda.synchronize()
+    for _ in range(ROUNDS):
+        count, spent = 0, 0.0
+        while spent < MINIMUM_SECONDS:
+            spent += once(batch)
             count += batch
-            spent = clock() - start
-            if warm_up or spent > MINIMUM_SECONDS:
-                break
-        if not warm_up:
-            rounds.append(spent / count)
+        rounds.append(spent / count)
     return statistics.median(rounds)
 
 
-def _multiply_adds(network: nn.Module, shape: tuple[int, ...], device: str) -> int:
-    """Multiply-adds of convolutions and linear layers for one image."""
-    total = 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            per_output = module.weight[0].numel()
-            total += output[0].numel() * per_output
-        elif isinstance(module, nn.Linear):
-            total += module.weight.numel()
-
-    handles = [module.register_forward_hook(count) for module in network.modules()]
-    with torch.no_grad():
+def _multiply_adds(network: Pass, shape: tuple[int, ...], device: str) -> int:
+    """Multiply-adds of convolutions and matrix products for one image."""
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
         network(torch.zeros(1, *shape, device=device))
-    for handle in handles:
-        handle.remove()
-    return total
+    return counted.get_total_flops() // 2

@@ -40,9 +40,9 @@ def test_version_is_a_count(component):
     assert type(component.description.version) is int and component.description.version >= 1
 
 
-def test_budget_and_purifying_name_parameters(component):
+def test_lists_of_parameters_name_parameters(component):
     described = component.description
-    for named in ("BUDGET", "PURIFYING"):
+    for named in ("BUDGET", "PURIFYING", "SIZES"):
         names = described.constants.get(named, ())
         assert isinstance(names, tuple) and set(names) <= set(described.parameters)
 
@@ -50,9 +50,10 @@ def test_budget_and_purifying_name_parameters(component):
 def test_cost_is_arithmetic_over_parameters(component):
     described = component.description
     assert NEEDED[component.kind] <= set(described.constants)
-    for constant in {"PASSES", "FIT_PASSES"} & set(described.constants):
+    formulas = {"PASSES", "FIT_PASSES", "OWN_PASSES", "OWN_FIT_PASSES"}
+    for constant in formulas & set(described.constants):
         formula = ast.parse(described.constants[constant], mode="eval").body
-        cost = runs._evaluate(formula, described.parameters)
+        cost = runs._evaluate(formula, {**described.parameters, "images": 1})
         assert cost >= 0
         if component.name != "_template":
             spec = runs.component(component.kind, component.name, {})

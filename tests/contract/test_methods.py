@@ -142,6 +142,17 @@ def test_purifying_parameters_do_not_matter_to_the_fit(method, victim, fit_brief
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_its_own_network_has_a_price(method, ready, victim):
+    """What it counts passes of can be run, and needs no classifier."""
+    if "OWN_PASSES" not in method.description.constants:
+        with pytest.raises(TypeError, match="brings no network"):
+            ready(method).own_pass(victim.images)
+        return
+    made = method.make()
+    made.bind(None, victim.classifier.shape)
+    assert len(frozen(made).own_pass(victim.images)) == len(victim.images)
+
+
 def test_defaults_make_a_purifier(method):
     described = method.description
     assert not described.required

@@ -1,0 +1,76 @@
+"""What a plan is said to cost: passes of every network that works, at its own measured price."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from purifiers.core import registry
+from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.price import ASSUMED_FLOPS, Throughput
+from purifiers.plan.runs import Run, added, make_run, times
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_costs_are_added_network_by_network() -> None:
+    assert added({"a": 1.0}, {"b": 2.0}, {"a": 3.0}) == {"a": 4.0, "b": 2.0}
+    assert times(2, {"a": 1.5}) == {"a": 3.0}
+
+
+def test_every_network_has_its_own_price() -> None:
+    known = Throughput({"a": {"macs": 10, "cpu": 0.5}, "b": {"macs": 3e12}})
+    run = make_run("attack", "toy", {}, cost={"a": 4.0, "b": 2.0})
+    assert known.seconds(run, "cpu") == pytest.approx(4 * 0.5 + 2 * 2 * 3e12 / ASSUMED_FLOPS)
+    assert known.seconds(make_run("score", "toy", {}, cost={"c": 1.0}), "cpu") is None
+    assert known.seconds(make_run("document", "toy", {}), "cpu") == 0.0
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(ROOT, "smoke", ["aid/table_1", "aid/audit", "advae/table_1"])
+
+
+def one(plan: Plan, stage: str, words: str) -> Run:
+    return next(run for run in plan.runs.values() if run.stage == stage and words in run.id)
+
+
+def costs(run: Run) -> dict[str, float]:
+    return {network.split("(")[0]: passes for network, passes in run.cost.items()}
+
+
+def test_a_purifier_is_priced_by_its_own_network(plan: Plan) -> None:
+    run = one(plan, "purify", "-natural-clean-defense_gan-")
+    parameters, images = run.spec["method"]["parameters"], run.spec["images"]["subset"]["n"]
+    each = 3 * parameters["steps"] * parameters["restarts"]
+    assert costs(run) == {"defense_gan": images * each}
+    fit = one(plan, "purifier", "defense_gan")
+    known = fit.spec["method"]["parameters"]
+    turns = 8 * known["critic_steps"] + 4
+    drawn = known["generator_iterations"] * known["batch_size"]
+    assert costs(fit) == {"defense_gan": pytest.approx(drawn * turns)}
+
+
+def test_a_gradient_that_leaves_the_purifier_out_costs_its_forward_pass_alone(plan: Plan) -> None:
+    exact = one(plan, "attack", "-natural-pgd-exact_nrp-")
+    asked = 3 * exact.spec["attack"]["parameters"]["steps"] * exact.spec["images"]["subset"]["n"]
+    assert costs(exact) == {"wide_resnet": asked, "nrp": asked}
+    around = one(plan, "attack", "-natural-pgd-bpda_defense_gan-")
+    purified = around.spec["methods"][0]["parameters"]
+    each = 3 * purified["steps"] * purified["restarts"]
+    assert costs(around) == {"wide_resnet": asked, "defense_gan": pytest.approx(asked / 3 * each)}
+
+
+def test_all_planned_networks_are_measured() -> None:
+    known = Throughput.load(ROOT)
+    for scale in ("smoke", "desk", "paper"):
+        planned = {n for run in make_plan(ROOT, scale).runs.values() for n in run.cost}
+        assert planned <= known.networks.keys(), "run python -m purifiers measure"
+
+
+def test_a_component_names_the_networks_it_prices() -> None:
+    for name in registry.names("method"):
+        constants = registry.describe("method", name).constants
+        own = {"SIZES", "OWN_PASSES"} & constants.keys()
+        assert len(own) in (0, 2), f"{name} says {own} alone"

@@ -1,4 +1,4 @@
-"""From a scale to files on disk: documents, claims, a paper's index, the README's status."""
+"""From a scale to files on disk: documents, claims, a paper's index, the status."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from purifiers.report.layout import data_notes
 from purifiers.report.status import status_markdown
 from purifiers.report.write import write_document
 
+STATUS = "benchmarks/README.md"
+"""The page that says what runs."""
 MARKS = ("<!-- status: written by `python -m purifiers status` -->", "<!-- end of status -->")
 SCALE_ORDER = ("smoke", "desk", "paper")
 
@@ -85,13 +87,13 @@ def _index(plan: Plan, paper: str) -> str:
 
 
 def write_status(root: Path, check: bool) -> int:
-    """Bring the README's status tables up to date, or only say whether they are.
+    """Bring the tables of ``benchmarks/README.md`` up to date, or only say whether they are.
 
     Returns:
         0, or 1 if ``check`` finds them out of date.
 
     Raises:
-        UserError: the README lacks the two marks.
+        UserError: the page lacks the two marks.
     """
     found = [name for name in SCALE_ORDER if name in scale_names(root)]
     plans = {name: make_plan(root, name) for name in found}
@@ -103,7 +105,7 @@ def write_status(root: Path, check: bool) -> int:
         for plan in plans.values()
         for paper in plan.papers.values()
     }
-    path = root / "README.md"
+    path = root / STATUS
     text = path.read_text(encoding="utf-8")
     before, start, rest = text.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
@@ -113,7 +115,7 @@ def write_status(root: Path, check: bool) -> int:
     if renewed == text:
         return 0
     if check:
-        print("README.md: the status is out of date; run python -m purifiers status")
+        print(f"{STATUS}: the status is out of date; run python -m purifiers status")
         return 1
     write_text(path, renewed)
     return 0

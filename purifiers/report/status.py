@@ -1,4 +1,4 @@
-"""What the suite covers, as Markdown for the README."""
+"""What the suite covers, as Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's generated part says what the declarations say."""
+"""The page that says what runs agrees with the declarations, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from purifiers.report.reports import MARKS, write_status
+from purifiers.report.reports import MARKS, STATUS, write_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,18 +20,18 @@ def test_status_is_up_to_date() -> None:
 def test_an_outdated_status_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in ("benchmarks", "workflow"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    (tmp_path / "README.md").write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    (tmp_path / STATUS).write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     assert write_status(tmp_path, check=True) == 1
     assert "out of date" in capsys.readouterr().out
     assert write_status(tmp_path, check=False) == 0
     assert write_status(tmp_path, check=True) == 0
-    text = (tmp_path / "README.md").read_text()
+    text = (tmp_path / STATUS).read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| aid | table 3 |" in text
 
 
 def test_links_lead_somewhere() -> None:
     """Links inside the repository, from every page beside the code."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*/README.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/README.md")]
     links = [
         (page, target)
         for page in pages

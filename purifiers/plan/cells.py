@@ -95,6 +95,7 @@ class Document:
 
     Attributes:
         plot: how it is drawn: ``curves``, ``audit``, or ``""`` for not at all.
+        axis: what its columns are, for curves.
         images: the images that are shown, if any.
     """
 
@@ -106,6 +107,7 @@ class Document:
     status: str
     cells: tuple[Cell, ...]
     plot: str = ""
+    axis: str = ""
     images: ImageGrid | None = None
 
 

@@ -56,6 +56,7 @@ class Expander:
             status=content.get("status", "measured"),
             cells=tuple(cells),
             plot=content.get("plot", "curves" if "figure" in content else ""),
+            axis=content.get("axis", ""),
             images=_image_grid(content),
         )
 

@@ -54,9 +54,15 @@ def _curves(document: Document, frame: pd.DataFrame) -> Figure:
     """A panel per block, a line per row over the columns; published values are dashed."""
     cells = pd.DataFrame({"cell": document.cells, **{name: frame[name] for name in frame}})
     names = list(dict.fromkeys(frame["block"]))
-    picture = Figure(figsize=(4.5 * len(names) + 0.5, 3.8), layout="constrained")
+    picture = Figure(figsize=(4.5 * len(names) + 0.5, 4.4), layout="constrained")
     for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _panel(axes, cells[cells["block"] == name])
+        axes.set_xlabel(document.axis)
+    named = {}
+    for axes in picture.axes:
+        named.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
+    # below, where it hides no line
+    picture.legend(named.values(), named, loc="outside lower center", ncols=2, fontsize=7)
     return picture
 
 
@@ -95,7 +101,6 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
     axes.set_title(first.block_label, fontsize=8)
     axes.set_ylabel(f"{first.metric.replace('_', ' ')} ({first.unit})")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
 
 
 def _as_numbers(labels: Sequence[str]) -> list[float] | None:

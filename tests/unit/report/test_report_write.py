@@ -10,7 +10,7 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.figures import _as_numbers
+from purifiers.report.figures import _as_numbers, _curves
 from purifiers.report.protocols import defences
 from purifiers.report.write import write_document
 
@@ -165,3 +165,18 @@ def test_audit(
     frame = pd.read_csv(out / "audit.csv")
     (found,) = defences(document, frame)["MNIST"]
     assert (found.label, found.protocol, found.audit) == ("AID", 75.0, 25.0)
+
+
+def test_curves_name_their_axis_and_each_line_once(a_cell: Make, a_document: Make) -> None:
+    cells = [
+        a_cell(block=block, column=column, column_label=column, published=None)
+        for block in ("mnist", "svhn")
+        for column in ("0", "0.5")
+    ]
+    told = {"reproduced": 50.0, "ci_low": 40.0, "ci_high": 60.0, "published": float("nan")}
+    told |= {"block": ["mnist", "mnist", "svhn", "svhn"], "row": "madry", "warnings": ""}
+    told |= {"column": ["0", "0.5"] * 2}
+    picture = _curves(a_document(*cells, axis="lambda"), pd.DataFrame(told))
+    assert [axes.get_xlabel() for axes in picture.axes] == ["lambda", "lambda"]
+    (legend,) = picture.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["Madry"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -79,9 +79,10 @@ class FittedAutoencoder(Method):
         early_stopping: int = 10,
     ) -> None:
         super().__init__()
-        self._check("variant", variant, self.VARIANTS)
-        check_labels(type(self).__name__, attack_labels)
-        self._check("dropout", dropout, DROPOUTS)
+        owner = type(self).__name__
+        check_choice(f"{owner}: variant", variant, self.VARIANTS)
+        check_labels(owner, attack_labels)
+        check_choice(f"{owner}: dropout", dropout, DROPOUTS)
         self.variant, self.width, self.norm_momentum = variant, width, norm_momentum
         self.eps, self.steps, self.step_size = fraction(eps), steps, fraction(step_size)
         self.attack_labels, self.dropout = attack_labels, dropout
@@ -101,9 +102,6 @@ class FittedAutoencoder(Method):
         # in lists, so that their weights are not ours
         self._classifiers: list[Classifier] = []
         self._prepared: list[Prepared] = []
-
-    def _check(self, name: str, value: str, known: Collection[str]) -> None:
-        check_choice(f"{type(self).__name__}: {name}", value, known)
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         made = self.VARIANTS[self.variant](shape[0], self.width, self.norm_momentum)

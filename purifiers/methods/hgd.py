@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from purifiers.core.errors import check_choice
 from purifiers.core.noise import derive_seed
 from purifiers.core.prepare import Prepared
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers
@@ -55,7 +56,7 @@ class Hgd(FittedAutoencoder):
 
     def __init__(self, *, guidance: str = "class", **common: Any) -> None:
         super().__init__(**common)
-        self._check("guidance", guidance, GUIDANCES)
+        check_choice("Hgd: guidance", guidance, GUIDANCES)
         self.guidance = guidance
         self._examples: dict[tuple[int, int], Tensor] = {}
 

@@ -53,7 +53,7 @@ class Lineage(Trained):
             inputs += [fitted] if fitted else []
             story = [*story, f"detected_by_{detector['component']}"]
         slug = slug_of(classifier, story, seed)
-        cost = {network_of(classifier): float(setting.used.test)}
+        cost = {network_of(classifier, setting.used): float(setting.used.test)}
         return self._keep("score", slug, spec, tuple(inputs), cost, classifier)
 
     def _defence(self, setting: Setting, seed: int) -> tuple[Run, list[MethodRun]]:
@@ -136,7 +136,9 @@ class Lineage(Trained):
         # a query with its gradient counts three passes, and BPDA's gradient leaves the methods out
         share = 1.0 if gradient in ("exact", "second_order", "none") else 1 / 3
         behind = [method_cost(setting.used, victim, method) for method, _ in attacked]
-        cost = added({network_of(victim): asked}, times(asked * share, added(*behind)))
+        cost = added(
+            {network_of(victim, setting.used): asked}, times(asked * share, added(*behind))
+        )
         story = [attack["component"]]
         if attacked:
             chain = "_".join(method["component"] for method, _ in attacked)
@@ -177,7 +179,7 @@ class Lineage(Trained):
         # the set doubles after each round but the last
         trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
         own = passes("training", recipe, "FIT_PASSES") * trained + 3 * grown
-        answer = {network_of(classifier): 1.0}
+        answer = {network_of(classifier, setting.used): 1.0}
         asked = [method_cost(setting.used, classifier, method) for method, _ in methods]
         network = network_key(substitute, shape_of(setting.used))
         cost = added({network: own}, times(grown, added(answer, *asked)))

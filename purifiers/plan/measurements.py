@@ -43,7 +43,7 @@ class Measurements(Lineage):
         }
         inputs = (classifier.inputs[0], classifier, made.made_by)
         slug = slug_of(classifier, made.story, seed)
-        cost = {network_of(classifier): float(setting.used.test)}
+        cost = {network_of(classifier, setting.used): float(setting.used.test)}
         return self._keep("information", slug, spec, inputs, cost, classifier)
 
     def time(self, setting: Setting, seed: int) -> Run:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,11 +92,11 @@ def passes(kind: str, spec: dict[str, Any], constant: str, images: int = 1) -> f
 
 def added(*costs: Cost) -> Cost:
     """The sum of several costs."""
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     for cost in costs:
         for network, count in cost.items():
-            total[network] += count  # type: ignore[assignment]
-    return dict(total)
+            total[network] = total.get(network, 0.0) + count
+    return total
 
 
 def times(factor: float, cost: Cost) -> Cost:

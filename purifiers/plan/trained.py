@@ -113,16 +113,13 @@ def method_cost(used: UsedDataset, classifier: Run, method: dict[str, Any], of: 
     passes of the classifier, and of the network that the method brings."""
     asked = passes("method", method, f"{of}PASSES", used.train)
     own = passes("method", method, f"OWN_{of}PASSES", used.train)
-    return {
-        key: count
-        for key, count in ((network_of(classifier), asked), (own_network_key(method, used), own))
-        if count
-    }
+    both = {network_of(classifier, used): asked, own_network_key(method, used): own}
+    return {network: count for network, count in both.items() if count}
 
 
-def network_of(classifier: Run) -> str:
+def network_of(trained: Run, used: UsedDataset) -> str:
     """The network that a classifier run, or a substitute's, trains."""
-    return next(iter(classifier.cost))
+    return network_key(trained.spec["classifier"], shape_of(used))
 
 
 def own_network_key(method: dict[str, Any], used: UsedDataset) -> str:

@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
@@ -58,9 +59,10 @@ def _curves(document: Document, frame: pd.DataFrame) -> Figure:
     for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _panel(axes, cells[cells["block"] == name])
         axes.set_xlabel(document.axis)
-    named = {}
+    named: dict[str, Any] = {}
     for axes in picture.axes:
-        named.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
+        handles, labels = axes.get_legend_handles_labels()
+        named.update(zip(labels, handles, strict=True))
     # below, where it hides no line
     picture.legend(named.values(), named, loc="outside lower center", ncols=2, fontsize=7)
     return picture

@@ -96,14 +96,14 @@ class Lineage(Trained):
         """The run that makes the adversarial set, and the words for it in ids."""
         cell = setting.cell
         attack = setting.recipe("attack", cell["attack"])
+        constants = registry.describe("attack", attack["component"]).constants
+        if constants.get("BLIND"):
+            return self._corruption(setting, attack, classifier.inputs[0], images, seed)
         threat = cell.get("threat_model", "oblivious")
         attacked = methods if asks_defence(cell) else []
         source = cell.get("source") if threat in ("transfer", "black_box") else None
-        if ((methods and not attacked) or source) and attack["parameters"].get("stop") == "success":
-            raise UserError(
-                f"{setting.where}: attack {cell['attack']!r} stops at its first success: far too "
-                "weak for images that another model or a purifier sees; set stop to never"
-            )
+        if attack["parameters"].get("stop") == "success":
+            _check_first_success(setting, bool(source) or methods != attacked, attacked)
         victim = classifier
         if source is not None:
             victim = self._source(setting, classifier, methods, source, seed)
@@ -129,7 +129,6 @@ class Lineage(Trained):
             spec["auxiliary"], run = self._method(setting, cell["auxiliary"], seed)
             fitted += [run] if run else []
         precision = setting.scale.setting("attack_precision", "float32")
-        constants = registry.describe("attack", attack["component"]).constants
         if precision != "float32" and not constants.get("FLOAT32_ONLY"):
             spec["precision"] = precision
         asked = passes("attack", attack, "PASSES") * draws * setting.used.test
@@ -147,6 +146,27 @@ class Lineage(Trained):
         slug = slug_of(victim, story, seed)
         size = _float_bytes(setting.used)
         return self._keep("attack", slug, spec, inputs, cost, victim, size), story
+
+    def _corruption(
+        self,
+        setting: Setting,
+        attack: dict[str, Any],
+        data: Run,
+        images: dict[str, Any],
+        seed: int,
+    ) -> tuple[Run, list[str]]:
+        """The run of an attack that knows no model: every classifier of the data set shares it."""
+        spec: dict[str, Any] = {
+            "images": images,
+            "classifier": None,
+            "methods": [],
+            "gradient": "none",
+            "attack": attack,
+            "seed": seed,
+        }
+        slug = f"{setting.used.name}-{attack['component']}-s{seed}"
+        size = _float_bytes(setting.used)
+        return self._keep("attack", slug, spec, (data,), {}, data, size), [attack["component"]]
 
     def _source(
         self,
@@ -205,6 +225,20 @@ class Lineage(Trained):
         slug = slug_of(classifier, story, seed)
         size = _float_bytes(setting.used)
         return self._keep("purify", slug, spec, inputs, cost, classifier, size)
+
+
+def _check_first_success(setting: Setting, elsewhere: bool, attacked: list[MethodRun]) -> None:
+    """The first success must count where the images are scored, and at every draw."""
+    reason = ""
+    if elsewhere:
+        reason = "far too weak for images that another model or a purifier sees"
+    elif any(is_random(method["component"]) for method, _ in attacked):
+        reason = "a success at one draw of a random defence, which another draw undoes"
+    if reason:
+        raise UserError(
+            f"{setting.where}: attack {setting.cell['attack']!r} stops at its first success: "
+            f"{reason}; set stop to never"
+        )
 
 
 def _check_seeds(setting: Setting, seeds: int) -> None:

@@ -34,7 +34,7 @@ class Run:
         spec: everything its result depends on: components with parameters and versions, the ids
             of the runs it is made from, seed. JSON-able.
         inputs: the runs it is made from.
-        lineage: id of the classifier run behind it, for gathering runs into jobs.
+        lineage: id of the classifier's or data set's run behind it, for gathering runs into jobs.
         cost: predicted forward passes of one image, by network (keys as
             :func:`purifiers.plan.trained.network_key` makes them).
         size_bytes: predicted size of its files.

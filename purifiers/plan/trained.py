@@ -33,12 +33,12 @@ class Trained:
         spec: dict[str, Any],
         inputs: tuple[Run, ...],
         cost: Cost,
-        classifier: Run,
+        behind: Run,
         size_bytes: int = 0,
     ) -> Run:
-        """A run of the classifier's lineage."""
+        """A run of the lineage of what is behind it: a classifier, or a data set."""
         unique = tuple(dict.fromkeys(inputs))
-        run = make_run(stage, slug, spec, unique, classifier.lineage, cost, size_bytes)
+        run = make_run(stage, slug, spec, unique, behind.lineage, cost, size_bytes)
         return self.runs.setdefault(run.id, run)
 
     def _dataset(self, used: UsedDataset) -> Run:

@@ -28,12 +28,12 @@ from purifiers.stages._probe import PROBED, probe
 
 
 def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
-    """Attack the bare classifier, or the classifier behind purifiers, batch by batch.
+    """Attack the bare classifier, the classifier behind purifiers, or nobody, batch by batch.
 
     The attacker's noise differs from the defender's: it does not know the defence's coins.
     """
     images = open_images(context, spec["images"])
-    defence = _defence(spec, context)
+    defence = _defence(spec, context) if spec["classifier"] else None
     attack = build(
         registry.load("attack", spec["attack"]["component"]), **spec["attack"]["parameters"]
     )
@@ -41,7 +41,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, labels, indices = images.batch(start, stop, context.device)
-        return attack(defence, batch, labels, seed, indices).cpu().numpy()
+        return attack(defence or _nobody, batch, labels, seed, indices).cpu().numpy()
 
     shape = images.images.shape[1:]
     halved = fill(
@@ -53,7 +53,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         context.batch_size,
         f"attack {folder.id}",
     )
-    if registry.describe("attack", spec["attack"]["component"]).constants.get("BLIND"):
+    if defence is None:
         return Outcome([IMAGES], {"n": len(images), **halved})  # no gradient, no loss to look at
     found = probe(defence, *_probed(folder, images, context))
     return Outcome([IMAGES], {"n": len(images), "probe": found, **halved})
@@ -76,6 +76,10 @@ def _defence(spec: dict[str, Any], context: Context) -> Defence:
         draws["combine"],
         open_method(context, auxiliary, classifier) if auxiliary else None,
     )
+
+
+def _nobody(images: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("an attack that says it is BLIND asked a model")
 
 
 def _probed(

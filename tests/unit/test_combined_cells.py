@@ -16,7 +16,10 @@ PAPER = {
     "title": "A paper of the tests' own",
     "seed_document": "none",
     "settings": {"digits": {}},
-    "classifiers": {"small": {"component": "wide_resnet", "depth": 10, "widen_factor": 1}},
+    "classifiers": {
+        "small": {"component": "wide_resnet", "depth": 10, "widen_factor": 1},
+        "deeper": {"component": "wide_resnet", "depth": 16, "widen_factor": 1},
+    },
     "trainings": {"natural": {"component": "natural"}},
     "attacks": {
         "pgd": {"component": "pgd", "eps": 0.1, "steps": 4, "step_size": 0.03},
@@ -26,6 +29,7 @@ PAPER = {
 }
 DEFAULTS = {"dataset": "digits", "classifier": "small", "training": "natural", "methods": []}
 BY_SEVERITY = {"attack": "corruption", "mean_over": {"severity": [1, 2, 3, 4, 5]}}
+DEEPER = {"classifier": "deeper"}
 
 Make = Callable[..., Plan]
 
@@ -58,6 +62,15 @@ def test_a_mean_over_a_parameter_has_a_run_per_value(make: Make) -> None:
     assert cell.flags == (
         "corrupted here with the formulas and constants of CIFAR-10-C, not its own files",
     )
+
+
+def test_one_corrupted_set_serves_all_classifiers(make: Make) -> None:
+    plan = make(small={"attack": "corruption"}, deeper={"attack": "corruption"} | DEEPER)
+    (small,), (deeper,) = (cells(plan)[name].scores[0] for name in ("small", "deeper"))
+    assert small != deeper
+    (attack,) = (run for run in plan.runs.values() if run.stage == "attack")
+    assert attack in plan.runs[small].inputs and attack in plan.runs[deeper].inputs
+    assert [run.stage for run in attack.inputs] == ["dataset"]
 
 
 def test_means_of_means_count_every_part(make: Make) -> None:

@@ -169,10 +169,11 @@ def test_transfer_needs_a_source(make: Make) -> None:
         {"threat_model": "transfer", "source": SOURCE},
         {"threat_model": "black_box", "source": SOURCE},
         {"methods": ["aid"]},
+        {"methods": ["random"], "threat_model": "white_box", "eot": 4},
     ],
-    ids=["transfer", "substitute", "purified"],
+    ids=["transfer", "substitute", "purified", "random"],
 )
-def test_images_of_another_model_are_never_stopped_early(make: Make, cell: dict[str, Any]) -> None:
+def test_a_first_success_elsewhere_or_by_chance_is_none(make: Make, cell: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"attack 'early' stops at its first success.*to never"):
         make(row={**cell, "attack": "early"})
 

@@ -225,20 +225,50 @@ class Mixture:
         Returns:
             (..., levels).
         """
+        mean, sharp, log_width = self._logistics(known)
+        centred = to_pixels(levels, mean.dtype).unsqueeze(-1) - mean
+        darkest, brightest = (levels == 0).unsqueeze(-1), (levels == 255).unsqueeze(-1)
+        # log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - e^(b - a)), s the logistic function
+        upper = functional.logsigmoid(sharp * (centred + HALF)).masked_fill(brightest, 0.0)
+        lower = functional.logsigmoid(sharp * (HALF - centred)).masked_fill(darkest, 0.0)
+        inside = upper + lower + torch.where(darkest | brightest, 0.0, log_width)
+        return torch.logsumexp(inside + self.log_weights.unsqueeze(-2), dim=-1)
+
+    def nearby_probabilities(self, middle: Tensor, reach: int, known: Tensor) -> Tensor:
+        """Probabilities of the levels around one: 0 outside 0 ... 255, and below about 1e-300.
+
+        Takes no logarithm, and looks once at each boundary between two levels.
+
+        Args:
+            middle: int64 (n, 1).
+            known: the channels before it, as in :meth:`log_probabilities`.
+
+        Returns:
+            (n, 2 * reach + 1).
+        """
+        # mixtures first: sums over a short last dimension are slow
+        mean, sharp, log_width = (value.permute(2, 0, 1) for value in self._logistics(known))
+        levels = middle + torch.arange(-reach, reach + 2, device=middle.device)
+        boundary = to_pixels(levels, mean.dtype) - HALF
+        boundary.masked_fill_(levels <= 0, -torch.inf).masked_fill_(levels > 255, torch.inf)
+        below = sharp * (boundary - mean)
+        # s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), s the logistic function; a tail is s(a) s(-b)
+        inside = below[..., 1:].sigmoid() * below[..., :-1].neg().sigmoid()
+        inside *= self.log_weights.exp().T.unsqueeze(-1)
+        tails = inside.sum(dim=0)
+        between = inside.mul_(log_width.exp()).sum(dim=0)
+        levels = levels[:, :-1]
+        return torch.where((levels == 0) | (levels == 255), tails, between)
+
+    def _logistics(self, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means, sharpness and log widths of the channel that follows, each (..., 1, mixtures)."""
         channel = known.shape[-1]
         mean, first = self.means[..., channel, :], channel * (channel - 1) // 2
         for earlier in range(channel):
             coefficient = self.coefficients[..., first + earlier, 0, :]
             mean = mean + coefficient * known[..., earlier, None]
-        sharp = self.sharpness[..., channel, :].unsqueeze(-2)
-        centred = to_pixels(levels, mean.dtype).unsqueeze(-1) - mean.unsqueeze(-2)
-        darkest, brightest = (levels == 0).unsqueeze(-1), (levels == 255).unsqueeze(-1)
-        # log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - e^(b - a)), s the logistic function
-        upper = functional.logsigmoid(sharp * (centred + HALF)).masked_fill(brightest, 0.0)
-        lower = functional.logsigmoid(sharp * (HALF - centred)).masked_fill(darkest, 0.0)
-        width = self.log_widths[..., channel, :].unsqueeze(-2)
-        inside = upper + lower + torch.where(darkest | brightest, 0.0, width)
-        return torch.logsumexp(inside + self.log_weights.unsqueeze(-2), dim=-1)
+        sharp, log_width = self.sharpness[..., channel, :], self.log_widths[..., channel, :]
+        return mean.unsqueeze(-2), sharp.unsqueeze(-2), log_width.unsqueeze(-2)
 
 
 def to_pixels(levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -70,11 +70,17 @@ def choose(output: Tensor, wanted: Tensor, reach: int) -> Tensor:
     """
     mixture = Mixture(output, wanted.shape[1])
     around = torch.arange(-reach, reach + 1, device=wanted.device)
+    number = torch.finfo(output.dtype)
+    lossy = number.tiny / number.eps  # products below it have lost digits: logarithms decide
     known, chosen = output.new_empty(len(output), 0), []
     for channel in wanted.split(1, dim=1):
         levels = channel + around
-        found = mixture.log_probabilities(levels, known)
-        found = found.masked_fill((levels < 0) | (levels > 255), -torch.inf)
+        found = mixture.nearby_probabilities(channel, reach, known)
+        faint = found.amax(dim=1, keepdim=True) < lossy
+        if faint.any():
+            logarithms = mixture.log_probabilities(levels, known)
+            logarithms.masked_fill_((levels < 0) | (levels > 255), -torch.inf)
+            found = torch.where(faint, logarithms, found)
         best = levels.gather(1, found.argmax(dim=1, keepdim=True))
         chosen.append(best)
         known = torch.cat([known, to_pixels(best, output.dtype)], dim=1)

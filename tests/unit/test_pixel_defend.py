@@ -190,6 +190,30 @@ def test_probabilities_far_from_the_mean_are_still_told_apart():
     assert (found.diff(dim=1) > 0).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_probabilities_nearby_are_those_of_the_logarithms(channels):
+    """At the ends too; outside them there are none."""
+    torch.manual_seed(0)
+    mixture = Mixture(3.0 * torch.randn(6, 4 * {1: 3, 3: 10}[channels]).double(), channels)
+    middle, reach = torch.tensor([[0], [1], [100], [200], [254], [255]]), 90
+    levels = middle + torch.arange(-reach, reach + 1)
+    known = torch.rand(6, channels).double() * 2 - 1
+    for channel in range(channels):
+        found = mixture.nearby_probabilities(middle, reach, known[:, :channel])
+        there = (levels >= 0) & (levels <= 255)
+        expected = mixture.log_probabilities(levels, known[:, :channel]).exp()
+        torch.testing.assert_close(found, expected.where(there, 0.0), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_chosen_far_from_the_mean(dtype):
+    """Between probabilities that are 0 as a number: the one nearest to the mean above white."""
+    output = torch.tensor([[0.0, 5.0, -9.0], [0.0, 0.0, -1.0]], dtype=dtype)
+    wanted = torch.tensor([[40], [128]])
+    assert Mixture(output, 1).nearby_probabilities(wanted, 9, output[:, :0])[0].max() == 0
+    assert choose(output, wanted, 9).tolist() == [[49], [127]]
+
+
 @pytest.mark.parametrize("shape", [GREY, COLOUR])
 def test_the_loss_is_minus_the_logarithm_of_the_probability(shape):
     """Of each level among all 256, in bits, averaged over all dimensions."""

@@ -77,6 +77,7 @@ def test_all_tables_and_figures_are_declared() -> None:
         "figure_6",
         "audit",
         "audit_eps",
+        "audit_strong",
     }
     assert set(DOCUMENTS) == expected
     for stem, document in DOCUMENTS.items():

@@ -348,7 +348,7 @@ def cell_value(cell: dict[str, str]) -> float | None:
     """
     kind = "figure" if "figure" in cell else "table"
     number = cell[kind]
-    stem = number if number == "audit" else f"{kind}_{number}"
+    stem = number if number.startswith("audit") else f"{kind}_{number}"
     document = DOCUMENTS[stem]
     assert cell["row"] in {row["id"] for row in document["rows"]}, cell
     assert cell["column"] in {column["id"] for column in document["columns"]}, cell

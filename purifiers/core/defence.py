@@ -40,6 +40,7 @@ class Defence:
 
     Attributes:
         stochastic: a purifier of the chain is random.
+        straight_through: an attacker's gradient passes the purifiers unchanged.
         exact: this defence in float32, where the classifier answers in low precision; else None.
         chunk: images per gradient computation that the classifier was prepared for.
     """
@@ -68,6 +69,7 @@ class Defence:
         self.eot_combine = eot_combine
         self.auxiliary = auxiliary
         self.stochastic = any(method.stochastic for method in self.methods)
+        self.straight_through = gradient == "bpda" and bool(self.methods)
         self.chunk: int | None = getattr(classifier, "chunk", None)
         precise = getattr(classifier, "exact", None)
         self.exact = None if precise is None else Defence(precise, methods, gradient, seed)
@@ -128,17 +130,17 @@ class Defence:
             UserError: a gradient is wanted where ``gradient`` is ``"none"``.
         """
         self._refuse_hidden(images)
-        if not self.methods or self.gradient in ("exact", "none"):
-            return self.classifier(self.purify(images, indices))
+        if self.straight_through:
+            with torch.no_grad():
+                purified = self.purify(images.detach(), indices)
+            return self.classifier(_IdentityBackward.apply(images, purified))
         if self.gradient in ("one_step", "second_order"):
             where = default_indices(images, indices)
             for method in self.methods:
                 passed = method.step if self.gradient == "one_step" else method.unrolled
                 images = passed(images, self.seed, where)
             return self.classifier(images)
-        with torch.no_grad():
-            purified = self.purify(images.detach(), indices)
-        return self.classifier(_IdentityBackward.apply(images, purified))
+        return self.classifier(self.purify(images, indices))
 
 
 class _IdentityBackward(torch.autograd.Function):

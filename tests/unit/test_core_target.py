@@ -200,6 +200,33 @@ def test_pieces_are_as_small_as_the_model_says(network, images):
     assert sizes == [3, 1, 3, 1]
 
 
+@pytest.mark.parametrize("draws", [1, 4])
+def test_a_gradient_that_passes_unchanged_is_that_of_purified_images(classifier, images, draws):
+    """As an attack finds it that differentiates the defence by itself, draw by draw."""
+    pieces = shaken(classifier, eot_samples=draws, gradient="bpda")
+    pieces.chunk = 3
+    gradient, logits, losses = input_gradient(pieces, images, LABELS, INDICES, cross_entropy)
+    whole = shaken(classifier, gradient="bpda")
+    expected = []
+    for _ in range(draws):
+        leaf = images.clone().requires_grad_(True)
+        answer = whole.draw(leaf, INDICES)
+        loss = cross_entropy(answer, LABELS)
+        expected.append((*torch.autograd.grad(loss.sum(), leaf), answer, loss))
+    for found, parts in zip((gradient, logits, losses), zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(parts).mean(dim=0))
+
+
+def test_images_are_purified_together_where_no_gradient_goes_through(classifier, images):
+    for gradient, sizes in (("bpda", [4]), ("exact", [3, 1])):
+        seen = Indexed()
+        target = Target(Defence(classifier, [seen], gradient))
+        target.chunk = 3
+        input_gradient(target, images, LABELS, INDICES, cross_entropy)
+        assert [len(told) for told in seen.told] == sizes
+        assert [index for told in seen.told for index in told] == INDICES.tolist()
+
+
 def test_the_bare_classifier_is_asked_without_purifying(classifier, images):
     bare = shaken(classifier, eot_samples=5).bare()
     assert bare.eot_samples == 1 and not bare.stochastic

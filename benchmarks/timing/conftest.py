@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -26,3 +27,13 @@ def pytest_report_header() -> str:
     if not absent:
         return "peers: all there"
     return f"peers missing: {', '.join(absent)} (`make .peers/.ready` installs them)"
+
+
+@pytest.fixture
+def device(pytestconfig: pytest.Config) -> str:
+    """What is timed; a processor's single thread."""
+    named: str = pytestconfig.getoption("--device")
+    if named == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    torch.set_num_threads(1)
+    return named

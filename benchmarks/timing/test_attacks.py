@@ -14,7 +14,6 @@ import peers
 import pytest
 import settings
 import suite
-import torch
 import victims
 from rounds import Rounds, machine, record, strength, strongest
 from victims import Victim
@@ -35,15 +34,13 @@ def load(name: str, images: int, device: str) -> Victim | UserError:
 
 
 @pytest.mark.parametrize(("name", "key"), CASES, ids=["-".join(case) for case in CASES])
-def test_attack(name: str, key: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+def test_attack(
+    name: str, key: str, device: str, benchmark: Any, pytestconfig: pytest.Config
+) -> None:
     """Measures speed and strength; fails where another library is stronger than the suite."""
-    device = pytestconfig.getoption("--device")
     plan, attack = settings.PLANS[device, name], settings.ATTACKS[key]
     if key not in plan.attacks:
         pytest.skip(f"{key} on {name} is not in the plan for {device}")
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    torch.set_num_threads(1)
     found = load(name, pytestconfig.getoption("--images") or plan.images, device)
     if isinstance(found, UserError):
         pytest.skip(str(found))

@@ -72,16 +72,6 @@ LEAST_CACHED = 10.0
 """The same, of cached decoding."""
 
 
-@pytest.fixture
-def device(pytestconfig: pytest.Config) -> str:
-    """What is timed; a processor's single thread."""
-    named: str = pytestconfig.getoption("--device")
-    if named == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    torch.set_num_threads(1)
-    return named
-
-
 def plain(method: DefenseGan) -> nn.Sequential:
     """The same generator, layer by layer, its parameters trainable."""
     source = method.generator

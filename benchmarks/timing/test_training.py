@@ -142,12 +142,10 @@ def mnist(device: str) -> tuple[Any, Any, AdvaeX] | UserError:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_adv_ae(name: str, benchmark: Any, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_adv_ae(
+    name: str, device: str, benchmark: Any, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
     """The same losses and accuracy, and at least ``LEAST`` times as fast as the plain loop."""
-    device = pytestconfig.getoption("--device")
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    torch.set_num_threads(1)
     found = mnist(device)
     if isinstance(found, UserError):
         pytest.skip(str(found))

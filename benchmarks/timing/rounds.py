@@ -45,6 +45,13 @@ def machine(device: str) -> dict[str, str]:
     }
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether the processor or the GPU computes in bfloat16 by itself."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return "avx512_bf16" in processor().split()
+
+
 class Rounds:
     """Calling it runs one round: the floor, then every row in turn, backwards every other time.
 

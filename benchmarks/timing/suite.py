@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import settings
-import torch
+from rounds import has_bfloat16
 from settings import Attack
 from torch import Tensor
 from victims import GaussianNoise, Victim
@@ -15,7 +15,6 @@ import purifiers
 from purifiers.core import registry
 from purifiers.core.component import Attack as SuiteAttack
 from purifiers.core.prepare import Prepared
-from purifiers.core.provenance import processor
 
 NAME = "purifybench"
 
@@ -34,7 +33,7 @@ def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
     may_stop = not victim.noise and "stop" in registry.describe("attack", name).parameters
     if may_stop:
         variants[f"{NAME}, dropped"] = ("float32", dropped)
-    if _has_bfloat16(victim) and attack.norm == "linf":
+    if has_bfloat16(victim.images.device.type) and attack.norm == "linf":
         variants[f"{NAME}, bfloat16"] = ("bfloat16", parameters)
         if may_stop:
             variants[f"{NAME}, bfloat16, dropped"] = ("bfloat16", dropped)
@@ -78,9 +77,3 @@ def _run(victim: Victim, attack: SuiteAttack, precision: str) -> Callable[[int],
         return attack(model, victim.images, victim.labels, seed)
 
     return run
-
-
-def _has_bfloat16(victim: Victim) -> bool:
-    if victim.images.is_cuda:
-        return torch.cuda.is_bf16_supported()
-    return "avx512_bf16" in processor().split()

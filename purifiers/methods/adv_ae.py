@@ -22,6 +22,7 @@ BUDGET = (
     "norm_momentum",
     "steps",
     "step_size",
+    "attack_precision",
     "eps_ramp",
     "epochs",
     "batch_size",

@@ -20,6 +20,7 @@ BUDGET = (
     "norm_momentum",
     "steps",
     "step_size",
+    "attack_precision",
     "epochs",
     "batch_size",
     "learning_rate",

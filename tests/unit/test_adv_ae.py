@@ -155,6 +155,43 @@ def test_pgd_goes_through_auto_encoder_and_classifier(images: Tensor) -> None:
     assert losses[2] > losses[0] + 3 * (losses[1] - losses[0]).abs()
 
 
+def test_a_low_precision_is_the_attacks_alone(images: Tensor) -> None:
+    """Examples as strong, from bfloat16 products; what they teach is computed in float32."""
+
+    def gained(precision: str) -> float:
+        """By how much the examples raise the loss."""
+        classifier = toy(0)
+        method = advae(classifier, steps=10, step_size=0.04, attack_precision=precision)
+        dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+        made: list[Tensor] = []
+        own = method.attack
+
+        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            dtypes[method.training].add(output.dtype)
+
+        def spy(*given: Any) -> Tensor:
+            made.append(own(*given))
+            return made[-1]
+
+        method.autoencoder.decoder1.register_forward_hook(note)
+        method.targets()[0].module.head.register_forward_hook(note)
+        method.attack = spy  # type: ignore[method-assign]
+        loss = method.fit_loss(images, LABELS, INDICES, 3)
+        loss.backward()
+        assert dtypes == {True: {torch.float32}, False: {getattr(torch, precision)}}
+        (adversarial,) = made
+        assert loss.dtype == adversarial.dtype == torch.float32
+        assert 0.19 < (adversarial - images).abs().max() <= 0.2 + 1e-6
+        frozen(method)
+        before, after = (
+            functional.cross_entropy(classifier(method.purify(x)), LABELS).item()
+            for x in (images, adversarial)
+        )
+        return after - before
+
+    assert gained("bfloat16") > 0.9 * gained("float32") > 0
+
+
 def test_the_attack_leaves_the_auto_encoder_as_it_was(images: Tensor) -> None:
     """Neither gradients nor running statistics nor modes; training then moves the statistics."""
     classifier = toy(0)
@@ -355,6 +392,10 @@ def test_defaults_are_the_papers() -> None:
         ({"variant": "unte"}, r"variant is 'unte'.*did you mean 'unet'"),
         ({"variant": "dunet"}, "choose one of mnist, unet, unet_paper"),
         ({"attack_labels": "ture"}, "did you mean 'true'"),
+        (
+            {"attack_precision": "bf16"},
+            "attack_precision is 'bf16': choose one of float32, bfloat16",
+        ),
         ({"dropout": "on"}, "dropout is 'on': choose one of eval, train"),
         ({"eps_ramp": 2}, "eps_ramp is 2: a share"),
         ({"schedule": "cosine"}, "schedule is 'cosine'"),

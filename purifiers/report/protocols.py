@@ -18,6 +18,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 MARKERS = ("s", "D", "^", "v", "P", "X", "*", "p", "<", ">", "h", "8")
 """One per purifier; a classifier alone is a hollow circle."""
+AREAS = {"*": 100}
+"""In square points, where a marker is not as large as the others at their 34."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _points(
         axes.scatter(
             *(row.protocol, row.audit),
             marker=markers[row.purifier],
-            s=60 if bare else 34,
+            s=60 if bare else AREAS.get(markers[row.purifier], 34),
             facecolor="none" if bare else colour,
             edgecolor=colour if bare else "white",
             linewidth=1.4 if bare else 0.6,

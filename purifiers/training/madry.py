@@ -10,19 +10,10 @@ from torch.nn import functional
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier
 from purifiers.core.numbers import fraction
-from purifiers.core.precision import check_precision, computing
 from purifiers.training._base import Training, attack_mode
 
 VERSION = 1
-BUDGET = (
-    "epochs",
-    "steps",
-    "step_size",
-    "attack_precision",
-    "learning_rate",
-    "optimizer",
-    "schedule",
-)
+BUDGET = ("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule")
 FIT_PASSES = "3 * epochs * (steps + 1)"
 
 
@@ -32,8 +23,6 @@ class Madry(Training):
     Args:
         eps, steps, step_size: the inner attack, with a random start;
             8/255, 10 x 2/255 in `MadryLab/cifar10_challenge`.
-        attack_precision: of the inner attack's gradients, ``float32`` or ``bfloat16``; the weights
-            learn in float32.
         attack_mode: batch normalisation during the attack; ``train`` as upstream.
     """
 
@@ -43,23 +32,18 @@ class Madry(Training):
         eps: float | str = "8/255",
         steps: int = 10,
         step_size: float | str = "2/255",
-        attack_precision: str = "float32",
         attack_mode: str = "train",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.attack = Pgd(eps=fraction(eps), steps=steps, step_size=fraction(step_size))
-        self.attack_precision = check_precision("madry: attack_precision", attack_precision)
         self.attack_mode = attack_mode
 
     def adversarial(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
     ) -> Tensor:
         """The batch's PGD examples, float32 (n, C, H, W) in [0, 1]."""
-        with (
-            attack_mode(classifier, self.attack_mode),
-            computing(self.attack_precision, images),
-        ):
+        with attack_mode(classifier, self.attack_mode):
             return self.attack(classifier, images, labels, seed, indices)
 
     def loss(

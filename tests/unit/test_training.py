@@ -207,23 +207,6 @@ def test_madry_attacks_with_random_starts_of_its_own_size():
     assert (made - images).abs().max() <= 4 / 255 + 1e-6
 
 
-def test_madry_attacks_in_the_precision_that_is_named():
-    """The attack alone: the loss that trains the weights is computed in float32."""
-    images, labels, indices = torch.rand(6, 1, 6, 6), torch.tensor([0, 1, 2] * 2), torch.arange(6)
-    for precision in ("float32", "bfloat16"):
-        classifier, seen = network_with_norm().train(), []
-        classifier[0].register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
-        recipe = Madry(eps=0.1, steps=3, step_size=0.05, attack_precision=precision)
-        made = recipe.adversarial(classifier, images, labels, indices, 1)
-        assert {output.dtype for output in seen} == {getattr(torch, precision)}
-        assert made.dtype == torch.float32 and (made - images).abs().max() > 0.05
-        seen.clear()
-        recipe.loss(classifier, images, labels, indices, 1)
-        assert seen[-1].dtype == torch.float32
-    with pytest.raises(UserError, match="attack_precision is 'half'"):
-        Madry(attack_precision="half")
-
-
 # attacking a network in training
 
 

@@ -1,4 +1,4 @@
-"""The precisions that networks may run in where nothing is scored."""
+"""The precisions that a network may answer in while it is attacked."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def computing(precision: str, images: Tensor) -> AbstractContextManager:
     """Matrix products and convolutions in ``precision`` on the images' device, weights as they are.
 
     For attacks that make training examples: of their gradients only the signs are used, and what is
-    trained on the examples is computed outside.
+    trained on the examples is computed outside. bfloat16 has 8 significant bits.
     """
     return torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -65,7 +65,7 @@ def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
         _points(points, rows, colours, markers)
         points.set_title(block, fontsize=9)
         _dots(dots, rows, colours)
-        labels = [f"{row.label} {WEAK}" if row.weak else row.label for row in rows]
+        labels = [row.label for row in rows]
         dots.set_yticks(range(len(rows)), [] if labels == shown else labels, fontsize=8)
         shown = labels
     weak = any(row.weak for rows in panels.values() for row in rows)
@@ -169,6 +169,9 @@ def _dots(axes: Axes, rows: Sequence[Defence], colours: dict[str, str]) -> None:
         axes.plot((row.audit, row.protocol), (place, place), color=colour, alpha=0.5, zorder=1)
         axes.plot(row.protocol, place, "o", color="white", mec=colour, ms=6, zorder=2)
         axes.plot(row.audit, place, "o", color=colour, ms=6, mec="white", mew=0.5, zorder=3)
+        if row.weak:
+            end = (max(row.audit, row.protocol), place)
+            axes.annotate(WEAK, end, (6, 0), textcoords="offset points", va="center", fontsize=8)
         if row.base in alone:
             line = (place - 0.5, place + 0.5)
             axes.plot([alone[row.base]] * 2, line, ":", color=colour, linewidth=1, zorder=1)

@@ -76,8 +76,9 @@ def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
     assert filled == [to_rgba(COLOURS[0]), to_rgba(COLOURS[1])]
     assert all(len(np.asarray(one.get_facecolor())) == 0 for one in (drawn[0], drawn[2]))
     assert [label.get_text() for label in dots.get_yticklabels()] == [
-        *("Natural", "Natural + AID", "Madry", "Madry + AID !")
+        *("Natural", "Natural + AID", "Madry", "Madry + AID")
     ]
+    assert [(mark.get_text(), mark.xy) for mark in dots.texts] == [("!", (60.0, 3))]
 
 
 @pytest.mark.parametrize(

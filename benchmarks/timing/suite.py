@@ -15,8 +15,7 @@ import purifiers
 from purifiers.core import registry
 from purifiers.core.component import Attack as SuiteAttack
 from purifiers.core.prepare import Prepared
-
-NAME = "purifybench"
+from purifiers.report.timing import SUITE
 
 
 def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
@@ -28,15 +27,15 @@ def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
     bfloat16's rounding decides (DeepFool left 11 of 128 images unbroken).
     """
     name, parameters = _spelled(victim, attack)
-    variants = {NAME: ("float32", parameters)}
+    variants = {SUITE: ("float32", parameters)}
     dropped = {**parameters, "stop": "success"}
     may_stop = not victim.noise and "stop" in registry.describe("attack", name).parameters
     if may_stop:
-        variants[f"{NAME}, dropped"] = ("float32", dropped)
+        variants[f"{SUITE}, dropped"] = ("float32", dropped)
     if has_bfloat16(victim.images.device.type) and attack.norm == "linf":
-        variants[f"{NAME}, bfloat16"] = ("bfloat16", parameters)
+        variants[f"{SUITE}, bfloat16"] = ("bfloat16", parameters)
         if may_stop:
-            variants[f"{NAME}, bfloat16, dropped"] = ("bfloat16", dropped)
+            variants[f"{SUITE}, bfloat16, dropped"] = ("bfloat16", dropped)
     return {
         title: _run(victim, purifiers.attack(name, **chosen), precision)
         for title, (precision, chosen) in variants.items()

@@ -20,6 +20,7 @@ from victims import Victim
 
 from purifiers.core.errors import UserError
 from purifiers.core.provenance import version_of
+from purifiers.report.timing import SUITE
 
 CASES = [(name, attack) for name in ("mnist", "cifar10") for attack in settings.ATTACKS]
 
@@ -58,7 +59,7 @@ def test_attack(
     strengths = {row: strength(victim, attack, images) for row, images in rounds.found.items()}
     rivals = {row: strengths[row] for row in others}
     best = strongest(attack, rivals) if rivals else None
-    versions = peers.versions() | {suite.NAME: version_of("purifybench")}
+    versions = peers.versions() | {SUITE: version_of("purifybench")}
     benchmark.extra_info.update(
         attack=attack.title,
         norm=attack.norm,

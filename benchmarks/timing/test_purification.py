@@ -36,6 +36,7 @@ from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.aid import Aid
 from purifiers.methods.defense_gan import DefenseGan
+from purifiers.report.timing import SUITE
 
 LEAST = 2.0
 """Times that the suite has to be faster than the plain loop, on a processor."""
@@ -133,7 +134,7 @@ def judge(
 ) -> None:
     """Note what was measured; the suite has to be ``least`` times as fast, on a processor."""
     times = {row: statistics.median(taken) for row, taken in seconds.items()}
-    faster = times["plain loop"] / times["purifybench"]
+    faster = times["plain loop"] / times[SUITE]
     benchmark.extra_info.update(told, **machine(device), seconds=seconds, times_faster=faster)
     assert device == "cuda" or faster > least, f"only {faster:.2f} times as fast"
 
@@ -152,11 +153,11 @@ def test_defense_gan(case: str, device: str, benchmark: Any, pytestconfig: pytes
         images = (images + 0.1 * torch.randn(images.shape).to(device)).clamp(0.0, 1.0)
     rows: dict[str, Callable[[], Tensor]] = {
         "plain loop": lambda: sequential(method, network, images),
-        "purifybench": lambda: method.purify(images, 0),
+        SUITE: lambda: method.purify(images, 0),
     }
     found = {row: run() for row, run in rows.items()}  # also warms up
     seconds = measured(rows, device, benchmark, pytestconfig)
-    apart = float((found["plain loop"] - found["purifybench"]).abs().max())
+    apart = float((found["plain loop"] - found[SUITE]).abs().max())
     assert apart < 1e-3, f"the images differ by up to {apart:.2g}"
     sizes = {"width": width, "latent": latent, "steps": steps, "restarts": RESTARTS}
     told = {"purifier": "defense_gan", "case": case, "n_images": count, **sizes}
@@ -206,7 +207,7 @@ def test_aid(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
     images = torch.rand(count, *shape).to(device)
     rows: dict[str, Callable[[], Tensor]] = {
         "plain loop": lambda: repeated(method, parts, images),
-        "purifybench": lambda: method.purify(images.contiguous(memory_format=torch.channels_last)),
+        SUITE: lambda: method.purify(images.contiguous(memory_format=torch.channels_last)),
     }
     # in single precision rounding decides the sign of a small gradient
     precise = copy.deepcopy(method).double()
@@ -236,10 +237,10 @@ def test_pixel_defend(case: str, device: str, benchmark: Any, pytestconfig: pyte
     same = torch.equal(first, decode_naively(double, levels[:, :, :4, :4], REACH))
     rows: dict[str, Callable[[], Tensor]] = {
         "plain loop": lambda: decode_naively(network, levels, REACH, pixels),
-        "purifybench": lambda: decode(double, part, REACH),
+        SUITE: lambda: decode(double, part, REACH),
     }
     taken = measured(rows, device, benchmark, pytestconfig)
-    share = {"plain loop": pixels / SIDE**2, "purifybench": decoded / SIDE}
+    share = {"plain loop": pixels / SIDE**2, SUITE: decoded / SIDE}
     seconds = {row: [value / share[row] for value in values] for row, values in taken.items()}
     assert same, "cached decoding chose other levels"
     told = {"purifier": "pixel_defend", "case": case, "n_images": count}

@@ -47,7 +47,7 @@ SHAPE = (1, 28, 28)
 LOW = f"{SUITE}, bfloat16"
 ROUNDS = 3  # one takes a minute or two
 LEAST = 2.0
-"""Times that the suite's fastest row has to be faster than the plain loop, on a processor."""
+"""Times that the suite has to be faster than the plain loop, on a processor, in float32."""
 JUDGED = 256
 """Test images under PGD-10 that say what a training is worth."""
 APART = 5.0
@@ -196,7 +196,9 @@ def test_adv_ae(
         loss = plain_loss(port, still if careful else trained, case, careful)
         return port, train(port, loss, made.recipe)
 
-    rows = ("plain loop", "careful loop", SUITE, *[LOW] * has_bfloat16(device))
+    rows = ["plain loop", "careful loop", SUITE]
+    if has_bfloat16(device):
+        rows.append(LOW)
     now = clock(device)
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     made: dict[str, tuple[nn.Module, list[float]]] = {}
@@ -214,8 +216,7 @@ def test_adv_ae(
 
     accuracies = {row: robust_accuracy(made[row][0], still, case, device) for row in rows}
     times = {row: statistics.median(taken) for row, taken in seconds.items()}
-    best = min(times[row] for row in rows if row in (SUITE, LOW))
-    faster = times["plain loop"] / best
+    faster = times["plain loop"] / times[SUITE]
     benchmark.extra_info.update(
         method="adv_ae",
         case=name,
@@ -225,7 +226,7 @@ def test_adv_ae(
         **machine(device),
         seconds=seconds,
         times_faster=faster,
-        times_faster_than_careful=times["careful loop"] / best,
+        times_faster_than_careful=times["careful loop"] / times[SUITE],
         robust_accuracy=accuracies,
     )
     plain, mine = (made[row][1] for row in ("plain loop", SUITE))

@@ -7,18 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from purifiers.core.errors import check_choice
-
 PRECISIONS = ("float32", "bfloat16")
-
-
-def check_precision(name: str, precision: str) -> str:
-    """Return ``precision`` if it is one of ``PRECISIONS``.
-
-    Raises:
-        UserError: it is not.
-    """
-    return check_choice(name, precision, PRECISIONS)
 
 
 def computing(precision: str, images: Tensor) -> AbstractContextManager:

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from purifiers.core.component import frozen
-from purifiers.core.errors import UserError
-from purifiers.core.precision import check_precision
+from purifiers.core.errors import UserError, check_choice
+from purifiers.core.precision import PRECISIONS
 
 CHUNK = 32
 """Images per gradient computation on a processor. Our choice: activations of 32 small images stay
@@ -43,7 +43,7 @@ class Prepared:
     """
 
     def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
-        check_precision("precision", precision)
+        check_choice("precision", precision, PRECISIONS)
         module = frozen(copy.deepcopy(classifier))
         graph = _traced(module)
         if graph is not None:

@@ -14,7 +14,7 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier, Method, frozen
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import fraction
-from purifiers.core.precision import check_precision, computing
+from purifiers.core.precision import PRECISIONS, computing
 from purifiers.core.prepare import Prepared
 from purifiers.core.recipe import Recipe
 from purifiers.methods._autoencoder import Autoencoder, MnistAutoencoder
@@ -87,11 +87,12 @@ class FittedAutoencoder(Method):
         owner = type(self).__name__
         check_choice(f"{owner}: variant", variant, self.VARIANTS)
         check_labels(owner, attack_labels)
+        check_choice(f"{owner}: attack_precision", attack_precision, PRECISIONS)
         check_choice(f"{owner}: dropout", dropout, DROPOUTS)
         self.variant, self.width, self.norm_momentum = variant, width, norm_momentum
         self.eps, self.steps, self.step_size = fraction(eps), steps, fraction(step_size)
         self.attack_labels, self.dropout = attack_labels, dropout
-        self.attack_precision = check_precision(f"{owner}: attack_precision", attack_precision)
+        self.attack_precision = attack_precision
         self.recipe = Recipe(
             epochs=epochs,
             batch_size=batch_size,

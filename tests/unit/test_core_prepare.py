@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.classifiers.wide_resnet import WideResnet
+from purifiers.core.convolution import PatchConvolution
 from purifiers.core.errors import UserError
 from purifiers.core.prepare import CHUNK, Prepared
 
@@ -68,6 +69,18 @@ class Read(nn.Module):
         return (self.normalisation(raw) - raw.abs()).mean(dim=(2, 3))
 
 
+class ReadRaw(nn.Module):
+    """What is rectified is read by somebody else, too; and images are rectified themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        raw = self.convolution(images)
+        return (functional.relu(raw) - raw + torch.relu(images)).mean(dim=(2, 3))
+
+
 class WithoutStatistics(nn.Module):
     """Normalises by its batch, also in evaluation."""
 
@@ -92,6 +105,7 @@ NETWORKS = {
     "small": small,
     "shared": Shared,
     "read": Read,
+    "read_raw": ReadRaw,
     "without_statistics": WithoutStatistics,
 }
 
@@ -119,6 +133,40 @@ def test_answers_and_gradients_stay(network):
 @pytest.mark.parametrize(("name", "left"), [("small", 1), ("shared", 2), ("read", 1)])
 def test_what_is_folded_is_gone_and_the_rest_is_there(name, left):
     assert normalisations(Prepared(lively(NETWORKS[name]())).module) == left
+
+
+@pytest.mark.parametrize(("name", "in_place"), [("wide_resnet", 7), ("small", 2), ("read_raw", 0)])
+def test_relu_overwrites_what_nothing_else_reads(name, in_place):
+    graph = Prepared(lively(NETWORKS[name]())).module.graph
+    assert sum(node.target is torch.relu_ for node in graph.nodes) == in_place
+
+
+GREY = {
+    "3x3": (nn.Conv2d(1, 32, 3), True),
+    "5x5, padded and strided": (nn.Conv2d(1, 40, (5, 3), stride=(2, 1), padding=(2, 0)), True),
+    "without bias": (nn.Conv2d(1, 32, 3, bias=False), True),
+    "few channels": (nn.Conv2d(1, 16, 3), False),
+    "dilated": (nn.Conv2d(1, 32, 3, dilation=2), False),
+    "colour": (nn.Conv2d(3, 32, 3), False),
+    "reflected": (nn.Conv2d(1, 32, 3, padding=1, padding_mode="reflect"), False),
+    "padded by name": (nn.Conv2d(1, 32, 3, padding="same"), False),
+}
+
+
+@pytest.mark.parametrize("name", GREY)
+def test_wide_convolutions_of_grey_images_work_on_patches(name):
+    convolution, expected = GREY[name]
+    network = nn.Sequential(copy.deepcopy(convolution), nn.ReLU(), nn.Flatten())
+    made = Prepared(network)
+    assert any(isinstance(part, PatchConvolution) for part in made.module.modules()) == expected
+    images = torch.rand(4, convolution.in_channels, 13, 12)
+    gradients = []
+    for model in (made, network):
+        leaf = images.clone().requires_grad_(True)
+        answer = model(leaf)
+        gradients += [answer, *torch.autograd.grad(answer.square().sum(), leaf)]
+    torch.testing.assert_close(gradients[0], gradients[2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[3], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -121,7 +121,7 @@ def _rectify_in_place(graph: fx.GraphModule) -> None:
 def _convolve_patches(graph: fx.GraphModule) -> None:
     for path, part in list(graph.named_modules()):
         if PatchConvolution.suits(part):
-            _set(graph, path, PatchConvolution(part))  # type: ignore[arg-type]
+            _set(graph, path, PatchConvolution(part))
 
 
 def _lower(graph: fx.GraphModule) -> None:

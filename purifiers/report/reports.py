@@ -11,6 +11,7 @@ from purifiers.core.errors import UserError
 from purifiers.plan.cells import Document
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.scale import scale_names
+from purifiers.report.aggregate import stand_in
 from purifiers.report.claims import write_claims
 from purifiers.report.layout import data_notes
 from purifiers.report.status import status_markdown
@@ -74,7 +75,7 @@ def _with_data_notes(document: Document, plan: Plan) -> Document:
 def _index(plan: Plan, paper: str) -> str:
     scale = plan.scale.info()
     lines = [f"# {plan.papers[paper].declared['title']}", "", f"Scale: {scale.label}.", ""]
-    if scale.stand_in_note:
+    if scale.stand_in_note and any(stand_in(cell) for d in plan.of(paper) for cell in d.cells):
         lines += [f"**{scale.stand_in_note}**", ""]
     noted = [note for d in plan.of(paper) for note in data_notes(_with_data_notes(d, plan))]
     lines += [f"**{note}**\n" for note in dict.fromkeys(noted)]

@@ -1,0 +1,24 @@
+"""A paper's index says what its own tables are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from purifiers.plan.plan import make_plan
+from purifiers.report.reports import write_reports
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(("paper", "told"), [("aid", True), ("advae", False)])
+def test_stand_ins_are_named_where_there_are_some(paper, told, tmp_path):
+    """At desk, MNIST stands in for SVHN, which AdvAE does not use."""
+    for folder in ("benchmarks", "workflow"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    write_reports(tmp_path, "desk", [paper])
+    index = (tmp_path / "results/tables/desk" / paper / "README.md").read_text()
+    note = make_plan(ROOT, "desk", [f"{paper}/table_1"]).scale.info().stand_in_note
+    assert note
+    assert (note in index) == told

@@ -1,4 +1,4 @@
-"""Pictures of a document's numbers: curves for figures and sweeps, two protocols for the audit."""
+"""Pictures of a document's numbers: curves for figures and sweeps, and the audit's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from purifiers.core.artifacts import write_bytes
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
 from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.report.audit import draw_audit
 from purifiers.report.layout import WEAK_HEADING, heading, stamp, suspicious
-from purifiers.report.protocols import draw_audit
 
 FORMATS = ("png", "svg")
 

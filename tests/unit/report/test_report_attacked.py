@@ -13,7 +13,7 @@ import pytest
 
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.protocols import defences
+from purifiers.report.audit import defences
 from purifiers.report.runs import Runs
 from purifiers.report.signs import NOT_PROBED
 from purifiers.report.tables import latex_text, markdown_text
@@ -184,7 +184,7 @@ def test_the_pictures_mark_them(
     frame = aggregate(masked, smoke_scale, Runs(runs_root, {}.get))
     (found,) = defences(masked, frame)["MNIST"]
     assert (found.label, found.weak) == ("Noise", True)
-    assert (found.protocol, found.audit) == pytest.approx((100 * 440 / 512, 100 * 150 / 512))
+    assert (found.oblivious, found.audit) == pytest.approx((100 * 440 / 512, 100 * 150 / 512))
     figure = a_document(*masked.cells, document="figure_9", plot="curves")
     for document in (masked, figure):
         write_document(document, smoke_scale, runs_root, tmp_path, {}.get)

@@ -1,4 +1,4 @@
-"""The audit's picture keeps the two protocols apart."""
+"""The audit's picture keeps attacks on the classifier and on the defence apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgba
 from purifiers.plan.cells import Cell, Document
 from purifiers.plan.plan import make_plan
 from purifiers.report.aggregate import aggregate
-from purifiers.report.protocols import COLOURS, Defence, _side, defences, draw_audit
+from purifiers.report.audit import COLOURS, Defence, _side, defences, draw_audit
 from purifiers.report.runs import Runs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,7 +30,7 @@ def test_carried_over_attacks_count_in_the_audit_alone(tmp_path: Path) -> None:
     other = {"clean": 90.0, "pgd_transfer": 10.0, "worst": 9.0}
     frame["reproduced"] = [(value | other)[cell.column] for cell in document.cells]
     found = [row for rows in defences(document, frame).values() for row in rows]
-    assert found and all((row.protocol, row.audit) == (60.0, 9.0) for row in found)
+    assert found and all((row.oblivious, row.audit) == (60.0, 9.0) for row in found)
     by_label = {row.label: row for row in found}
     assert by_label["Madry"].purifier == "" and by_label["Madry"].base == "Madry"
     aid = by_label["Madry + AID-Purifier"]
@@ -64,7 +64,7 @@ def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
     values = [1.0, 0.0, 30.0, 2.0, 50.0, 50.0, 60.0, 40.0]
     frame = pd.DataFrame({"reproduced": values, "warnings": [""] * 7 + ["zero gradient"]})
     assert defences(audit, frame)["MNIST"][3] == Defence(
-        "Madry + AID", "Madry", "AID", protocol=60.0, audit=40.0, weak=True
+        "Madry + AID", "Madry", "AID", oblivious=60.0, audit=40.0, weak=True
     )
     picture = draw_audit(audit, frame)
     assert picture is not None
@@ -88,8 +88,8 @@ def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
         ({"threat_model": "black_box"}, "adaptive"),
         ({"threat_model": "black_box", "source": "cnn, natural"}, ""),
         ({"threat_model": "transfer", "source": "cnn, natural"}, ""),
-        ({"threat_model": "oblivious"}, "protocol"),
-        ({"threat_model": ""}, "protocol"),
+        ({"threat_model": "oblivious"}, "oblivious"),
+        ({"threat_model": ""}, "oblivious"),
         ({"threat_model": "oblivious", "attack": "worst of pgd, cw"}, ""),
     ],
 )

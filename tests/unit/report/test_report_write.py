@@ -10,8 +10,8 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.report.audit import defences
 from purifiers.report.figures import _as_numbers, _curves
-from purifiers.report.protocols import defences
 from purifiers.report.write import write_document
 
 Make = Callable[..., Any]
@@ -164,7 +164,7 @@ def test_audit(
     assert names == {f"audit.{end}" for end in ends}
     frame = pd.read_csv(out / "audit.csv")
     (found,) = defences(document, frame)["MNIST"]
-    assert (found.label, found.protocol, found.audit) == ("AID", 75.0, 25.0)
+    assert (found.label, found.oblivious, found.audit) == ("AID", 75.0, 25.0)
 
 
 def test_curves_name_their_axis_and_each_line_once(a_cell: Make, a_document: Make) -> None:

@@ -1,4 +1,4 @@
-"""The audit's picture: what a paper's protocol leaves of a defence beside what the audit leaves."""
+"""The audit's picture: what attacks on the classifier alone leave beside what the audit leaves."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Defence:
         label: the row's.
         base: label of the row with the same classifier alone, or the name of its training.
         purifier: the label without the base; ``""`` for the classifier alone.
-        protocol: lowest accuracy over the oblivious attacks, in percent.
-        audit: lowest accuracy over all attacks, never above ``protocol``.
+        oblivious: lowest accuracy over the attacks on the classifier alone, in percent.
+        audit: lowest accuracy over all attacks, never above ``oblivious``.
         weak: an attack shows signs of weakness.
     """
 
     label: str
     base: str
     purifier: str
-    protocol: float
+    oblivious: float
     audit: float
     weak: bool
 
 
 def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
-    """Two panels per block. Above, the protocol's accuracy against the audit's: the farther a
-    defence lies below the diagonal, the more the protocol flatters it, and below the dotted line
-    of its classifier it does harm. Below, the same row by row."""
+    """Two panels per block. Above, the oblivious accuracy against the audit's: the farther a
+    defence lies below the diagonal, the more an attack gains by knowing it, and below the dotted
+    line of its classifier it does harm. Below, the same row by row."""
     panels = defences(document, frame)
     if not panels:
         return None
@@ -74,9 +74,9 @@ def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
 
 
 def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]]:
-    """Per block label the rows that were attacked in the paper's way and through the whole defence,
-    in the document's order."""
-    protocol: dict[tuple[str, str], float] = {}
+    """Per block label the rows that were attacked obliviously and through the whole defence, in the
+    document's order."""
+    oblivious: dict[tuple[str, str], float] = {}
     every: dict[tuple[str, str], float] = {}
     first: dict[tuple[str, str], Cell] = {}
     adaptive: set[tuple[str, str]] = set()
@@ -89,8 +89,8 @@ def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]
         row, side = (cell.block_label, cell.row_label), _side(cell)
         first.setdefault(row, cell)
         every[row] = min(float(value), every.get(row, 100.0))
-        if side == "protocol":
-            protocol[row] = min(float(value), protocol.get(row, 100.0))
+        if side == "oblivious":
+            oblivious[row] = min(float(value), oblivious.get(row, 100.0))
         elif side == "adaptive":
             adaptive.add(row)
         if suspicious(told):
@@ -102,11 +102,11 @@ def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]
     }
     panels: dict[str, list[Defence]] = {}
     for row, cell in first.items():
-        if row in protocol and row in adaptive:
+        if row in oblivious and row in adaptive:
             block, label = row
             base = bare.get((block, _classifier(cell)), cell.training)
             purifier = label.removeprefix(f"{base} + ") if cell.methods else ""
-            found = Defence(label, base, purifier, protocol[row], every[row], row in weak)
+            found = Defence(label, base, purifier, oblivious[row], every[row], row in weak)
             panels.setdefault(block, []).append(found)
     return panels
 
@@ -116,18 +116,18 @@ def _classifier(cell: Cell) -> tuple[str, str, str]:
 
 
 def _side(cell: Cell) -> str:
-    """Whose attack it is: the paper's, or the audit's; ``""`` for attacks that are made on another
-    model and carried over, and for the lowest or the mean of several."""
+    """Whom it attacks: the classifier alone, or the whole defence; ``""`` for attacks that are made
+    on another model and carried over, and for the lowest or the mean of several."""
     if cell.mean or cell.attack.startswith("worst of"):
         return ""
     asks_defence = cell.threat_model == "black_box" and not cell.source
     if cell.threat_model == "white_box" or asks_defence:
         return "adaptive"
-    return "protocol" if cell.threat_model in ("", "oblivious") else ""
+    return "oblivious" if cell.threat_model in ("", "oblivious") else ""
 
 
 def _limits(rows: Sequence[Defence]) -> tuple[float, float]:
-    top = min(104.0, 1.12 * max(row.protocol for row in rows) + 2)
+    top = min(104.0, 1.12 * max(row.oblivious for row in rows) + 2)
     return -0.03 * top, top
 
 
@@ -138,13 +138,15 @@ def _points(
     top = limits[1]
     axes.plot((0, top), (0, top), color="0.5", linewidth=1, zorder=1)
     axes.fill_between((0, top), (0, top), color="0.94", zorder=0)
-    axes.text(0.97 * top, 0.03 * top, "the protocol flatters", color="0.45", fontsize=7, ha="right")
+    axes.text(
+        0.97 * top, 0.03 * top, "weaker once it is known", color="0.45", fontsize=7, ha="right"
+    )
     for row in rows:
         colour, bare = colours[row.base], not row.purifier
         if bare:
             axes.axhline(row.audit, color=colour, linestyle=":", linewidth=1, zorder=1)
         axes.scatter(
-            *(row.protocol, row.audit),
+            *(row.oblivious, row.audit),
             marker=markers[row.purifier],
             s=60 if bare else AREAS.get(markers[row.purifier], 34),
             facecolor="none" if bare else colour,
@@ -153,10 +155,10 @@ def _points(
             zorder=2 if bare else 3,
         )
         if row.weak:
-            axes.annotate(WEAK, (row.protocol, row.audit), (4, 2), textcoords="offset points")
+            axes.annotate(WEAK, (row.oblivious, row.audit), (4, 2), textcoords="offset points")
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    axes.set_xlabel("accuracy in the paper's protocol (percent)", fontsize=8)
-    axes.set_ylabel("accuracy in the audit (percent)", fontsize=8)
+    axes.set_xlabel("accuracy, the classifier alone attacked (percent)", fontsize=8)
+    axes.set_ylabel("accuracy, the defence attacked, too (percent)", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
 
@@ -166,17 +168,19 @@ def _dots(axes: Axes, rows: Sequence[Defence], colours: dict[str, str]) -> None:
     alone = {row.base: row.audit for row in rows if not row.purifier}
     for place, row in enumerate(rows):
         colour = colours[row.base]
-        axes.plot((row.audit, row.protocol), (place, place), color=colour, alpha=0.5, zorder=1)
-        axes.plot(row.protocol, place, "o", color="white", mec=colour, ms=6, zorder=2)
+        axes.plot((row.audit, row.oblivious), (place, place), color=colour, alpha=0.5, zorder=1)
+        axes.plot(row.oblivious, place, "o", color="white", mec=colour, ms=6, zorder=2)
         axes.plot(row.audit, place, "o", color=colour, ms=6, mec="white", mew=0.5, zorder=3)
         if row.weak:
-            end = (max(row.audit, row.protocol), place)
+            end = (max(row.audit, row.oblivious), place)
             axes.annotate(WEAK, end, (6, 0), textcoords="offset points", va="center", fontsize=8)
         if row.base in alone:
             line = (place - 0.5, place + 0.5)
             axes.plot([alone[row.base]] * 2, line, ":", color=colour, linewidth=1, zorder=1)
     axes.set(xlim=_limits(rows), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel("accuracy (percent): ○ paper's protocol, ● audit", fontsize=8)
+    axes.set_xlabel(
+        "accuracy (percent): ○ the classifier alone attacked, ● the defence, too", fontsize=8
+    )
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)
 

@@ -178,9 +178,7 @@ def _dots(axes: Axes, rows: Sequence[Defence], colours: dict[str, str]) -> None:
             line = (place - 0.5, place + 0.5)
             axes.plot([alone[row.base]] * 2, line, ":", color=colour, linewidth=1, zorder=1)
     axes.set(xlim=_limits(rows), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel(
-        "percent; attacked: ○ classifier, ● defence, too", fontsize=8
-    )
+    axes.set_xlabel("percent; attacked: ○ classifier, ● defence, too", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)
 

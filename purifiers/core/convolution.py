@@ -40,23 +40,16 @@ def convolve(
     )
 
 
-class PatchConvolution(nn.Conv2d):
+class PatchConvolution(nn.Module):
     """A convolution of grey images as :func:`convolve` computes it.
 
     Args:
-        given: the convolution whose weights and geometry it takes over.
+        convolution: whose weights and geometry it takes; one that :meth:`suits`.
     """
 
-    def __init__(self, given: nn.Conv2d) -> None:
-        super().__init__(
-            given.in_channels,
-            given.out_channels,
-            given.kernel_size,  # type: ignore[arg-type]
-            given.stride,  # type: ignore[arg-type]
-            given.padding,  # type: ignore[arg-type]
-            bias=given.bias is not None,
-        )
-        self.weight, self.bias = given.weight, given.bias
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.convolution = convolution
 
     @staticmethod
     def suits(part: nn.Module) -> bool:
@@ -71,4 +64,5 @@ class PatchConvolution(nn.Conv2d):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return convolve(images, self.weight, self.bias, self.stride, self.padding)
+        given = self.convolution
+        return convolve(images, given.weight, given.bias, given.stride, given.padding)

@@ -57,8 +57,6 @@ class Prepared:
         parameter = next(module.parameters(), None)
         on_cpu = parameter is None or parameter.device.type == "cpu"
         self.chunk = CHUNK if on_cpu else None
-        if on_cpu and graph is not None:
-            _convolve_patches(graph)
         self.exact: Callable[[Tensor], Tensor] | None = None
         if precision == "bfloat16":
             if graph is None:
@@ -68,6 +66,8 @@ class Prepared:
                 )
             self.exact = Prepared(classifier)
             _lower(graph)
+        if on_cpu and graph is not None:
+            _convolve_patches(graph)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
@@ -85,8 +85,8 @@ def _fold(graph: fx.GraphModule) -> None:
     """Fold every BatchNorm that keeps statistics and alone reads a convolution used once."""
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or len(before.users) > 1 or calls[before.target] > 1:
+        before = _read_alone(node)
+        if before is None or calls[before.target] > 1:
             continue
         if not (_is(graph, node, _Normalisation) and _is(graph, before, _Convolution)):
             continue
@@ -107,10 +107,8 @@ def _rectify_in_place(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if not (_is(graph, node, (nn.ReLU,)) or node.target in (torch.relu, functional.relu)):
             continue
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or len(before.users) > 1:
-            continue
-        if _is(graph, before, (*_Weighted, *_Normalisation)):
+        before = _read_alone(node)
+        if before is not None and _is(graph, before, (*_Weighted, *_Normalisation)):
             with graph.graph.inserting_after(node):
                 in_place = graph.graph.call_function(torch.relu_, (before,))
             node.replace_all_uses_with(in_place)
@@ -135,6 +133,12 @@ def _lower(graph: fx.GraphModule) -> None:
             cast = graph.graph.call_method("to", (first, torch.bfloat16))
         first.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
     graph.recompile()
+
+
+def _read_alone(node: fx.Node) -> fx.Node | None:
+    """What ``node`` reads first, if nothing else reads it."""
+    before = node.args[0] if node.args else None
+    return before if isinstance(before, fx.Node) and len(before.users) == 1 else None
 
 
 def _is(graph: fx.GraphModule, node: fx.Node, kinds: tuple[type, ...]) -> bool:

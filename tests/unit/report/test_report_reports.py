@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from purifiers.plan.plan import make_plan
+from purifiers.plan.scale import load_scale
 from purifiers.report.reports import write_reports
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(("paper", "told"), [("aid", True), ("advae", False)])
@@ -19,6 +19,6 @@ def test_stand_ins_are_named_where_there_are_some(paper, told, tmp_path):
         (tmp_path / folder).symlink_to(ROOT / folder)
     write_reports(tmp_path, "desk", [paper])
     index = (tmp_path / "results/tables/desk" / paper / "README.md").read_text()
-    note = make_plan(ROOT, "desk", [f"{paper}/table_1"]).scale.info().stand_in_note
+    note = load_scale(ROOT, "desk").info().stand_in_note
     assert note
     assert (note in index) == told

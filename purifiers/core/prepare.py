@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from purifiers.core.component import frozen
-from purifiers.core.convolution import PatchConvolution
+from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.precision import PRECISIONS
 
@@ -28,9 +28,9 @@ _Weighted = (nn.Linear, *_Convolution, nn.ConvTranspose2d)
 class Prepared:
     """A frozen copy of a classifier, BatchNorm folded into the convolutions before it.
 
-    Folding is exact up to rounding. ReLU behind a layer works in place, and on a processor wide
-    convolutions of grey images work on patches. Networks that :mod:`torch.fx` cannot trace (control
-    flow that depends on the images) are frozen and left as they are.
+    Folding is exact up to rounding. ReLU behind a layer works in place, and on a processor
+    convolutions of grey images have a gradient of their own. Networks that :mod:`torch.fx` cannot
+    trace (control flow that depends on the images) are frozen and left as they are.
 
     Args:
         classifier: images to logits; is not changed.
@@ -67,7 +67,7 @@ class Prepared:
             self.exact = Prepared(classifier)
             _lower(graph)
         if on_cpu and graph is not None:
-            _convolve_patches(graph)
+            _convolve_grey(graph)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
@@ -116,10 +116,10 @@ def _rectify_in_place(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _convolve_patches(graph: fx.GraphModule) -> None:
+def _convolve_grey(graph: fx.GraphModule) -> None:
     for path, part in list(graph.named_modules()):
-        if PatchConvolution.suits(part):
-            _set(graph, path, PatchConvolution(part))
+        if GreyConvolution.suits(part):
+            _set(graph, path, frozen(GreyConvolution(part)))
 
 
 def _lower(graph: fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.classifiers.wide_resnet import WideResnet
-from purifiers.core.convolution import PatchConvolution
+from purifiers.core.convolution import GreyConvolution, convolve
 from purifiers.core.errors import UserError
 from purifiers.core.prepare import CHUNK, Prepared
 
@@ -149,7 +149,7 @@ GREY = {
     "3x3": (nn.Conv2d(1, 32, 3), True),
     "5x5, padded and strided": (nn.Conv2d(1, 40, (5, 3), stride=(2, 1), padding=(2, 0)), True),
     "without bias": (nn.Conv2d(1, 32, 3, bias=False), True),
-    "few channels": (nn.Conv2d(1, 16, 3), False),
+    "few channels": (nn.Conv2d(1, 2, 3), True),
     "dilated": (nn.Conv2d(1, 32, 3, dilation=2), False),
     "colour": (nn.Conv2d(3, 32, 3), False),
     "reflected": (nn.Conv2d(1, 32, 3, padding=1, padding_mode="reflect"), False),
@@ -158,12 +158,24 @@ GREY = {
 
 
 @pytest.mark.parametrize("name", GREY)
-def test_wide_convolutions_of_grey_images_work_on_patches(name):
+def test_convolutions_of_grey_images_have_their_own_gradient(name):
     convolution, expected = GREY[name]
     network = nn.Sequential(copy.deepcopy(convolution), nn.ReLU(), nn.Flatten())
     made = Prepared(network)
-    assert any(isinstance(part, PatchConvolution) for part in made.module.modules()) == expected
+    assert any(isinstance(part, GreyConvolution) for part in made.module.modules()) == expected
     assert_alike(made, network, torch.rand(4, convolution.in_channels, 13, 12))
+
+
+def test_a_trained_convolution_of_grey_images_keeps_its_gradients():
+    weight, bias = torch.randn(8, 1, 3, 3), torch.randn(8)
+    images = torch.rand(4, 1, 13, 12)
+    found = []
+    for compute in (convolve, functional.conv2d):
+        leaves = [part.clone().requires_grad_(True) for part in (images, weight, bias)]
+        made = compute(*leaves, (1, 1), (1, 1))
+        found.append(torch.autograd.grad(made.square().sum(), leaves))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

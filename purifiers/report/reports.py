@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, write_text
@@ -26,22 +26,26 @@ SCALE_ORDER = ("smoke", "desk", "paper")
 def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
     """Write documents from the runs that are there; whole papers with claims and an index.
 
+    Of a whole paper, documents of which nothing has been run are only listed.
+
     Args:
         wanted: ``aid/table_3``, or ``aid`` for everything of a paper; empty: all papers.
     """
     plan = make_plan(root, scale, wanted)
     whole = [n for n in wanted if "/" not in n] if wanted else plan.working_papers()
-    for document in plan.documents.values():
+    reproduced: dict[str, int] = {}
+    for name, document in plan.documents.items():
         if wanted or document.paper in whole:
             folder = root / "results" / "tables" / scale / document.paper
             published_n = plan.papers[document.paper].declared.get("published_n")
-            write_document(
+            reproduced[name] = write_document(
                 _with_data_notes(document, plan),
                 plan.scale.info(),
                 plan.runs_root,
                 folder,
                 plan.failure_of,
                 published_n,
+                only_if_run=name not in wanted,
             )
     for paper in whole:
         folder = root / "results" / "tables" / scale / paper
@@ -54,7 +58,7 @@ def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
             folder / "claims.csv",
             plan.failure_of,
         )
-        write_text(folder / "README.md", _index(plan, paper))
+        write_text(folder / "README.md", _index(plan, paper, reproduced))
 
 
 def _with_data_notes(document: Document, plan: Plan) -> Document:
@@ -72,19 +76,24 @@ def _with_data_notes(document: Document, plan: Plan) -> Document:
     return dataclasses.replace(document, cells=tuple(cells))
 
 
-def _index(plan: Plan, paper: str) -> str:
-    scale = plan.scale.info()
+def _index(plan: Plan, paper: str, reproduced: Mapping[str, int]) -> str:
+    scale, documents = plan.scale.info(), plan.of(paper)
     lines = [f"# {plan.papers[paper].declared['title']}", "", f"Scale: {scale.label}.", ""]
-    if scale.stand_in_note and any(stand_in(cell) for d in plan.of(paper) for cell in d.cells):
+    if scale.stand_in_note and any(stand_in(cell) for d in documents for cell in d.cells):
         lines += [f"**{scale.stand_in_note}**", ""]
-    noted = [note for d in plan.of(paper) for note in data_notes(_with_data_notes(d, plan))]
-    lines += [f"**{note}**\n" for note in dict.fromkeys(noted)]
-    lines += ["| Document | Title | Cells | Planned |", "|:--|:--|--:|--:|"]
-    for document in plan.of(paper):
+    table = ["| Document | Title | Cells | Planned | Reproduced |", "|:--|:--|--:|--:|--:|"]
+    notes: list[str] = []
+    for document in documents:
+        count = reproduced[f"{paper}/{document.document}"]
         planned = sum(cell.state == "planned" for cell in document.cells)
-        link = f"[{document.document.replace('_', ' ')}]({document.document}.csv)"
-        lines.append(f"| {link} | {document.title} | {len(document.cells)} | {planned} |")
-    return "\n".join([*lines, "", "Claims: [claims.csv](claims.csv)", ""])
+        label = document.document.replace("_", " ")
+        if count or not planned:
+            label = f"[{label}]({document.document}.csv)"
+            notes += data_notes(_with_data_notes(document, plan))
+        counts = f"{len(document.cells)} | {planned} | {count}"
+        table.append(f"| {label} | {document.title} | {counts} |")
+    lines += [f"**{note}**\n" for note in dict.fromkeys(notes)]
+    return "\n".join([*lines, *table, "", "Claims: [claims.csv](claims.csv)", ""])
 
 
 def write_status(root: Path, check: bool) -> int:

@@ -22,7 +22,9 @@ def write_document(
     out_dir: Path,
     failure_of: FailureOf,
     published_n: Mapping[str, int] | None = None,
-) -> None:
+    *,
+    only_if_run: bool = False,
+) -> int:
     """Write a table, a figure or the audit from the runs that are there.
 
     Below ``out_dir``: ``<document>.csv`` and ``<document>.provenance.json`` always; ``.md`` and
@@ -34,9 +36,17 @@ def write_document(
         runs_root: the folder that holds ``score/``.
         failure_of: from the id of a score run to why it failed, or None.
         published_n: see :func:`purifiers.report.aggregate.aggregate`.
+        only_if_run: leave the folder as it is while every cell that can be run is still to be run.
+
+    Returns:
+        How many cells have a reproduced value.
     """
     runs = Runs(runs_root, failure_of)
     frame = aggregate(document, scale, runs, published_n)
+    reproduced = int(frame["reproduced"].notna().sum())
+    planned = [cell.state == "planned" for cell in document.cells]
+    if only_if_run and any(planned) and frame["verdict"][planned].eq("not run").all():
+        return reproduced
     base = out_dir / document.document
     if not document.document.startswith("figure_"):
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
@@ -46,3 +56,4 @@ def write_document(
     ids = (run_id for cell in document.cells for seed in cell.scores for run_id in seed)
     write_json(base.with_suffix(".provenance.json"), collect(runs_root, ids))
     write_text(base.with_suffix(".csv"), csv_text(frame))
+    return reproduced

@@ -22,3 +22,19 @@ def test_stand_ins_are_named_where_there_are_some(paper, told, tmp_path):
     note = load_scale(ROOT, "desk").info().stand_in_note
     assert note
     assert (note in index) == told
+
+
+def test_what_has_not_been_run_is_only_listed(tmp_path):
+    """Unless it is asked for by its name."""
+    for folder in ("benchmarks", "workflow"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    out = tmp_path / "results/tables/desk/advae"
+    write_reports(tmp_path, "desk", ["advae"])
+    index = (out / "README.md").read_text()
+    assert "| table 1 | MNIST accuracy under three threat models | 28 | 28 | 0 |" in index
+    assert (
+        "| [table 2](table_2.csv) | Architectures of the MNIST classifiers | 30 | 0 | 0 |" in index
+    )
+    assert {path.name for path in out.glob("*.csv")} == {"table_2.csv", "claims.csv"}
+    write_reports(tmp_path, "desk", ["advae/table_1"])
+    assert (out / "table_1.csv").exists()

@@ -58,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    runs_root = arguments.spec.resolve().parents[2]
+    folder = arguments.spec.resolve().parent
+    if folder.parent.name != "batches":
+        raise UserError(f"{arguments.spec}: is not in a folder <runs>/batches/<stage>")
+    runs_root = folder.parents[1]
     batch = read_json(arguments.spec)
     done = [RunFolder(runs_root, batch["stage"], run["id"]).complete() for run in batch["runs"]]
     if all(done):

@@ -420,3 +420,13 @@ def test_network_without_numbers_gets_no_score(
         err = refused_job(finished, command, "score")
     assert "the classifier gave logits that are not finite" in err.splitlines()[-1]
     assert not (score / "scores.parquet").exists()
+
+
+def test_a_job_outside_a_runs_folder_is_refused(tmp_path, capsys):
+    """Its runs would be written two folders up, wherever that is."""
+    spec = tmp_path / "elsewhere" / "score.spec.json"
+    spec.parent.mkdir()
+    spec.write_text("{}")
+    assert main(["run", str(spec), str(tmp_path / "done.json")]) == 2
+    assert str(spec) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]

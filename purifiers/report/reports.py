@@ -33,13 +33,15 @@ def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
     """
     plan = make_plan(root, scale, wanted)
     whole = [n for n in wanted if "/" not in n] if wanted else plan.working_papers()
+    notes = _data_notes(plan)
+    documents = {name: _flagged(document, notes) for name, document in plan.documents.items()}
     reproduced: dict[str, int] = {}
-    for name, document in plan.documents.items():
+    for name, document in documents.items():
         if wanted or document.paper in whole:
             folder = root / "results" / "tables" / scale / document.paper
             published_n = plan.papers[document.paper].declared.get("published_n")
             reproduced[name] = write_document(
-                _with_data_notes(document, plan),
+                document,
                 plan.scale.info(),
                 plan.runs_root,
                 folder,
@@ -49,25 +51,29 @@ def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
             )
     for paper in whole:
         folder = root / "results" / "tables" / scale / paper
-        documents = {d.document: d for d in plan.of(paper)}
         write_claims(
             plan.papers[paper].claims,
-            documents,
+            {d.document: d for d in plan.of(paper)},
             plan.scale.info(),
             plan.runs_root,
             folder / "claims.csv",
             plan.failure_of,
         )
-        write_text(folder / "README.md", _index(plan, paper, reproduced))
+        write_text(folder / "README.md", _index(plan, paper, documents, reproduced))
 
 
-def _with_data_notes(document: Document, plan: Plan) -> Document:
-    """Flag every cell whose images are not the original ones, as its data set's record says."""
+def _data_notes(plan: Plan) -> dict[str, str]:
+    """What the record of each data set that has been read says of its images, by its name."""
     notes: dict[str, str] = {}
     for run in plan.runs.values():
         folder = RunFolder(plan.runs_root, run.stage, run.id)
         if run.stage == "dataset" and folder.complete():
             notes[run.spec["dataset"]["component"]] = folder.record(verify=False)["summary"]["note"]
+    return notes
+
+
+def _flagged(document: Document, notes: Mapping[str, str]) -> Document:
+    """Flag every cell whose images are not the original ones."""
     cells = []
     for cell in document.cells:
         note = notes.get(cell.used_dataset or "", "")
@@ -76,20 +82,23 @@ def _with_data_notes(document: Document, plan: Plan) -> Document:
     return dataclasses.replace(document, cells=tuple(cells))
 
 
-def _index(plan: Plan, paper: str, reproduced: Mapping[str, int]) -> str:
-    scale, documents = plan.scale.info(), plan.of(paper)
+def _index(
+    plan: Plan, paper: str, documents: Mapping[str, Document], reproduced: Mapping[str, int]
+) -> str:
+    scale = plan.scale.info()
+    own = {name: document for name, document in documents.items() if document.paper == paper}
     lines = [f"# {plan.papers[paper].declared['title']}", "", f"Scale: {scale.label}.", ""]
-    if scale.stand_in_note and any(stand_in(cell) for d in documents for cell in d.cells):
+    if scale.stand_in_note and any(stand_in(cell) for d in own.values() for cell in d.cells):
         lines += [f"**{scale.stand_in_note}**", ""]
     table = ["| Document | Title | Cells | Planned | Reproduced |", "|:--|:--|--:|--:|--:|"]
     notes: list[str] = []
-    for document in documents:
-        count = reproduced[f"{paper}/{document.document}"]
+    for name, document in own.items():
+        count = reproduced[name]
         planned = sum(cell.state == "planned" for cell in document.cells)
         label = document.document.replace("_", " ")
         if count or not planned:
             label = f"[{label}]({document.document}.csv)"
-            notes += data_notes(_with_data_notes(document, plan))
+            notes += data_notes(document)
         counts = f"{len(document.cells)} | {planned} | {count}"
         table.append(f"| {label} | {document.title} | {counts} |")
     lines += [f"**{note}**\n" for note in dict.fromkeys(notes)]

@@ -31,10 +31,12 @@ class Setting:
     def recipe(self, kind: str, name: str) -> dict[str, Any]:
         """A recipe as a component spec: settings filled in, budgets and overrides applied.
 
-        A budget of ``{at_most: n}`` lowers what the recipe says and never raises it.
+        A change may be relative to what it changes: ``{at_most: n}`` lowers it and never raises
+        it, ``{times: n}`` multiplies it.
 
         Raises:
-            UserError: unknown recipe, parameter or setting, or a length out of range.
+            UserError: unknown recipe, parameter or setting, a length out of range, or an override
+                that would undo what the scale says.
         """
         where = f"{self.where}: {kind}.{name}"
         declared = self.paper.recipe(kind, name, self.where)
@@ -46,17 +48,24 @@ class Setting:
         budget = self.scale.budget(kind, component_name, self.used)
         parameters = {**declared, **budget, **override}
         described.check_parameters(parameters, where)
+        for key in set(budget) & set(override):
+            if not isinstance(budget[key], dict) and not isinstance(override[key], dict):
+                raise UserError(
+                    f"{where}: the override says {key} {override[key]}, scale {self.scale.name} "
+                    f"{budget[key]}: write {{times: n}} for n times what the scale says"
+                )
         settings = (
             self.paper.settings(self.used.name)
             if _has_reference([*declared.values(), *parameters.values()])
             else {}
         )
         resolved = {}
-        for key, value in parameters.items():
-            if isinstance(value, dict) and "at_most" in value:
-                whole = declared.get(key, described.parameters[key])
-                value = min(_resolve(key, whole, settings, where), value["at_most"])
-            resolved[key] = _resolve(key, value, settings, where)
+        for key in parameters:
+            value = _resolve(key, described.parameters[key], {}, where)
+            for layer in (declared, budget, override):
+                if key in layer:
+                    value = _changed(key, value, layer[key], settings, where)
+            resolved[key] = value
         return component(kind, component_name, resolved)
 
 
@@ -75,6 +84,14 @@ def told(kind: str, spec: dict[str, Any], constant: str) -> list[str]:
 
 def _has_reference(parameters: Iterable[Any]) -> bool:
     return any(isinstance(value, str) and value.startswith("$") for value in parameters)
+
+
+def _changed(parameter: str, value: Any, to: Any, settings: dict[str, Any], where: str) -> Any:
+    if isinstance(to, dict) and "at_most" in to:
+        to = min(value, to["at_most"])
+    elif isinstance(to, dict) and "times" in to:
+        to = value * to["times"]
+    return _resolve(parameter, to, settings, where)
 
 
 def _resolve(parameter: str, value: Any, settings: dict[str, Any], where: str) -> Any:

@@ -59,6 +59,50 @@ def test_a_budget_may_be_a_ceiling(root: Path, budget: str, steps: int) -> None:
     assert {made["steps"] for made in sets if "random_start" in made} == {steps}
 
 
+def pgd_with(root: Path, budget: str, override: str) -> set[float]:
+    """Steps of PGD in Table 11b's row of 100, whose recipe says 40, when these two change them."""
+    scale = root / "workflow" / "scales" / "smoke.yaml"
+    text = scale.read_text()
+    old = "attack.pgd: {steps: {at_most: 20}}"
+    scale.write_text(text.replace(old, f"attack.pgd: {{steps: {budget}}}"))
+    table = root / "benchmarks" / "aid" / "table_11b.yaml"
+    text = table.read_text()
+    assert "{steps: 100}" in text and "{steps: 200}" in text
+    for row in ("{steps: 100}", "{steps: 200}"):
+        text = text.replace(row, f"{{steps: {override}}}")
+    table.write_text(text)
+    plan = make_plan(root, "smoke", ["aid/table_11b"])
+    wanted = {
+        identity
+        for cell in plan.documents["aid/table_11b"].cells
+        if cell.row == "steps_100"
+        for scores in cell.scores
+        for identity in scores
+    }
+    return {plan.runs[identity].spec["attack"]["parameters"]["steps"] for identity in wanted}
+
+
+@pytest.mark.parametrize(
+    ("budget", "override", "steps"),
+    [
+        ("7", "{times: 2}", 14),
+        ("{at_most: 7}", "{times: 2}", 14),
+        ("{at_most: 99}", "{times: 2}", 80),
+        ("{at_most: 7}", "100", 100),
+    ],
+)
+def test_an_override_may_be_relative(root: Path, budget: str, override: str, steps: int) -> None:
+    """To the recipe as the scale has it."""
+    assert pgd_with(root, budget, override) == {steps}
+
+
+def test_an_override_does_not_undo_the_scale(root: Path) -> None:
+    """Steps of 0.01 in a fit that a scale shortens to five would go nowhere."""
+    told = "override says steps 100, scale smoke 7: write {times: n} for n times"
+    with pytest.raises(UserError, match=told):
+        pgd_with(root, "7", "100")
+
+
 def test_repeated_cells_cost_nothing(root: Path) -> None:
     """Table 11b's row of 40 iterations is a cell of Table 3."""
     alone = make_plan(root, "paper", ["aid/table_3"])

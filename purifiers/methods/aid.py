@@ -24,6 +24,7 @@ PASSES = "3 * iterations"
 PURIFYING = ("eps", "step_size", "iterations")
 FIT_PASSES = "epochs * (3 * train_steps + 1)"
 PROVIDES = ("verdict",)
+LATER = ("train_cw_const", "train_cw_learning_rate")
 
 MIXINGS = ("avmixup", "mixup", "av", "none")
 TARGETS = ("bce", "contrastive")
@@ -51,6 +52,7 @@ class Aid(Method):
             vertex), ``mixup`` (mixtures with gamma 1).
         train_attacks: ``pgd``, ``cw_l2``, ``deepfool_linf`` (Table 18); of several, one is drawn
             per batch (our choice). C&W and DeepFool with upstream's evaluation settings.
+        train_cw_const, train_cw_learning_rate: c and Adam's rate in that C&W.
 
     The vertex is clipped to [0, 1] upstream and not in Algorithm 1; the variant decides.
     Weights are saved without the classifier's.
@@ -81,6 +83,8 @@ class Aid(Method):
         target: str = "bce",
         mixing: str = "avmixup",
         train_attacks: Sequence[str] = ("pgd",),
+        train_cw_const: float = 0.01,
+        train_cw_learning_rate: float = 0.01,
     ) -> None:
         super().__init__()
         check_choice("aid: variant", variant, ("paper", "upstream"))
@@ -91,9 +95,10 @@ class Aid(Method):
         self.eps, self.step_size, self.iterations = fraction(eps), fraction(step_size), iterations
         self.gamma = gamma if mixing in ("avmixup", "av") else 1.0
         self.target, self.mixing = target, mixing
-        self.attacks = _training_attacks(
-            train_attacks, fraction(train_eps), train_steps, fraction(train_step)
-        )
+        self.train_eps, self.train_step = fraction(train_eps), fraction(train_step)
+        self.train_steps = train_steps
+        self.train_cw_const, self.train_cw_learning_rate = train_cw_const, train_cw_learning_rate
+        self.attacks = [self._training_attack(name) for name in train_attacks]
         self.recipe = Recipe(
             epochs=epochs,
             batch_size=batch_size,
@@ -128,6 +133,19 @@ class Aid(Method):
             self.discriminator = UpstreamDiscriminator(
                 channels, self.taps, self.width, self.extra_layers
             )
+
+    def _training_attack(self, name: str) -> Attack:
+        cw = {"initial_const": self.train_cw_const, "learning_rate": self.train_cw_learning_rate}
+        makers: dict[str, Callable[[], Attack]] = {
+            "pgd": lambda: Pgd(
+                eps=self.train_eps, steps=self.train_steps, step_size=self.train_step
+            ),
+            "cw_l2": lambda: CwL2(steps=20, search_steps=1, max_l2=3.0, **cw),
+            "deepfool_linf": lambda: DeepfoolLinf(eps=self.train_eps, steps=20),
+        }
+        if name not in makers:
+            raise UserError(f"aid: train_attacks has {name!r}{did_you_mean(name, makers)}")
+        return makers[name]()
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """Binary cross entropy of one batch, target 1 for adversarial (Algorithm 1, equation 1)."""
@@ -217,20 +235,6 @@ class Aid(Method):
         purified = purified - self.step_size * direction
         low, high = images - self.eps, images + self.eps
         return torch.minimum(torch.maximum(purified, low), high).clamp(0.0, 1.0)
-
-
-def _training_attacks(
-    names: Sequence[str], eps: float, steps: int, step_size: float
-) -> list[Attack]:
-    makers: dict[str, Callable[[], Attack]] = {
-        "pgd": lambda: Pgd(eps=eps, steps=steps, step_size=step_size),
-        "cw_l2": lambda: CwL2(steps=20, search_steps=1, initial_const=0.01, max_l2=3.0),
-        "deepfool_linf": lambda: DeepfoolLinf(eps=eps, steps=20),
-    }
-    for name in names:
-        if name not in makers:
-            raise UserError(f"aid: train_attacks has {name!r}{did_you_mean(name, makers)}")
-    return [makers[name]() for name in names]
 
 
 def _device(module: nn.Module) -> torch.device:

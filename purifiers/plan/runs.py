@@ -69,9 +69,16 @@ def make_run(
 
 
 def component(kind: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """A component as it stands in a spec: name, version and every parameter."""
+    """A component as it stands in a spec: name, version and every parameter.
+
+    Parameters in its ``LATER`` joined when there were runs of its version already. At their
+    defaults they are left out, so that those runs keep their names.
+    """
     described = registry.describe(kind, name)
     filled = {**described.parameters, **parameters}
+    for joined in described.constants.get("LATER", ()):
+        if filled[joined] == described.parameters[joined]:
+            del filled[joined]
     return {"component": name, "version": described.version, "parameters": _plain(filled)}
 
 

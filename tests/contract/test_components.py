@@ -42,7 +42,7 @@ def test_version_is_a_count(component):
 
 def test_lists_of_parameters_name_parameters(component):
     described = component.description
-    for named in ("BUDGET", "PURIFYING", "SIZES"):
+    for named in ("BUDGET", "LATER", "PURIFYING", "SIZES"):
         names = described.constants.get(named, ())
         assert isinstance(names, tuple) and set(names) <= set(described.parameters)
 

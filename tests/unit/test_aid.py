@@ -237,12 +237,13 @@ def test_contrastive_target_by_hand(toy, images):
 
 
 def test_training_attacks(toy, images):
-    method = aid(
-        toy, train_attacks=("pgd", "cw_l2", "deepfool_linf"), train_eps=0.1, train_step=0.02
-    )
+    names = ("pgd", "cw_l2", "deepfool_linf")
+    strong = {"train_cw_const": 2.0, "train_cw_learning_rate": 0.1}
+    method = aid(toy, train_attacks=names, train_eps=0.1, train_step=0.02, **strong)
     pgd, cw, deepfool = method.attacks
     assert isinstance(pgd, Pgd) and (pgd.eps, pgd.step_size, pgd.steps) == (0.1, 0.02, 10)
     assert isinstance(cw, CwL2) and (cw.steps, cw.search_steps, cw.max_l2) == (20, 1, 3.0)
+    assert (cw.initial_const, cw.learning_rate) == (2.0, 0.1)
     assert isinstance(deepfool, DeepfoolLinf) and (deepfool.eps, deepfool.steps) == (0.1, 20)
     used: list[int] = []
     method.attacks = [

@@ -10,6 +10,7 @@ import pytest
 from purifiers.core.errors import UserError
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
+from purifiers.plan.runs import component
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,6 +126,15 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
     after = make_plan(root, "smoke", ["aid/table_11b"])
     shared = {run.stage for run in after.runs.values() if run.id in before.runs}
     assert shared == {"dataset"}
+
+
+def test_a_parameter_that_joined_later_keeps_old_names() -> None:
+    """At its default it is left out of the identity, else it is part of it."""
+    late = {"train_cw_const", "train_cw_learning_rate"}
+    old = component("method", "aid", {"train_cw_const": 0.01})["parameters"]
+    new = component("method", "aid", {"train_cw_const": 1.0})["parameters"]
+    assert not late & set(old)
+    assert new == {**old, "train_cw_const": 1.0}
 
 
 def test_a_later_fragment_wins_and_overrides_add_up() -> None:

@@ -1,6 +1,6 @@
 # Short forms of the usual commands; each makes the environment first where it is missing.
 #   make reproduce SCALE=smoke      every table of every paper
-#   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit)
+#   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
 #   make plan                       the price of a scale before anything runs
 #   make bench                      attacks beside other libraries, methods beside plain loops
 SCALE ?= smoke
@@ -12,9 +12,9 @@ BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
 # T=aid/3 names table_3, T=aid/11a names table_11a, any other name stands as it is.
-paper := $(patsubst %/,%,$(dir $(T)))
 item := $(notdir $(T))
 item := $(if $(filter 0% 1% 2% 3% 4% 5% 6% 7% 8% 9%,$(item)),table_$(item),$(item))
+asked := $(if $(findstring /,$(T)),$(dir $(T))$(item),$(T))
 
 # Without byte code on disk every start of Python takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,7 +27,8 @@ reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
 
 table: env
-	$(SNAKEMAKE) results/tables/$(SCALE)/$(paper)/$(item).csv --config scale=$(SCALE)
+	$(BIN)/python -m purifiers plan --scale $(SCALE) $(asked)
+	$(SNAKEMAKE) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(asked).csv,$(T)/claims.csv) --config scale=$(SCALE)
 
 plan: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE)

@@ -16,6 +16,13 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/timing.smk"
 
 
+# A job on a cluster does not see the targets that the plan is made for; these are quick anyway.
+localrules:
+    all,
+    document,
+    paper,
+
+
 rule all:
     default_target: True
     input:
@@ -23,4 +30,5 @@ rule all:
 
 
 onerror:
-    shell("python -m purifiers report --scale {SCALE} || true")
+    for scale, name in sorted(asked):
+        shell("python -m purifiers report --scale {scale} {name} || true")

@@ -72,6 +72,7 @@ class Ensemble(Attack):
         """
         if not len(images):
             return images.clone()
+        images = images.contiguous()  # the package flattens with `view`
         # the version for random defences takes the mean of single draws by itself
         query = target.draw if self.version == "rand" else target
         model = _model(query, indices, target.stochastic)
@@ -128,7 +129,7 @@ class _InputOnly(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
         leaf, logits = ctx.pair
         (gradient,) = torch.autograd.grad(logits, leaf, cotangents[0])
-        return gradient, None
+        return gradient.contiguous(), None
 
 
 def _model(

@@ -118,8 +118,9 @@ def _nearest(
         ones = torch.ones_like(gap)
         (slope,) = torch.autograd.grad(gap, leaf, ones, retain_graph=k < len(gaps))
         norm = finite(dual_norm(slope), "gradients")
-        # 1e-12 (our choice): a flat direction is far away, not a division by zero
-        distance = gap.detach() / norm.clamp_min(1e-12)
+        # 1e-12 (our choice): a flat direction is far away, not a division by zero. A random
+        # model may have kept the label at one draw and lost it at this one
+        distance = gap.detach().abs() / norm.clamp_min(1e-12)
         closer = distance < shortest
         shortest = torch.where(closer, distance, shortest)
         towards = torch.where(closer.view(-1, 1, 1, 1), slope, towards)

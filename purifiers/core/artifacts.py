@@ -92,10 +92,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or there is none.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except ValueError:
         raise UserError(f"{path}: not readable as JSON; remove it and start again") from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ FOLDERS = {
     "training": "training",
 }
 KINDS = tuple(FOLDERS)
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a number", lambda value: type(value) in (int, float)),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "Sequence": ("a list", lambda value: isinstance(value, list | tuple)),
+    "None": ("null", lambda value: value is None),
+}
+"""Annotations of parameters: in words, and what a value of theirs is."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -34,6 +44,7 @@ class Description:
     Attributes:
         parameters: constructor parameters with their default values, base classes included.
         required: those of them without a default.
+        types: annotations, such as ``"float | str"``, as they stand in the source.
         constants: module-level literals (``VERSION``, ``BUDGET``, ``PASSES`` ...).
         summary: first line of the module's docstring.
     """
@@ -44,6 +55,7 @@ class Description:
     version: int
     parameters: dict[str, Any]
     required: tuple[str, ...]
+    types: dict[str, str]
     constants: dict[str, Any]
     summary: str
 
@@ -62,6 +74,20 @@ class Description:
         for parameter in self.required:
             if parameter not in given:
                 raise UserError(f"{where}: {self.kind} {self.name!r} needs {parameter!r}")
+
+    def checked(self, parameter: str, value: Any, where: str) -> Any:
+        """The value, if it is of the parameter's type; whole numbers without a decimal point.
+
+        Raises:
+            UserError: it is of another type.
+        """
+        types = [part.strip().partition("[")[0] for part in self.types[parameter].split("|")]
+        if "float" not in types and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not set(types) <= set(_TYPES) or any(_TYPES[name][1](value) for name in types):
+            return value
+        wanted = " or ".join(_TYPES[name][0] for name in types)
+        raise UserError(f"{where}: {parameter} is {value!r}{_as_number(value)}, but takes {wanted}")
 
 
 def class_name(name: str) -> str:
@@ -105,11 +131,20 @@ def _describe_file(kind: str, name: str, path: Path) -> Description:
     constants = _constants(tree)
     if not isinstance(constants.get("VERSION"), int):
         raise UserError(f"{path.name}: every component file has an integer VERSION")
-    parameters, required = _parameters(tree, class_name(name), path)
+    parameters, required, types = _parameters(tree, class_name(name), path)
     summary = (ast.get_docstring(tree) or "").strip().split("\n")[0]
+    version = constants["VERSION"]
     return Description(
-        kind, name, path, constants["VERSION"], parameters, tuple(required), constants, summary
+        kind, name, path, version, parameters, tuple(required), types, constants, summary
     )
+
+
+def _as_number(value: Any) -> str:
+    """How to write a number that YAML takes for text, such as ``5e-2``."""
+    try:
+        return f" (text for YAML; write {float(value)})" if isinstance(value, str) else ""
+    except ValueError:
+        return ""
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
@@ -129,7 +164,9 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
-def _parameters(tree: ast.Module, wanted: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+def _parameters(
+    tree: ast.Module, wanted: str, path: Path
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
     """Parameters of the class's ``__init__``; with ``**common`` (or no ``__init__`` of its own)
     those of its base class too, wherever that is."""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == wanted), None)
@@ -140,15 +177,16 @@ def _parameters(tree: ast.Module, wanted: str, path: Path) -> tuple[dict[str, An
     )
     parameters: dict[str, Any] = {}
     required: list[str] = []
+    types: dict[str, str] = {}
     if (init is None or init.args.kwarg is not None) and node.bases:
         base = node.bases[0]
         if isinstance(base, ast.Name) and (found := _defining_file(tree, base.id, path)):
-            parameters, required = _parameters(*found)
+            parameters, required, types = _parameters(*found)
     if init is not None:
-        own, own_required = _signature(init)
+        own, own_required, own_types = _signature(init)
         required = [name for name in required if name not in own] + own_required
-        parameters = {**parameters, **own}
-    return parameters, required
+        parameters, types = {**parameters, **own}, {**types, **own_types}
+    return parameters, required, types
 
 
 def _defining_file(tree: ast.Module, name: str, path: Path) -> tuple[ast.Module, str, Path] | None:
@@ -164,7 +202,7 @@ def _defining_file(tree: ast.Module, name: str, path: Path) -> tuple[ast.Module,
     return None
 
 
-def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str]]:
+def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str], dict[str, str]]:
     """Keyword-only parameters, and positional ones that have a default."""
     arguments, defaults = init.args.args, init.args.defaults
     pairs: list[tuple[ast.arg, ast.expr | None]] = []
@@ -177,4 +215,5 @@ def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str]]:
         parameters[argument.arg] = None if default is None else ast.literal_eval(default)
         if default is None:
             required.append(argument.arg)
-    return parameters, required
+    types = {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a, _ in pairs}
+    return parameters, required, types

@@ -43,10 +43,11 @@ def fill(
     Raises:
         UserError: the unfinished file on disk does not fit, or the disk is full.
     """
-    if path.exists():
-        return {}
     partial = path.with_name(path.name + ".partial")
     progress_path = path.with_name(path.name + ".progress.json")
+    if path.exists():
+        progress_path.unlink(missing_ok=True)
+        return {}
     expected = {
         "count": count,
         "shape": list(shape),
@@ -64,6 +65,8 @@ def fill(
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if done == 0:
+            # before the new file is there: an old record would call its zeros done
+            progress_path.unlink(missing_ok=True)
             _reserve(partial, count, shape, dtype)
     try:
         # reading refuses what is too short; "r+" would silently lengthen it with zeros

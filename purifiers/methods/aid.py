@@ -135,12 +135,17 @@ class Aid(Method):
             )
 
     def _training_attack(self, name: str) -> Attack:
-        cw = {"initial_const": self.train_cw_const, "learning_rate": self.train_cw_learning_rate}
         makers: dict[str, Callable[[], Attack]] = {
             "pgd": lambda: Pgd(
                 eps=self.train_eps, steps=self.train_steps, step_size=self.train_step
             ),
-            "cw_l2": lambda: CwL2(steps=20, search_steps=1, max_l2=3.0, **cw),
+            "cw_l2": lambda: CwL2(
+                steps=20,
+                search_steps=1,
+                initial_const=self.train_cw_const,
+                learning_rate=self.train_cw_learning_rate,
+                max_l2=3.0,
+            ),
             "deepfool_linf": lambda: DeepfoolLinf(eps=self.train_eps, steps=20),
         }
         if name not in makers:

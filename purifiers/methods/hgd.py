@@ -11,7 +11,7 @@ from torch.nn import functional
 from purifiers.core.errors import check_choice
 from purifiers.core.noise import derive_seed
 from purifiers.core.prepare import Prepared
-from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers
+from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers, under_attack
 from purifiers.methods._unet import DenoisingUnet
 
 VERSION = 1
@@ -84,7 +84,8 @@ class Hgd(FittedAutoencoder):
         if new.any():
             rows = new.to(images.device)
             seed = derive_seed("hgd", number)
-            made = self.attack(target, images[rows], labels[rows], indices[new], seed).cpu()
+            with under_attack(target.module):  # no dropout: a continued fit makes the same again
+                made = self.attack(target, images[rows], labels[rows], indices[new], seed).cpu()
             missing = [key for key, wanted in zip(keys, new.tolist(), strict=True) if wanted]
             self._examples.update(zip(missing, made, strict=True))
         return torch.stack([self._examples[key] for key in keys]).to(images.device)

@@ -105,7 +105,7 @@ def read_checked(path: Path, schema: str, root: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError:
         raise UserError(f"{shown}: no such file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{shown}: not readable as YAML: {' '.join(str(error).split())}") from None
     validator = _validator(root / "workflow" / "schemas" / f"{schema}.schema.yaml")
     errors = sorted(validator.iter_errors(content), key=_importance)
@@ -121,6 +121,10 @@ class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is a word", key_node.start_mark
+            )
         key = key_node.value
         if key != "<<" and key in seen:
             raise yaml.constructor.ConstructorError(
@@ -192,6 +196,11 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
                 raise UserError(
                     f"{where}.published: there is no row {row!r}{did_you_mean(row, rows)}"
                 )
+            for value in values:
+                if isinstance(value, str) and _is_number(value):
+                    raise UserError(
+                        f"{where}.published.{row}: {value!r} is text for YAML: write {float(value)}"
+                    )
             if len(values) != len(block["columns"]):
                 raise UserError(
                     f"{where}.published.{row}: {len(values)} values "
@@ -204,6 +213,14 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
                 values = block["published"].get(row)
                 if place is None or not values or values[place] is None:
                     raise UserError(f"{where}.doubts: nothing is published at {row}, {column}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_images(path: Path, content: dict[str, Any]) -> None:

@@ -149,6 +149,9 @@ class Expander:
         for key in ("dataset", "classifier", "training"):
             if key not in cell:
                 raise UserError(f"{where}: the cell names no {key}")
+        for key in cell.get("override", {}):
+            kind, _, name = key.partition(".")
+            paper.recipe(kind, name, f"{where}: override")
         datasets = [*paper.declared.get("settings", {}), *self.scale.declared["datasets"]]
         if cell["dataset"] not in datasets:
             raise UserError(

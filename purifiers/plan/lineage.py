@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
-from purifiers.plan.resolve import Setting
+from purifiers.plan.resolve import NotImplementedHere, Setting
 from purifiers.plan.runs import Run, added, passes, times
 from purifiers.plan.scale import UsedDataset
 from purifiers.plan.threats import asks_defence, eot, is_random
@@ -102,6 +102,11 @@ class Lineage(Trained):
         threat = cell.get("threat_model", "oblivious")
         attacked = methods if asks_defence(cell) else []
         source = cell.get("source") if threat in ("transfer", "black_box") else None
+        if constants.get("LUCKY") and any(is_random(m["component"]) for m, _ in attacked):
+            raise NotImplementedHere(
+                f"{attack['component']} on a random defence, where its package takes one lucky "
+                "draw for a broken image and returns it unattacked"
+            )
         if attack["parameters"].get("stop") == "success":
             _check_first_success(setting, bool(source) or methods != attacked, attacked)
         victim = classifier

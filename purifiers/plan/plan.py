@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from purifiers.core.artifacts import RunFolder, write_json
+from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_json
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
@@ -64,7 +66,9 @@ class Plan:
         """Write what the jobs read."""
         unique = {batch.id: batch for batch in self.batches.values()}
         write_specs(unique.values(), self.runs_root, self.scale)
-        for name in (*self.documents, *{d.paper for d in self.documents.values()}):
+        complete = {name: len(paper.documents) for name, paper in self.papers.items()}
+        whole = sorted(name for name, count in complete.items() if len(self.of(name)) == count)
+        for name in (*self.documents, *whole):
             self._write_report_spec(name)
 
     def report_spec(self, name: str) -> str:
@@ -72,11 +76,33 @@ class Plan:
         return f"results/runs/batches/report/{self.scale.name}/{name}.spec.json"
 
     def _write_report_spec(self, name: str) -> None:
-        """Renew the spec while jobs are missing: Snakemake takes a table that is there, written
-        early or after an error, for finished, unless an input is newer and has other content."""
-        path, manifests = self.root / self.report_spec(name), self.manifests(name)
-        if not path.exists() or not all((self.root / name).exists() for name in manifests):
-            write_json(path, {"made_from": manifests, "asked_ns": time.time_ns()})
+        """Renew the spec when the declarations have changed, and while jobs or tables are missing:
+        Snakemake takes a table that is there, written early or after an error, for finished, unless
+        an input is newer and has other content."""
+        path = self.root / self.report_spec(name)
+        spec = {"made_from": self.manifests(name), "declared": self._declared(name)}
+        tables = self.root / "results" / "tables" / self.scale.name
+        needed = [self.root / manifest for manifest in spec["made_from"]]
+        needed += [
+            tables / document.paper / f"{document.document}.csv"
+            for document in self.of(name)
+            if any(cell.scores for cell in document.cells)
+        ]
+        known = read_json(path) if path.exists() else {}
+        if {**known, **spec} != known or not all(file.exists() for file in needed):
+            write_json(path, {**spec, "asked_ns": time.time_ns()})
+
+    def _declared(self, name: str) -> str:
+        """Identifies all that a document or a paper says beside its runs."""
+        paper = self.papers[name.partition("/")[0]]
+        said: dict[str, Any] = {
+            "documents": [dataclasses.asdict(document) for document in self.of(name)],
+            "scale": dataclasses.asdict(self.scale.info()),
+            "published_n": paper.declared.get("published_n"),
+        }
+        if "/" not in name:
+            said |= {"title": paper.declared["title"], "claims": paper.claims}
+        return short_hash(said)
 
     def failure_of(self, score: str) -> str | None:
         """Why a score cannot be had: the first failure among the runs behind it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from purifiers.core.numbers import check_linf_length, fraction, is_fraction, is_
 from purifiers.plan.declarations import Paper
 from purifiers.plan.runs import component
 from purifiers.plan.scale import Scale, UsedDataset
+
+RELATIVE: dict[str, Callable[[Any, Any], Any]] = {"at_most": min, "times": operator.mul}
+"""Changes that depend on what they change."""
 
 
 class NotImplementedHere(Exception):
@@ -65,7 +69,7 @@ class Setting:
             for layer in (declared, budget, override):
                 if key in layer:
                     value = _changed(key, value, layer[key], settings, where)
-            resolved[key] = value
+            resolved[key] = described.checked(key, value, where)
         return component(kind, component_name, resolved)
 
 
@@ -87,10 +91,12 @@ def _has_reference(parameters: Iterable[Any]) -> bool:
 
 
 def _changed(parameter: str, value: Any, to: Any, settings: dict[str, Any], where: str) -> Any:
-    if isinstance(to, dict) and "at_most" in to:
-        to = min(value, to["at_most"])
-    elif isinstance(to, dict) and "times" in to:
-        to = value * to["times"]
+    if isinstance(to, dict) and len(to) == 1 and set(to) <= set(RELATIVE):
+        ((how, number),) = to.items()
+        number = _resolve(how, number, settings, where)
+        if not all(type(operand) in (int, float) for operand in (value, number)):
+            raise UserError(f"{where}: {parameter}: {how} is {number!r}, of {value!r}: not numbers")
+        to = RELATIVE[how](value, number)
     return _resolve(parameter, to, settings, where)
 
 

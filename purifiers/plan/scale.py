@@ -69,6 +69,12 @@ class Scale:
         if entry is None:
             return None
         described = registry.describe("dataset", entry["use"])
+        where = f"workflow/scales/{self.name}.yaml: datasets.{name}"
+        described.check_parameters(entry.get("parameters", {}), where)
+        for split in ("train", "test"):
+            most = described.constants[split.upper()]
+            if most is not None and (entry.get(split) or 0) > most:
+                raise UserError(f"{where}.{split} is {entry[split]}, but there are {most} images")
         return UsedDataset(
             entry["use"],
             entry.get("parameters", {}),

@@ -40,7 +40,8 @@ def aggregate(
     ones. Seeds classify the same images and are not independent, so the interval ``ci_low`` ...
     ``ci_high`` is Wilson's 95 % interval at the pooled proportion with ``n = images``: more seeds
     do not narrow it. In a worst-of cell each seed takes the lowest accuracy over its runs, and
-    ``worst_attack`` names the attack that reached it (over several seeds joined by ``/``). A mean
+    ``worst_attack`` names the column that it is in, else the attack (over several seeds joined by
+    ``/``). A mean
     over cells counts all their images, and its interval again the distinct ones only.
     ``warnings`` has the signs of a weak attack, see :mod:`purifiers.report.signs`.
 
@@ -52,8 +53,14 @@ def aggregate(
         UserError: a worst-of cell of another metric than accuracy.
     """
     found = [runs.find(cell) for cell in document.cells]
+    columns = {
+        (cell.block, cell.row, ids[0]): cell.column
+        for cell in document.cells
+        for ids in cell.scores
+        if len(ids) == 1
+    }
     rows = [
-        {**_row(cell, there, scale, published_n or {}), "warnings": told}
+        {**_row(cell, there, scale, published_n or {}, columns), "warnings": told}
         for cell, there, told in zip(
             document.cells, found, weak_attacks(document, found, runs), strict=True
         )
@@ -70,7 +77,11 @@ def stand_in(cell: Cell) -> str:
 
 
 def _row(
-    cell: Cell, found: Found, scale: ScaleInfo, published_n: Mapping[str, int]
+    cell: Cell,
+    found: Found,
+    scale: ScaleInfo,
+    published_n: Mapping[str, int],
+    columns: Mapping[tuple[str, str, str], str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "paper": cell.paper,
@@ -97,12 +108,16 @@ def _row(
         "flags": "; ".join((*cell.flags, *found.flags)),
     }
     if found.seeds:
-        row |= _measured(cell, found, scale, published_n)
+        row |= _measured(cell, found, scale, published_n, columns)
     return row
 
 
 def _measured(
-    cell: Cell, found: Found, scale: ScaleInfo, published_n: Mapping[str, int]
+    cell: Cell,
+    found: Found,
+    scale: ScaleInfo,
+    published_n: Mapping[str, int],
+    columns: Mapping[tuple[str, str, str], str],
 ) -> dict[str, Any]:
     parts = [runs if cell.mean else (worst(cell, runs),) for runs in found.seeds.values()]
     counted = [run for runs in parts for run in runs]
@@ -128,7 +143,8 @@ def _measured(
         result |= {"n_correct": n_correct, "n": n, "images": images}
         result |= {"ci_low": interval[0], "ci_high": interval[1]}
     if not cell.mean and any(len(runs) > 1 for runs in found.seeds.values()):
-        result["worst_attack"] = "/".join(dict.fromkeys(run.attack for run in counted))
+        reached = (columns.get((cell.block, cell.row, run.id), run.attack) for run in counted)
+        result["worst_attack"] = "/".join(dict.fromkeys(reached))
     if cell.published is not None:
         result["deviation"] = result["reproduced"] - cell.published
     result["verdict"] = verdict(

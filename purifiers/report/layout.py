@@ -182,7 +182,7 @@ def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
         reason = row["flags"].removeprefix("; ".join(cell.flags)).removeprefix("; ")
         if row["verdict"] in MISSING and reason:
             missing[f"{row['verdict']}: {reason}"] += 1
-        elif cell.stage == "time" and reason:
+        elif reason:
             missing[reason] += 1
     told = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
     return doubted + told + [f"{n} {reason}" for reason, n in missing.items()]

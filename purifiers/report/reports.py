@@ -26,7 +26,8 @@ SCALE_ORDER = ("smoke", "desk", "paper")
 def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
     """Write documents from the runs that are there; whole papers with claims and an index.
 
-    Of a whole paper, documents of which nothing has been run are only listed.
+    Of a whole paper, documents of which nothing has been run are only listed. An index that is
+    there is not replaced by one of nothing.
 
     Args:
         wanted: ``aid/table_3``, or ``aid`` for everything of a paper; empty: all papers.
@@ -51,6 +52,9 @@ def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
             )
     for paper in whole:
         folder = root / "results" / "tables" / scale / paper
+        found = sum(n for name, n in reproduced.items() if documents[name].paper == paper)
+        if not found and (folder / "README.md").exists():
+            continue
         write_claims(
             plan.papers[paper].claims,
             {d.document: d for d in plan.of(paper)},

@@ -48,8 +48,11 @@ _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<[]"} | {"\n": "
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """The tidy rows; numbers rounded to four decimals, empty where there is none."""
-    return frame.round(4).to_csv(index=False, lineterminator="\n")
+    """The tidy rows; numbers to four decimals, those below 1 to four digits, empty where none."""
+    short = frame.copy()
+    for name in frame.select_dtypes("float"):
+        short[name] = [round(v, 4) if abs(v) >= 1 else float(f"{v:.4g}") for v in frame[name]]
+    return short.to_csv(index=False, lineterminator="\n")
 
 
 def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:

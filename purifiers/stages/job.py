@@ -15,6 +15,7 @@ import torch
 
 from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
+from purifiers.core.precision import float32_everywhere
 from purifiers.core.provenance import provenance
 from purifiers.stages._context import Context
 
@@ -30,6 +31,7 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     """
     device = choose_device(batch["device"])
     torch.set_num_threads(threads)
+    float32_everywhere()
     _keep_freed_memory()
     context = Context(runs_root, device, threads, batch["batch_size"], batch["checkpoint_seconds"])
     stage = importlib.import_module(f"purifiers.stages.{batch['stage']}")
@@ -60,9 +62,11 @@ def _keep_freed_memory() -> None:
 
 def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) -> None:
     free = shutil.disk_usage(folder.path).free
-    if entry["size_bytes"] > free:
+    there = sum(path.stat().st_blocks * 512 for path in folder.path.iterdir())
+    needed = entry["size_bytes"] - there
+    if needed > free:
         raise UserError(
-            f"{folder.path}: needs {entry['size_bytes'] / 2**20:.0f} MiB, "
+            f"{folder.path}: needs {needed / 2**20:.0f} MiB, "
             f"{free / 2**20:.0f} MiB are free: free some space and start again"
         )
     started = time.monotonic()

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from purifiers.core import registry
 from purifiers.core.artifacts import write_text
 from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.precision import float32_everywhere
 
 HEAD = """\
 # Measured cost of one forward pass of one image: seconds on the device (of a processor: its
@@ -39,6 +40,7 @@ def measure_networks(networks: Iterable[str], path: Path, device: str = "cpu") -
     if path.exists():
         known = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     torch.set_num_threads(1)
+    float32_everywhere()
     for key in sorted(set(networks)):
         if device in known.get(key, {}):
             continue

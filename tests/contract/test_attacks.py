@@ -89,6 +89,22 @@ def test_batches_and_batch_mates_do_not_matter(attack, victim, adversarial):
     assert ((other - adversarial).abs() > 1e-4).float().mean() < 0.002
 
 
+def test_the_layout_of_the_images_changes_nothing(attack, attackable):
+    """Images of colours lie in memory with the channels last; grey ones are the same either way."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 5, 8)
+        images = torch.rand(4, 3, 8, 8)
+
+    def model(x: Tensor) -> Tensor:
+        return 20.0 * layer(x.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+    labels = model(images).argmax(dim=1)
+    given = [images, images.contiguous(memory_format=torch.channels_last)]
+    plain, last = (attack.make()(attackable(model), x, labels, 1) for x in given)
+    torch.testing.assert_close(plain, last)
+
+
 def test_the_model_stays_as_it_was(attack, attackable):
     """Trainable parameters, their gradients and the mode belong to the caller."""
     with torch.random.fork_rng(devices=[]):

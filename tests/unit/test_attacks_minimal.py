@@ -83,6 +83,36 @@ def test_deepfool_l2_is_the_projection(images):
     torch.testing.assert_close(adversarial, nearest, rtol=1e-4, atol=1e-6)
 
 
+def test_deepfool_steps_away_from_a_label_that_one_draw_has_lost(images):
+    """A random model may keep the label when asked, and not at the draw that gives the gradient."""
+    weights, bias = linear(3)
+    sure, labels = model(weights, bias), (images.flatten(1) @ weights.T + bias).argmax(dim=1)
+    asked: list[int] = []
+
+    class Fickle:
+        stochastic = True
+
+        def __call__(self, x: Tensor, **_) -> Tensor:
+            asked.append(len(x))
+            # most are broken at once, so that the others are asked a second time
+            shift = torch.zeros(len(x), 3)
+            if len(asked) == 1:
+                shift[:5].scatter_(1, labels[:5, None], -1e3)
+            elif len(asked) == 2:
+                shift.scatter_(1, labels[5:, None], -10.0)
+            return sure(x) + shift
+
+    def margins(x: Tensor) -> Tensor:
+        logits = sure(x)
+        own = logits.gather(1, labels[:, None]).squeeze(1)
+        return own - logits.scatter(1, labels[:, None], float("-inf")).amax(dim=1)
+
+    attack = DeepfoolL2(steps=1, candidates=2)
+    moved = attack(Fickle(), images, labels)
+    assert asked == [N, N - 5]
+    assert (margins(moved)[5:] < margins(images)[5:]).all()
+
+
 def test_deepfool_picks_the_closest_class(deepfool, images):
     attack, dual = deepfool
     weights, bias = linear(6)

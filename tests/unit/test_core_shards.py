@@ -225,3 +225,25 @@ def test_halved_work_goes_on_where_it_was_killed(tmp_path):
     assert fill(path, COUNT, SHAPE, np.float32, again, 8, "test") == {}
     assert again.asked == [(12, 20), (20, 23)]
     assert np.array_equal(np.load(path), Work()(0, COUNT))
+
+
+def test_a_record_without_its_file_is_no_work_done(interrupted):
+    """Killed again before its first batch, the new file would be taken for half done."""
+    path, expected = interrupted
+    path.with_name("rows.npy.partial").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        make(path, Work(kill_at=0))
+    work = Work()
+    make(path, work)
+    assert work.asked[0] == (0, 5)
+    assert path.read_bytes() == expected
+
+
+def test_a_record_behind_a_finished_file_goes(interrupted):
+    """Killed between the last two steps, it would outlive a file that is removed later."""
+    path, _ = interrupted
+    record = path.with_name("rows.npy.progress.json").read_text()
+    make(path, Work())
+    path.with_name("rows.npy.progress.json").write_text(record)
+    make(path, Work(kill_at=0))
+    assert [file.name for file in path.parent.glob("rows*")] == ["rows.npy"]

@@ -190,6 +190,24 @@ def test_a_killed_fit_continues(images: Tensor, tmp_path: Path) -> None:
         torch.testing.assert_close(again.state_dict()[name], value, atol=1e-4, rtol=1e-3)
 
 
+def test_examples_know_no_dropout(images: Tensor) -> None:
+    """They are kept in memory alone: a continued fit makes them again, at another step."""
+    classifier = nn.Sequential()
+    classifier = toy(0)
+    classifier.head = nn.Sequential(nn.Dropout(0.5), classifier.head)
+    frozen(classifier)
+    method = hgd(classifier, dropout="train")
+    made = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        method._examples.clear()
+        (target,) = method.targets()
+        made.append(method.examples(0, target, images, LABELS, INDICES))
+        dropout = [part for part in target.module.modules() if isinstance(part, nn.Dropout)]
+        assert [part.training for part in dropout] == [True]
+    assert torch.equal(*made)
+
+
 def test_dunet_has_twice_the_width() -> None:
     """The same ``width`` means the authors' own denoiser: 64 channels at its first level."""
     method = Hgd(variant="dunet")

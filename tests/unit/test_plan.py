@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
@@ -126,6 +128,99 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
     after = make_plan(root, "smoke", ["aid/table_11b"])
     shared = {run.stage for run in after.runs.values() if run.id in before.runs}
     assert shared == {"dataset"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("{steps: 100}", "{steps: ten}", "steps is 'ten', but takes a whole number"),
+        (
+            "{steps: 100}",
+            "{steps: 1e2}",
+            r"'1e2' \(text for YAML; write 100.0\), but takes a whole",
+        ),
+        ("{steps: 100}", "{steps: 10.5}", "steps is 10.5, but takes a whole number"),
+        ("{steps: 100}", "{steps: null}", "steps is None, but takes a whole number"),
+        ("{steps: 100}", "{steps: {at_mots: 5}}", "steps is {'at_mots': 5}, but takes"),
+        ("{steps: 100}", "{steps: {times: ten}}", "times is 'ten', of 20: not numbers"),
+        ("{steps: 100}", "{eps: {at_most: eight}}", "at_most is 'eight', of 0.15: not numbers"),
+        ("{steps: 100}", "{random_start: 1}", "random_start is 1, but takes true or false"),
+        (
+            "attack.pgd: {steps: 100}",
+            "attack.pdg: {steps: 100}",
+            "override: attack 'pdg' is not in",
+        ),
+    ],
+)
+def test_a_parameter_of_another_type(root: Path, old: str, new: str, told: str) -> None:
+    path = root / "benchmarks" / "aid" / "table_11b.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=told):
+        make_plan(root, "smoke", ["aid/table_11b"])
+
+
+def test_a_whole_number_may_have_a_decimal_point(root: Path) -> None:
+    """It is the same run."""
+    path = root / "benchmarks" / "aid" / "table_11b.yaml"
+    before = set(make_plan(root, "smoke", ["aid/table_11b"]).runs)
+    path.write_text(path.read_text().replace("{steps: 100}", "{steps: 100.0}"))
+    assert set(make_plan(root, "smoke", ["aid/table_11b"]).runs) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("test: 256", "test: 25600", r"test is 25600, but there are \d+ images"),
+        ("use: digits", "use: digits, parameters: {sise: 16}", "has no parameter 'sise'"),
+    ],
+)
+def test_a_data_set_that_is_not_there(root: Path, old: str, new: str, told: str) -> None:
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=told):
+        make_plan(root, "smoke", ["aid/table_11b"])
+
+
+def report_specs(root: Path, *wanted: str) -> dict[str, str]:
+    """What the reports' specs say after planning."""
+    make_plan(root, "smoke", wanted).write_specs()
+    folder = root / "results" / "runs" / "batches" / "report" / "smoke"
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*.json")}
+
+
+def finish(root: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that a table's jobs are done and that it is written."""
+    monkeypatch.setattr(RunFolder, "complete", lambda _: True)
+    for name in json.loads(spec)["made_from"]:
+        (root / name).write_text("{}")
+    table = root / "results" / "tables" / "smoke" / "aid" / "table_11b.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.touch()
+
+
+@pytest.mark.parametrize("change", ["nothing", "label", "published", "table gone"])
+def test_a_table_is_written_anew_when_it_would_say_something_else(
+    root: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = report_specs(root, "aid/table_11b")
+    assert set(before) == {"aid/table_11b.spec.json"}  # the paper is more than this table
+    finish(root, before["aid/table_11b.spec.json"], monkeypatch)
+    assert report_specs(root, "aid/table_11b") == before
+    path = root / "benchmarks" / "aid" / "table_11b.yaml"
+    text = path.read_text()
+    if change == "label":
+        path.write_text(text.replace('label: "100"', 'label: "a hundred"'))
+    elif change == "published":
+        assert "34.86" in text
+        path.write_text(text.replace("34.86", "34.9"))
+    elif change == "table gone":
+        (root / "results" / "tables" / "smoke" / "aid" / "table_11b.csv").unlink()
+    after = report_specs(root, "aid/table_11b")
+    assert (after == before) == (change == "nothing")
 
 
 def test_a_parameter_that_joined_later_keeps_old_names() -> None:

@@ -31,6 +31,7 @@ PAPER = {
     "attacks": {
         "pgd": PGD,
         "early": PGD | {"stop": "success"},
+        "autoattack": {"component": "autoattack"},
         "square": {"component": "square", "queries": 10},
         "auxiliary_aware": {"component": "auxiliary_aware", "steps": 4},
         "joint_score": {"component": "joint_score", "steps": 4},
@@ -176,6 +177,16 @@ def test_transfer_needs_a_source(make: Make) -> None:
 def test_a_first_success_elsewhere_or_by_chance_is_none(make: Make, cell: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"attack 'early' stops at its first success.*to never"):
         make(row={**cell, "attack": "early"})
+
+
+def test_autoattack_is_not_for_random_defences(make: Make) -> None:
+    """A lucky draw counts as success there, and the image comes back unattacked."""
+    cell = {"attack": "autoattack", "threat_model": "white_box"}
+    plan = make(random={**cell, "methods": ["random"], "eot": 4}, aid={**cell, "methods": ["aid"]})
+    states = {cell.row: (cell.state, cell.reason) for cell in plan.documents["toy/table_1"].cells}
+    assert states["aid"] == ("planned", "")
+    state, reason = states["random"]
+    assert state == "not implemented" and "autoattack on a random defence" in reason
 
 
 def test_an_attack_on_what_is_scored_may_stop_early(make: Make) -> None:

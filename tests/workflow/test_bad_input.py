@@ -22,6 +22,7 @@ from purifiers.core.artifacts import read_sealed, write_sealed
 
 TABLE, PAPER = "benchmarks/toy/table_1.yaml", "benchmarks/toy/paper.yaml"
 SCALE = "workflow/scales/tiny.yaml"
+CLAIMS = "benchmarks/toy/claims.yaml"
 
 
 @pytest.fixture
@@ -75,6 +76,11 @@ def assert_one_line(err: str, *parts: str) -> None:
             ["blocks.digits.doubts: nothing is published at natural, pdg"],
         ),
         (TABLE, "blocks:", "blocks: [", ["table_1.yaml: not readable as YAML"]),
+        (TABLE, "natural: [95.0", "natural: [9e1", ["'9e1' is text for YAML: write 90.0"]),
+        (TABLE, "blocks:", "{{a}}: 1\nblocks:", ["table_1.yaml", "a key is a word"]),
+        (CLAIMS, "than:", "then:", ["claims.0.decide.0", "'then' (did you mean 'than'?)"]),
+        (CLAIMS, "than:", "bye: 3\n        than:", ["claims.0.decide.0", "unknown key 'bye'"]),
+        (CLAIMS, "than: {table", "by: much\n        than: {table", ["'much' is not of type"]),
         (PAPER, "methods:", "methodz:", ["paper.yaml", "(did you mean 'methods'?)"]),
         (PAPER, "eps: 0.15", "eps: 8", ["eps is 8", "write 8/255 for 8 grey levels"]),
         (PAPER, "eps: $eps", "eps: $epz", ["settings has no 'epz' (did you mean 'eps'?)"]),
@@ -278,8 +284,8 @@ def test_missing_data_without_network(finished: Any, tmp_path: Path) -> None:
         assert part in line
     assert "Traceback" not in done.stdout
     after = finished.results()
-    for name in before:
-        assert name.startswith("tables/") or after[name] == before[name]
+    for name in before:  # nor does it take along what was not asked for
+        assert name.startswith("tables/tiny/toy/table_2.") or after[name] == before[name]
     for row in cells(finished, "table_2"):
         assert (row["verdict"], row["reproduced"]) == ("failed", "")
         assert "train-images-idx3-ubyte" in row["flags"]
@@ -308,6 +314,22 @@ def test_full_disk(finished: Any, command: Any, small_disk: Path) -> None:
     err = refused_job(finished, command, "classifier")
     assert_one_line(err, "no room to write", str(run), "No space left on device", "free some")
     assert not [file for file in small_disk.iterdir() if file.suffix == ".tmp"]
+
+
+def test_work_that_has_its_room_already(
+    finished: Any, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished set takes all its blocks when it is begun; going on needs no more."""
+    run = finished.folder("attack", "*-natural-*")
+    size = (run / "images.npy").stat().st_size
+    reopen(finished, run)
+    run.mkdir()
+    usage = shutil.disk_usage(run)._replace(free=size // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert_one_line(refused_job(finished, command, "attack"), "MiB are free: free some space")
+    (run / "images.npy.partial").write_bytes(bytes(size))
+    (spec,) = (finished.runs / "batches" / "attack").glob("*.spec.json")
+    assert command("run", str(spec), str(spec).replace(".spec.", ".done."))[0] == 0
 
 
 def test_file_size_limit(finished: Any, command: Any, undisturbed: Any) -> None:

@@ -59,6 +59,24 @@ def test_worst_of_is_taken_within_each_seed(a_cell: Make, score: Make, row_of: R
     assert row["worst_attack"] == "pgd/clean"
 
 
+def test_the_worst_attack_is_named_by_its_column(
+    a_cell: Make, a_document: Make, score: Make, runs_root: Path, paper_scale: ScaleInfo
+) -> None:
+    """Two columns may have the same attack, once on the classifier and once on the defence."""
+    score("bare", [1, 1, 1, 0])
+    score("whole", [1, 0, 0, 0])
+    cells = [
+        a_cell(column=name, scores=scores, seeds=(0,))
+        for name, scores in (
+            ("on_classifier", (("bare",),)),
+            ("on_defence", (("whole",),)),
+            ("worst", (("bare", "whole"),)),
+        )
+    ]
+    frame = aggregate(a_document(*cells), paper_scale, Runs(runs_root, {}.get))
+    assert frame["worst_attack"].tolist() == ["", "", "on_defence"]
+
+
 def test_half_a_worst_of_is_not_run(a_cell: Make, score: Make, row_of: Row) -> None:
     score("clean0", [1, 1], attack=None)
     row = row_of(a_cell(scores=(("clean0", "pgd0"),), seeds=(0,)))

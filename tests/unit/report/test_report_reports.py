@@ -38,3 +38,15 @@ def test_what_has_not_been_run_is_only_listed(tmp_path):
     assert {path.name for path in out.glob("*.csv")} == {"table_2.csv", "claims.csv"}
     write_reports(tmp_path, "desk", ["advae/table_1"])
     assert (out / "table_1.csv").exists()
+
+
+def test_an_index_is_not_replaced_by_one_of_nothing(tmp_path):
+    """As in a fresh clone, whose tables are there and whose runs are not."""
+    for folder in ("benchmarks", "workflow"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    out = tmp_path / "results/tables/desk/advae"
+    out.mkdir(parents=True)
+    for name in ("README.md", "claims.csv"):
+        (out / name).write_text("earned")
+    write_reports(tmp_path, "desk", ["advae"])
+    assert all((out / name).read_text() == "earned" for name in ("README.md", "claims.csv"))

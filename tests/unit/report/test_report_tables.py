@@ -116,6 +116,22 @@ def test_stand_ins_are_stamped(
     assert "- Digits stand in for every data set." in text
 
 
+def test_small_numbers_keep_their_digits() -> None:
+    """A time of half a millisecond is no 0.0005."""
+    frame = pd.DataFrame({"x": [51.123456, 0.00045321, 8 / 255, float("nan"), 0.0], "n": range(5)})
+    assert csv_text(frame) == "x,n\n51.1235,0\n0.0004532,1\n0.03137,2\n,3\n0.0,4\n"
+
+
+def test_a_seed_that_failed_is_told_beside_those_that_did_not(
+    a_cell: Make, a_document: Make, score: Make, runs_root: Path, paper_scale: ScaleInfo
+) -> None:
+    score("a", [1, 1])
+    document = a_document(a_cell(scores=(("a",), ("b",)), seeds=(0, 1)))
+    runs = Runs(runs_root, {"b": "attack b: out of memory"}.get)
+    text = markdown_text(document, aggregate(document, paper_scale, runs), paper_scale)
+    assert "attack b: out of memory" in text
+
+
 def test_nothing_reproduced(
     a_cell: Make, a_document: Make, runs_root: Path, paper_scale: ScaleInfo
 ) -> None:

@@ -75,7 +75,8 @@ def fit(
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
     Order, augmentation and dropout depend on (seed, epoch or step) alone, so a continued training
-    ends with the same bits as an undisturbed one on the same processor.
+    ends with the same bits as an undisturbed one on the same processor; a GPU adds up in an order
+    of its own.
 
     Args:
         pixels: training images, uint8 (n, C, H, W), possibly memory-mapped.

@@ -113,7 +113,8 @@ def out_of_memory(error: Exception) -> bool:
     """Whether an error says so; torch's own class is not imported here."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "can't allocate memory" in str(error)  # torch's allocator on a processor
+    # torch's allocator on a processor, and the libraries behind it on a GPU
+    return any(told in str(error) for told in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
 
 
 def _reserve(partial: Path, count: int, shape: Sequence[int], dtype: npt.DTypeLike) -> None:

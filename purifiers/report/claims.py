@@ -22,6 +22,9 @@ from purifiers.report.runs import FailureOf, Runs
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 KEYS = ("table", "figure", "block", "row", "column")
 
+MISSING = ("not implemented", "failed", "not run")
+"""Verdicts of cells without a number, the first of which a claim takes."""
+
 LOWER_IS_BETTER = (
     *("seconds_per_image", "seconds_per_image_batched", "train_minutes"),
     *("mean_l2", "mean_linf"),
@@ -75,8 +78,8 @@ def write_claims(
     A part holds when the 95 % interval of the paired difference lies above ``by``, or that of the
     accuracy below ``at_most``; it is contradicted when the interval lies on the other side, else
     undecided. A claim is ``contradicted`` if any part is; else it takes the verdict of a missing
-    cell (``not implemented`` before ``not run``), its evidence saying which; else it is
-    ``supported`` if all parts hold; else, or without any part, ``undecided``.
+    cell (``not implemented`` before ``failed`` before ``not run``), its evidence saying which; else
+    it is ``supported`` if all parts hold; else, or without any part, ``undecided``.
 
     Args:
         paper_claims: the list under ``claims`` in ``claims.yaml``.
@@ -120,7 +123,7 @@ def _evidence(parts: Sequence[Part]) -> str:
 
 
 def _verdict(outcomes: Sequence[str]) -> str:
-    for outcome in (CONTRADICTED, "not implemented", "not run"):
+    for outcome in (CONTRADICTED, *MISSING):
         if outcome in outcomes:
             return outcome
     return "supported" if outcomes and set(outcomes) == {HOLDS} else UNDECIDED
@@ -173,7 +176,7 @@ def _judge(question: Question, runs: Runs, claim_id: str) -> Part:
     if missing:
         told = tuple((", ".join(there.flags) or there.missing, cell) for cell, there in missing)
         verdicts = [there.missing for _, there in missing]
-        outcome = "not implemented" if "not implemented" in verdicts else "not run"
+        outcome = next((known for known in MISSING if known in verdicts), "not run")
         return Part(outcome, "", told)
     if not others:
         return _bound(first, question.by, runs)

@@ -413,7 +413,7 @@ def test_failing_attack(
         assert (row["reproduced"] == row["n_correct"] == "") == failed
         assert (reason in row["flags"] and attack.name in row["flags"]) == failed
     (claim,) = cells(finished, "claims")
-    assert claim["verdict"] == "not run"
+    assert claim["verdict"] == "failed"
 
 
 def test_failed_run_is_done_again(

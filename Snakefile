@@ -30,5 +30,5 @@ rule all:
 
 
 onerror:
-    for scale, name in sorted(asked):
-        shell("python -m purifiers report --scale {scale} {name} || true")
+    for scale, names in asked.items():
+        shell("python -m purifiers report --scale {scale} {names} || true")

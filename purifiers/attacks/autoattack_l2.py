@@ -15,7 +15,7 @@ VERSION = 1
 BUDGET = ("apgd_steps", "fab_steps", "targets", "square_queries")
 # of the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
 PASSES = "3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries"
-LUCKY = True
+LUCKY = True  # the package ends an image at the first draw that breaks it
 FLOAT32_ONLY = True  # the package judges success by the logits it gets
 
 # Square's first noise is a grid of 5 x 5 tiles

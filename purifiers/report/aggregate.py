@@ -41,8 +41,7 @@ def aggregate(
     ``ci_high`` is Wilson's 95 % interval at the pooled proportion with ``n = images``: more seeds
     do not narrow it. In a worst-of cell each seed takes the lowest accuracy over its runs, and
     ``worst_attack`` names the column that it is in, else the attack (over several seeds joined by
-    ``/``). A mean
-    over cells counts all their images, and its interval again the distinct ones only.
+    ``/``). A mean over cells counts all their images, its interval again the distinct ones only.
     ``warnings`` has the signs of a weak attack, see :mod:`purifiers.report.signs`.
 
     Args:

@@ -37,11 +37,11 @@ def upstream(wildcards):
     return [f"{BATCHES}/{name}" for name in spec["upstream"]]
 
 
-asked = set()  # scales and the documents or papers that are to be reported
+asked = {}  # scale: documents or papers that are to be reported
 
 
 def made_from(scale, name):
-    asked.add((scale, name))
+    asked.setdefault(scale, []).append(name)
     return [plan(scale).report_spec(name), *plan(scale).manifests(name)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from purifiers.core import registry
 from purifiers.core.numbers import fraction
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "aid"
@@ -119,7 +120,9 @@ def test_cells_name_what_is_declared(stem: str) -> None:
         assert set(cell.get("worst_of", [])) <= columns
         for target, parameters in cell.get("override", {}).items():
             kind, _, recipe = target.partition(".")
-            assert set(parameters) <= set(kinds[kind][recipe])
+            declared = kinds[kind][recipe]
+            constants = registry.describe(kind, declared["component"]).constants
+            assert set(parameters) <= {*declared, *constants.get("LATER", ())}
 
 
 @pytest.mark.parametrize("dataset", PAPER["settings"])

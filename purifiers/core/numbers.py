@@ -28,6 +28,14 @@ def fraction(value: str | float) -> float:
         ) from None
 
 
+def number_in(value: object) -> float | None:
+    """The number that a text is, such as ``"5e-2"``, which YAML takes for text; else None."""
+    try:
+        return float(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
 def is_fraction(value: object) -> bool:
     """Whether ``value`` is text of the form ``a/b``."""
     return isinstance(value, str) and _FRACTION.match(value) is not None

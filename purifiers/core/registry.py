@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.numbers import number_in
 
 FOLDERS = {
     "attack": "attacks",
@@ -44,7 +45,7 @@ class Description:
     Attributes:
         parameters: constructor parameters with their default values, base classes included.
         required: those of them without a default.
-        types: annotations, such as ``"float | str"``, as they stand in the source.
+        types: annotations without what stands in brackets: ``("float", "str")``.
         constants: module-level literals (``VERSION``, ``BUDGET``, ``PASSES`` ...).
         summary: first line of the module's docstring.
     """
@@ -55,7 +56,7 @@ class Description:
     version: int
     parameters: dict[str, Any]
     required: tuple[str, ...]
-    types: dict[str, str]
+    types: dict[str, tuple[str, ...]]
     constants: dict[str, Any]
     summary: str
 
@@ -81,13 +82,19 @@ class Description:
         Raises:
             UserError: it is of another type.
         """
-        types = [part.strip().partition("[")[0] for part in self.types[parameter].split("|")]
+        types = self.types[parameter]
         if "float" not in types and isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not set(types) <= set(_TYPES) or any(_TYPES[name][1](value) for name in types):
+        if (
+            not types
+            or not _TYPES.keys() >= set(types)
+            or any(_TYPES[name][1](value) for name in types)
+        ):
             return value
         wanted = " or ".join(_TYPES[name][0] for name in types)
-        raise UserError(f"{where}: {parameter} is {value!r}{_as_number(value)}, but takes {wanted}")
+        number = number_in(value)
+        mend = "" if number is None else f" (text for YAML; write {number})"
+        raise UserError(f"{where}: {parameter} is {value!r}{mend}, but takes {wanted}")
 
 
 def class_name(name: str) -> str:
@@ -139,14 +146,6 @@ def _describe_file(kind: str, name: str, path: Path) -> Description:
     )
 
 
-def _as_number(value: Any) -> str:
-    """How to write a number that YAML takes for text, such as ``5e-2``."""
-    try:
-        return f" (text for YAML; write {float(value)})" if isinstance(value, str) else ""
-    except ValueError:
-        return ""
-
-
 def _constants(tree: ast.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for node in tree.body:
@@ -166,7 +165,7 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
 
 def _parameters(
     tree: ast.Module, wanted: str, path: Path
-) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+) -> tuple[dict[str, Any], list[str], dict[str, tuple[str, ...]]]:
     """Parameters of the class's ``__init__``; with ``**common`` (or no ``__init__`` of its own)
     those of its base class too, wherever that is."""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == wanted), None)
@@ -177,7 +176,7 @@ def _parameters(
     )
     parameters: dict[str, Any] = {}
     required: list[str] = []
-    types: dict[str, str] = {}
+    types: dict[str, tuple[str, ...]] = {}
     if (init is None or init.args.kwarg is not None) and node.bases:
         base = node.bases[0]
         if isinstance(base, ast.Name) and (found := _defining_file(tree, base.id, path)):
@@ -202,7 +201,9 @@ def _defining_file(tree: ast.Module, name: str, path: Path) -> tuple[ast.Module,
     return None
 
 
-def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+def _signature(
+    init: ast.FunctionDef,
+) -> tuple[dict[str, Any], list[str], dict[str, tuple[str, ...]]]:
     """Keyword-only parameters, and positional ones that have a default."""
     arguments, defaults = init.args.args, init.args.defaults
     pairs: list[tuple[ast.arg, ast.expr | None]] = []
@@ -215,5 +216,10 @@ def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str], dict[s
         parameters[argument.arg] = None if default is None else ast.literal_eval(default)
         if default is None:
             required.append(argument.arg)
-    types = {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a, _ in pairs}
+    types = {argument.arg: _types(argument.annotation) for argument, _ in pairs}
     return parameters, required, types
+
+
+def _types(annotation: ast.expr | None) -> tuple[str, ...]:
+    parts = ast.unparse(annotation).split("|") if annotation else []
+    return tuple(part.strip().partition("[")[0] for part in parts)

@@ -12,6 +12,7 @@ import jsonschema
 import yaml
 
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.numbers import number_in
 
 RECIPES = {
     "classifier": "classifiers",
@@ -197,9 +198,9 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
                     f"{where}.published: there is no row {row!r}{did_you_mean(row, rows)}"
                 )
             for value in values:
-                if isinstance(value, str) and _is_number(value):
+                if (number := number_in(value)) is not None:
                     raise UserError(
-                        f"{where}.published.{row}: {value!r} is text for YAML: write {float(value)}"
+                        f"{where}.published.{row}: {value!r} is text for YAML: write {number}"
                     )
             if len(values) != len(block["columns"]):
                 raise UserError(
@@ -213,14 +214,6 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
                 values = block["published"].get(row)
                 if place is None or not values or values[place] is None:
                     raise UserError(f"{where}.doubts: nothing is published at {row}, {column}")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_images(path: Path, content: dict[str, Any]) -> None:

@@ -102,13 +102,14 @@ class Lineage(Trained):
         threat = cell.get("threat_model", "oblivious")
         attacked = methods if asks_defence(cell) else []
         source = cell.get("source") if threat in ("transfer", "black_box") else None
-        if constants.get("LUCKY") and any(is_random(m["component"]) for m, _ in attacked):
+        random = any(is_random(method["component"]) for method, _ in attacked)
+        if constants.get("LUCKY") and random:
             raise NotImplementedHere(
                 f"{attack['component']} on a random defence, where its package takes one lucky "
                 "draw for a broken image and returns it unattacked"
             )
         if attack["parameters"].get("stop") == "success":
-            _check_first_success(setting, bool(source) or methods != attacked, attacked)
+            _check_first_success(setting, bool(source) or methods != attacked, random)
         victim = classifier
         if source is not None:
             victim = self._source(setting, classifier, methods, source, seed)
@@ -127,7 +128,7 @@ class Lineage(Trained):
             spec["classifier_stage"] = victim.stage
         fitted = [run for _, run in attacked if run]
         draws = 1
-        if "eot" in cell and any(is_random(m["component"]) for m, _ in attacked):
+        if "eot" in cell and random:
             spec["eot"] = eot(cell["eot"])
             draws = spec["eot"]["samples"]
         if "auxiliary" in cell:
@@ -232,12 +233,12 @@ class Lineage(Trained):
         return self._keep("purify", slug, spec, inputs, cost, classifier, size)
 
 
-def _check_first_success(setting: Setting, elsewhere: bool, attacked: list[MethodRun]) -> None:
+def _check_first_success(setting: Setting, elsewhere: bool, random: bool) -> None:
     """The first success must count where the images are scored, and at every draw."""
     reason = ""
     if elsewhere:
         reason = "far too weak for images that another model or a purifier sees"
-    elif any(is_random(method["component"]) for method, _ in attacked):
+    elif random:
         reason = "a success at one draw of a random defence, which another draw undoes"
     if reason:
         raise UserError(

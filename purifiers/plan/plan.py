@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,8 +65,7 @@ class Plan:
         """Write what the jobs read."""
         unique = {batch.id: batch for batch in self.batches.values()}
         write_specs(unique.values(), self.runs_root, self.scale)
-        complete = {name: len(paper.documents) for name, paper in self.papers.items()}
-        whole = sorted(name for name, count in complete.items() if len(self.of(name)) == count)
+        whole = [n for n, paper in self.papers.items() if len(self.of(n)) == len(paper.documents)]
         for name in (*self.documents, *whole):
             self._write_report_spec(name)
 
@@ -95,14 +93,10 @@ class Plan:
     def _declared(self, name: str) -> str:
         """Identifies all that a document or a paper says beside its runs."""
         paper = self.papers[name.partition("/")[0]]
-        said: dict[str, Any] = {
-            "documents": [dataclasses.asdict(document) for document in self.of(name)],
-            "scale": dataclasses.asdict(self.scale.info()),
-            "published_n": paper.declared.get("published_n"),
-        }
+        said: list[Any] = [self.of(name), self.scale.info(), paper.declared.get("published_n")]
         if "/" not in name:
-            said |= {"title": paper.declared["title"], "claims": paper.claims}
-        return short_hash(said)
+            said += [paper.declared["title"], paper.claims]
+        return short_hash(repr(said))
 
     def failure_of(self, score: str) -> str | None:
         """Why a score cannot be had: the first failure among the runs behind it."""

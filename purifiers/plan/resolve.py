@@ -65,7 +65,7 @@ class Setting:
         )
         resolved = {}
         for key in parameters:
-            value = _resolve(key, described.parameters[key], {}, where)
+            value = described.parameters[key]
             for layer in (declared, budget, override):
                 if key in layer:
                     value = _changed(key, value, layer[key], settings, where)
@@ -93,6 +93,7 @@ def _has_reference(parameters: Iterable[Any]) -> bool:
 def _changed(parameter: str, value: Any, to: Any, settings: dict[str, Any], where: str) -> Any:
     if isinstance(to, dict) and len(to) == 1 and set(to) <= set(RELATIVE):
         ((how, number),) = to.items()
+        value = _resolve(parameter, value, settings, where)
         number = _resolve(how, number, settings, where)
         if not all(type(operand) in (int, float) for operand in (value, number)):
             raise UserError(f"{where}: {parameter}: {how} is {number!r}, of {value!r}: not numbers")

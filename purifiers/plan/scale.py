@@ -69,12 +69,6 @@ class Scale:
         if entry is None:
             return None
         described = registry.describe("dataset", entry["use"])
-        where = f"workflow/scales/{self.name}.yaml: datasets.{name}"
-        described.check_parameters(entry.get("parameters", {}), where)
-        for split in ("train", "test"):
-            most = described.constants[split.upper()]
-            if most is not None and (entry.get(split) or 0) > most:
-                raise UserError(f"{where}.{split} is {entry[split]}, but there are {most} images")
         return UsedDataset(
             entry["use"],
             entry.get("parameters", {}),
@@ -100,8 +94,9 @@ def load_scale(root: Path, name: str) -> Scale:
     """Read a scale and check that it changes nothing but budgets.
 
     Raises:
-        UserError: unknown scale, broken schema, a parameter that is not a budget, or a learning
-            rate that does not say its optimizer.
+        UserError: unknown scale, broken schema, a data set without such a parameter or so many
+            images, a parameter that is not a budget, or a learning rate that does not say its
+            optimizer.
     """
     path = root / "workflow" / "scales" / f"{name}.yaml"
     if not path.exists():
@@ -110,7 +105,7 @@ def load_scale(root: Path, name: str) -> Scale:
     everywhere = [("budgets", declared.get("budgets", {}))]
     for dataset, entry in declared["datasets"].items():
         if entry:
-            registry.describe("dataset", entry["use"])
+            _check_dataset(entry, f"workflow/scales/{name}.yaml: datasets.{dataset}")
             everywhere.append((f"datasets.{dataset}.budgets", entry.get("budgets", {})))
     for place, budgets in everywhere:
         for key, changes in budgets.items():
@@ -129,3 +124,13 @@ def load_scale(root: Path, name: str) -> Scale:
                     "recipes of different optimizers share this budget, so say which it is for"
                 )
     return Scale(name, declared)
+
+
+def _check_dataset(entry: dict[str, Any], where: str) -> None:
+    """Its parameters exist, and so do as many images."""
+    described = registry.describe("dataset", entry["use"])
+    described.check_parameters(entry.get("parameters", {}), where)
+    for split in ("train", "test"):
+        most = described.constants[split.upper()]
+        if most is not None and (entry.get(split) or 0) > most:
+            raise UserError(f"{where}.{split} is {entry[split]}, but there are {most} images")

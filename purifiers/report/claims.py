@@ -22,7 +22,7 @@ from purifiers.report.runs import FailureOf, Runs
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 KEYS = ("table", "figure", "block", "row", "column")
 
-MISSING = ("not implemented", "failed", "not run")
+UNANSWERED = ("not implemented", "failed", "not run")
 """Verdicts of cells without a number, the first of which a claim takes."""
 
 LOWER_IS_BETTER = (
@@ -123,7 +123,7 @@ def _evidence(parts: Sequence[Part]) -> str:
 
 
 def _verdict(outcomes: Sequence[str]) -> str:
-    for outcome in (CONTRADICTED, *MISSING):
+    for outcome in (CONTRADICTED, *UNANSWERED):
         if outcome in outcomes:
             return outcome
     return "supported" if outcomes and set(outcomes) == {HOLDS} else UNDECIDED
@@ -176,7 +176,7 @@ def _judge(question: Question, runs: Runs, claim_id: str) -> Part:
     if missing:
         told = tuple((", ".join(there.flags) or there.missing, cell) for cell, there in missing)
         verdicts = [there.missing for _, there in missing]
-        outcome = next((known for known in MISSING if known in verdicts), "not run")
+        outcome = next((known for known in UNANSWERED if known in verdicts), "not run")
         return Part(outcome, "", told)
     if not others:
         return _bound(first, question.by, runs)

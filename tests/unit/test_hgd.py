@@ -192,7 +192,6 @@ def test_a_killed_fit_continues(images: Tensor, tmp_path: Path) -> None:
 
 def test_examples_know_no_dropout(images: Tensor) -> None:
     """They are kept in memory alone: a continued fit makes them again, at another step."""
-    classifier = nn.Sequential()
     classifier = toy(0)
     classifier.head = nn.Sequential(nn.Dropout(0.5), classifier.head)
     frozen(classifier)

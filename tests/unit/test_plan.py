@@ -24,12 +24,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def edit(path: Path, *changes: tuple[str, str]) -> None:
+    """Replace every occurrence of each first text, which must be there, by the second."""
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
 def test_an_early_stopped_set_is_never_purified(root: Path) -> None:
     path = root / "benchmarks" / "aid" / "paper.yaml"
-    text = path.read_text()
-    early = text.replace("steps: 40, step_size: $attack_step", "stop: success, steps: 40")
-    assert early != text
-    path.write_text(early)
+    edit(path, ("steps: 40, step_size: $attack_step", "stop: success, steps: 40"))
     with pytest.raises(UserError, match="set stop to never"):
         make_plan(root, "smoke", ["aid/table_11b"])
 
@@ -46,17 +52,18 @@ def test_a_learning_rate_says_its_optimizer(root: Path) -> None:
         make_plan(root, "smoke", ["aid/table_11b"])
 
 
+def set_budget(root: Path, steps: str) -> None:
+    """Give PGD another budget of steps at smoke scale."""
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    edit(path, ("attack.pgd: {steps: {at_most: 20}}", f"attack.pgd: {{steps: {steps}}}"))
+
+
 @pytest.mark.parametrize(
     ("budget", "steps"), [("7", 7), ("{at_most: 7}", 7), ("{at_most: 99}", 40)]
 )
 def test_a_budget_may_be_a_ceiling(root: Path, budget: str, steps: int) -> None:
     """Table 11b's first row overrides nothing; its recipe says 40 steps."""
-    path = root / "workflow" / "scales" / "smoke.yaml"
-    text = path.read_text()
-    assert "attack.pgd: {steps: {at_most: 20}}" in text
-    path.write_text(
-        text.replace("attack.pgd: {steps: {at_most: 20}}", f"attack.pgd: {{steps: {budget}}}")
-    )
+    set_budget(root, budget)
     plan = make_plan(root, "smoke", ["aid/table_3"])
     sets = [run.spec["attack"]["parameters"] for run in plan.runs.values() if run.stage == "attack"]
     assert {made["steps"] for made in sets if "random_start" in made} == {steps}
@@ -64,16 +71,10 @@ def test_a_budget_may_be_a_ceiling(root: Path, budget: str, steps: int) -> None:
 
 def pgd_with(root: Path, budget: str, override: str) -> set[float]:
     """Steps of PGD in Table 11b's row of 100, whose recipe says 40, when these two change them."""
-    scale = root / "workflow" / "scales" / "smoke.yaml"
-    text = scale.read_text()
-    old = "attack.pgd: {steps: {at_most: 20}}"
-    scale.write_text(text.replace(old, f"attack.pgd: {{steps: {budget}}}"))
+    set_budget(root, budget)
+    new = f"{{steps: {override}}}"
     table = root / "benchmarks" / "aid" / "table_11b.yaml"
-    text = table.read_text()
-    assert "{steps: 100}" in text and "{steps: 200}" in text
-    for row in ("{steps: 100}", "{steps: 200}"):
-        text = text.replace(row, f"{{steps: {override}}}")
-    table.write_text(text)
+    edit(table, ("{steps: 100}", new), ("{steps: 200}", new))
     plan = make_plan(root, "smoke", ["aid/table_11b"])
     wanted = {
         identity
@@ -153,10 +154,7 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
     ],
 )
 def test_a_parameter_of_another_type(root: Path, old: str, new: str, told: str) -> None:
-    path = root / "benchmarks" / "aid" / "table_11b.yaml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    edit(root / "benchmarks" / "aid" / "table_11b.yaml", (old, new))
     with pytest.raises(UserError, match=told):
         make_plan(root, "smoke", ["aid/table_11b"])
 
@@ -165,7 +163,7 @@ def test_a_whole_number_may_have_a_decimal_point(root: Path) -> None:
     """It is the same run."""
     path = root / "benchmarks" / "aid" / "table_11b.yaml"
     before = set(make_plan(root, "smoke", ["aid/table_11b"]).runs)
-    path.write_text(path.read_text().replace("{steps: 100}", "{steps: 100.0}"))
+    edit(path, ("{steps: 100}", "{steps: 100.0}"))
     assert set(make_plan(root, "smoke", ["aid/table_11b"]).runs) == before
 
 
@@ -177,10 +175,7 @@ def test_a_whole_number_may_have_a_decimal_point(root: Path) -> None:
     ],
 )
 def test_a_data_set_that_is_not_there(root: Path, old: str, new: str, told: str) -> None:
-    path = root / "workflow" / "scales" / "smoke.yaml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    edit(root / "workflow" / "scales" / "smoke.yaml", (old, new))
     with pytest.raises(UserError, match=told):
         make_plan(root, "smoke", ["aid/table_11b"])
 
@@ -211,12 +206,10 @@ def test_a_table_is_written_anew_when_it_would_say_something_else(
     finish(root, before["aid/table_11b.spec.json"], monkeypatch)
     assert report_specs(root, "aid/table_11b") == before
     path = root / "benchmarks" / "aid" / "table_11b.yaml"
-    text = path.read_text()
     if change == "label":
-        path.write_text(text.replace('label: "100"', 'label: "a hundred"'))
+        edit(path, ('label: "100"', 'label: "a hundred"'))
     elif change == "published":
-        assert "34.86" in text
-        path.write_text(text.replace("34.86", "34.9"))
+        edit(path, ("34.86", "34.9"))
     elif change == "table gone":
         (root / "results" / "tables" / "smoke" / "aid" / "table_11b.csv").unlink()
     after = report_specs(root, "aid/table_11b")

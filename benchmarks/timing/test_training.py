@@ -7,8 +7,8 @@ Two ports, from the same initial weights, with the same batches, random starts a
 - the same with a frozen classifier, and the gradient of the images alone in PGD: a careful port.
 
 The suite's also prepares the classifier, folds BatchNorm into the convolutions while it attacks,
-pools before it rectifies, and never makes the upsampled images. Where bfloat16 is at hand, a last
-row makes the training examples in it.
+pools before it rectifies, and never makes the upsampled images. Where bfloat16 is at hand, another
+row makes the training examples in it; on a GPU, the last one compiles auto-encoder and classifier.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ from purifiers.report.timing import SUITE
 from purifiers.training.natural import Natural
 
 SHAPE = (1, 28, 28)
-LOW = f"{SUITE}, bfloat16"
+LOW, COMPILED = f"{SUITE}, bfloat16", f"{SUITE}, compiled"
+SUITES: dict[str, dict[str, Any]] = {
+    SUITE: {},
+    LOW: {"attack_precision": "bfloat16"},
+    COMPILED: {"compiled": True},
+}
 ROUNDS = 3  # one takes a minute or two
 LEAST = 2.0
 """Times that the suite has to be faster than the plain loop, on a processor, in float32."""
@@ -157,14 +162,14 @@ def test_adv_ae(
     case = replace(case, images=pytestconfig.getoption("--images") or case.images)
     still = frozen(copy.deepcopy(trained))
 
-    def method(attack_precision: str = "float32") -> AdvAe:
+    def method(**chosen: Any) -> AdvAe:
         torch.manual_seed(0)
         made = AdvAe(
             **{"eps": case.eps, "steps": case.steps, "step_size": case.step_size},
             **{"epochs": 1, "batch_size": case.batch_size, "learning_rate": case.learning_rate},
             **{"validation": 0.0, "early_stopping": 0, "schedule": "one_cycle"},
             norm_momentum=0.1,
-            attack_precision=attack_precision,
+            **chosen,
         )
         made.bind(still, SHAPE)
         made.fit_on([still], case.images)
@@ -188,8 +193,8 @@ def test_adv_ae(
         return kept
 
     def run(row: str) -> tuple[nn.Module, list[float]]:
-        made = method("bfloat16" if row == LOW else "float32")
-        if row in (SUITE, LOW):
+        made = method(**SUITES.get(row, {}))
+        if row in SUITES:
             return made, train(made, made.fit_loss, made.recipe)
         careful = row == "careful loop"
         port = PlainAutoencoder(made).to(device)
@@ -199,6 +204,8 @@ def test_adv_ae(
     rows = ["plain loop", "careful loop", SUITE]
     if has_bfloat16(device):
         rows.append(LOW)
+    if device == "cuda":
+        rows.append(COMPILED)
     now = clock(device)
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     made: dict[str, tuple[nn.Module, list[float]]] = {}

@@ -23,6 +23,7 @@ BUDGET = (
     "steps",
     "step_size",
     "attack_precision",
+    "compiled",
     "eps_ramp",
     "epochs",
     "batch_size",
@@ -31,6 +32,7 @@ BUDGET = (
     "validation",
     "early_stopping",
 )
+LATER = ("compiled",)
 PASSES = "0"
 FIT_PASSES = "3 * epochs * (steps + 1)"
 SIZES = ("variant", "width")

@@ -21,6 +21,7 @@ BUDGET = (
     "steps",
     "step_size",
     "attack_precision",
+    "compiled",
     "epochs",
     "batch_size",
     "learning_rate",
@@ -28,6 +29,7 @@ BUDGET = (
     "validation",
     "early_stopping",
 )
+LATER = ("compiled",)
 PASSES = "0"
 FIT_PASSES = "3 * steps + 4 * epochs"
 SIZES = ("variant", "width")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional
 
 from purifiers.core.component import Classifier, frozen
@@ -75,6 +77,19 @@ def attacks_add(method: AdvAe, delta: Tensor | float) -> list[tuple[Any, ...]]:
 
     method.attack = attack  # type: ignore[method-assign]
     return calls
+
+
+def attacks_kept(method: AdvAe) -> list[Tensor]:
+    """Listen to the training attack; returns the list of the examples it makes."""
+    made: list[Tensor] = []
+    own = method.attack
+
+    def attack(*given: Any) -> Tensor:
+        made.append(own(*given))
+        return made[-1]
+
+    method.attack = attack  # type: ignore[method-assign]
+    return made
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> float:
@@ -163,19 +178,13 @@ def test_a_low_precision_is_the_attacks_alone(images: Tensor) -> None:
         classifier = toy(0)
         method = advae(classifier, steps=10, step_size=0.04, attack_precision=precision)
         dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
-        made: list[Tensor] = []
-        own = method.attack
 
         def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
             dtypes[method.training].add(output.dtype)
 
-        def spy(*given: Any) -> Tensor:
-            made.append(own(*given))
-            return made[-1]
-
         method.autoencoder.decoder1.register_forward_hook(note)
         method.targets()[0].module.head.register_forward_hook(note)
-        method.attack = spy  # type: ignore[method-assign]
+        made = attacks_kept(method)
         loss = method.fit_loss(images, LABELS, INDICES, 3)
         loss.backward()
         assert dtypes == {True: {torch.float32}, False: {getattr(torch, precision)}}
@@ -190,6 +199,28 @@ def test_a_low_precision_is_the_attacks_alone(images: Tensor) -> None:
         return after - before
 
     assert gained("bfloat16") > 0.9 * gained("float32") > 0
+
+
+def test_a_compiled_fit_learns_the_same(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here without generated code, which needs a compiler of C++."""
+    torch.compiler.reset()
+    counted = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted))
+
+    def learned(compiled: bool) -> list[Tensor]:
+        """Examples, losses and gradients of the auto-encoder."""
+        method = advae(toy(0), compiled=compiled)
+        made: list[Tensor] = attacks_kept(method)
+        for count in (6, 4):
+            loss = method.fit_loss(images[:count], LABELS[:count], INDICES[:count], 3)
+            made += [loss, *torch.autograd.grad(loss, list(method.autoencoder.parameters()))]
+        return made
+
+    plain = learned(compiled=False)
+    assert counted.frame_count == 0
+    fast = learned(compiled=True)
+    assert counted.frame_count > 1
+    torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_attack_leaves_the_auto_encoder_as_it_was(images: Tensor) -> None:

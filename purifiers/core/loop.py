@@ -102,7 +102,8 @@ def fit(
     stored = Checkpoint(checkpoint, identity)
     state = stored.resume(module, optimizer)
     begun = time.monotonic() - state.seconds
-    progress = Progress(label, total, unit="steps", done=state.step)
+    early = bool(recipe.early_stopping)
+    progress = Progress(label, total, unit="steps", done=state.step, at_most=early)
     saved = time.monotonic()
 
     def value_of(rows: Tensor, augmentation: str, noise: int) -> Tensor:
@@ -143,9 +144,9 @@ def fit(
         optimizer.step()
         state.step += 1
         current = finite(float(value.detach()), "loss")
-        if recipe.early_stopping and place == 0:
+        if early and place == 0:
             state.losses.clear()
-        if (recipe.early_stopping or state.step > reported) and part == recipe.turn(0):
+        if (early or state.step > reported) and part == recipe.turn(0):
             state.losses.append(current)
         progress.add(1, f"loss {current:.4g}")
         if len(held_out) and (place == per_epoch - 1 or state.step == total):

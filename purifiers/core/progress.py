@@ -60,5 +60,5 @@ class Progress:
             flush=True,
         )
         self._marks.append((now, self.done))
-        while len(self._marks) > 1 and now - self._marks[0][0] > WINDOW:
+        while now - self._marks[0][0] > WINDOW:
             self._marks.popleft()

@@ -35,6 +35,8 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "None": ("null", lambda value: value is None),
 }
 """Annotations of parameters: in words, and what a value of theirs is."""
+Types = dict[str, tuple[str, ...]]
+"""Parameter to its annotation without what stands in brackets: ``("float", "str")``."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,7 +47,7 @@ class Description:
     Attributes:
         parameters: constructor parameters with their default values, base classes included.
         required: those of them without a default.
-        types: annotations without what stands in brackets: ``("float", "str")``.
+        types: their annotations.
         constants: module-level literals (``VERSION``, ``BUDGET``, ``PASSES`` ...).
         summary: first line of the module's docstring.
     """
@@ -56,7 +58,7 @@ class Description:
     version: int
     parameters: dict[str, Any]
     required: tuple[str, ...]
-    types: dict[str, tuple[str, ...]]
+    types: Types
     constants: dict[str, Any]
     summary: str
 
@@ -85,11 +87,7 @@ class Description:
         types = self.types[parameter]
         if "float" not in types and isinstance(value, float) and value.is_integer():
             value = int(value)
-        if (
-            not types
-            or not _TYPES.keys() >= set(types)
-            or any(_TYPES[name][1](value) for name in types)
-        ):
+        if not types or any(name not in _TYPES or _TYPES[name][1](value) for name in types):
             return value
         wanted = " or ".join(_TYPES[name][0] for name in types)
         number = number_in(value)
@@ -165,7 +163,7 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
 
 def _parameters(
     tree: ast.Module, wanted: str, path: Path
-) -> tuple[dict[str, Any], list[str], dict[str, tuple[str, ...]]]:
+) -> tuple[dict[str, Any], list[str], Types]:
     """Parameters of the class's ``__init__``; with ``**common`` (or no ``__init__`` of its own)
     those of its base class too, wherever that is."""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == wanted), None)
@@ -176,7 +174,7 @@ def _parameters(
     )
     parameters: dict[str, Any] = {}
     required: list[str] = []
-    types: dict[str, tuple[str, ...]] = {}
+    types: Types = {}
     if (init is None or init.args.kwarg is not None) and node.bases:
         base = node.bases[0]
         if isinstance(base, ast.Name) and (found := _defining_file(tree, base.id, path)):
@@ -201,9 +199,7 @@ def _defining_file(tree: ast.Module, name: str, path: Path) -> tuple[ast.Module,
     return None
 
 
-def _signature(
-    init: ast.FunctionDef,
-) -> tuple[dict[str, Any], list[str], dict[str, tuple[str, ...]]]:
+def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str], Types]:
     """Keyword-only parameters, and positional ones that have a default."""
     arguments, defaults = init.args.args, init.args.defaults
     pairs: list[tuple[ast.arg, ast.expr | None]] = []

@@ -124,8 +124,7 @@ def test_stand_ins_share_one_run_where_settings_agree(root: Path) -> None:
 
 def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
     before = make_plan(root, "smoke", ["aid/table_11b"])
-    scale = root / "workflow" / "scales" / "smoke.yaml"
-    scale.write_text(scale.read_text().replace("seeds: [0]", "seeds: [1]"))
+    edit(root / "workflow" / "scales" / "smoke.yaml", ("seeds: [0]", "seeds: [1]"))
     after = make_plan(root, "smoke", ["aid/table_11b"])
     shared = {run.stage for run in after.runs.values() if run.id in before.runs}
     assert shared == {"dataset"}
@@ -293,7 +292,7 @@ def test_estimator_and_timing_are_checked(
 
 def test_what_cannot_be_measured_is_refused(root: Path) -> None:
     path = root / "benchmarks" / "aid" / "table_2.yaml"
-    path.write_text(path.read_text().replace("methods: [aid]", "methods: []"))
+    edit(path, ("methods: [aid]", "methods: []"))
     with pytest.raises(UserError, match="no methods whose time"):
         make_plan(root, "smoke", ["aid/table_2"])
     path = root / "benchmarks" / "aid" / "paper.yaml"

@@ -50,6 +50,11 @@ class Attack:
 
     A subclass stores its parameters as attributes of the same names and implements
     :meth:`perturb`.
+
+    Attributes:
+        norm: of the perturbation: ``linf``, ``l2``, or a name for what has none.
+        batch_dependent: an image's result depends on its batch mates; the record of a run then
+            says how many there were.
     """
 
     norm: ClassVar[str] = "linf"

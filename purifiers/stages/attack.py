@@ -53,10 +53,12 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         context.batch_size,
         f"attack {folder.id}",
     )
-    if defence is None:
-        return Outcome([IMAGES], {"n": len(images), **halved})  # no gradient, no loss to look at
-    found = probe(defence, *_probed(folder, images, context))
-    return Outcome([IMAGES], {"n": len(images), "probe": found, **halved})
+    told: dict[str, Any] = {"n": len(images), **halved}
+    if attack.batch_dependent:
+        told["batch_size"] = context.batch_size
+    if defence is not None:  # else no gradient, no loss to look at
+        told["probe"] = probe(defence, *_probed(folder, images, context))
+    return Outcome([IMAGES], told)
 
 
 def _defence(spec: dict[str, Any], context: Context) -> Defence:

@@ -17,6 +17,9 @@ ASSUMED_FLOPS = 6e12
 """Sustained float32 operations per second of a GPU that nobody has measured: about 45 % of an RTX
 2080 Ti's 13.4e12, the card of the AID-Purifier paper. Our choice."""
 
+TRAINED = {"classifier": "training", "substitute": "training", "purifier": "method"}
+"""The stages that train, and the component that says how."""
+
 
 @dataclass(frozen=True)
 class Throughput:
@@ -54,7 +57,7 @@ class Price:
 
 def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) -> Price:
     """Add up the runs that are not done yet."""
-    open_runs = [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
+    open_runs = _open(runs, plan)
     seconds = [throughput.seconds(run, device) for run in open_runs]
     return Price(
         runs=len(open_runs),
@@ -63,6 +66,15 @@ def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) 
         unknown=sum(s is None for s in seconds),
         gibibytes=sum(run.size_bytes for run in open_runs) / 2**30,
     )
+
+
+def _open(runs: Iterable[Run], plan: Plan) -> list[Run]:
+    return [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
+
+
+def _may_stop_early(run: Run) -> bool:
+    trained = run.spec.get(TRAINED.get(run.stage, ""))
+    return trained is not None and bool(trained["parameters"].get("early_stopping"))
 
 
 def describe_price(plan: Plan) -> str:
@@ -85,6 +97,8 @@ def describe_price(plan: Plan) -> str:
         lines.append(
             f"GPU hours are estimated at {ASSUMED_FLOPS / 1e12:g} TFLOP/s where not measured."
         )
+    if any(_may_stop_early(run) for run in _open(plan.runs.values(), plan)):
+        lines.append("Trainings that may stop early are counted to their last epoch.")
     if total.unknown:
         lines.append(
             f"{total.unknown} runs use networks without a measured throughput: not counted."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from purifiers.core import registry
+from purifiers.core.artifacts import RunFolder
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.price import ASSUMED_FLOPS, Throughput
+from purifiers.plan.price import ASSUMED_FLOPS, Throughput, describe_price
 from purifiers.plan.runs import Run, added, make_run, times
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +62,17 @@ def test_a_gradient_that_leaves_the_purifier_out_costs_its_forward_pass_alone(pl
     purified = around.spec["methods"][0]["parameters"]
     each = 3 * purified["steps"] * purified["restarts"]
     assert costs(around) == {"wide_resnet": asked, "defense_gan": pytest.approx(asked / 3 * each)}
+
+
+@pytest.mark.parametrize(("document", "told"), [("advae/table_1", True), ("aid/table_1", False)])
+def test_a_price_says_what_may_stop_early(tmp_path: Path, document: str, told: bool) -> None:
+    """Until those trainings are done: what uses them later never stops early."""
+    asked = replace(make_plan(ROOT, "smoke", [document]), root=tmp_path)
+    assert ("counted to their last epoch" in describe_price(asked)) is told
+    for run in asked.runs.values():
+        if run.stage in ("classifier", "purifier", "substitute"):
+            RunFolder(asked.runs_root, run.stage, run.id).finish({}, [], {}, 0.0, {})
+    assert "counted to their last epoch" not in describe_price(asked)
 
 
 def test_all_planned_networks_are_measured() -> None:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -157,11 +158,16 @@ class Method(nn.Module):
     Attributes:
         stochastic: two seeds give two outputs.
         fitted: the method has weights that are trained before it is used.
+        learns_examples: it is fitted on adversarial examples (:meth:`example`) that never change.
+        kept_examples: those of all training images, float32 (n, C, H, W), for each classifier that
+            it is fitted on; empty where nobody has made them, and then it does when it needs them.
         recipe: how they are trained.
     """
 
     stochastic: ClassVar[bool] = False
     fitted: ClassVar[bool] = False
+    learns_examples: ClassVar[bool] = False
+    kept_examples: Sequence[npt.NDArray] = ()
     recipe: Recipe
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
@@ -182,6 +188,11 @@ class Method(nn.Module):
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """Scalar training loss of one batch (fitted methods only)."""
         raise TypeError(f"{type(self).__name__} is not fitted")
+
+    def example(self, number: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        """Adversarial training examples against classifier ``number`` of those that the method is
+        fitted on, float32 (n, C, H, W); from a run of the fit to the next they are the same."""
+        raise TypeError(f"{type(self).__name__} is not fitted on examples")
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None

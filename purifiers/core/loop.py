@@ -71,6 +71,7 @@ def fit(
     identity: str,
     label: str,
     device: str = "cpu",
+    prepare: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -81,6 +82,8 @@ def fit(
     Args:
         pixels: training images, uint8 (n, C, H, W), possibly memory-mapped.
         identity: the run this checkpoint belongs to; a checkpoint of another run is refused.
+        prepare: called at every start; what it makes it keeps itself. Its time is the training's,
+            but for what it did before a kill cut it short.
 
     Returns:
         ``steps`` taken, ``train_seconds`` by the wall clock (before a kill and after it), and
@@ -102,6 +105,11 @@ def fit(
     stored = Checkpoint(checkpoint, identity)
     state = stored.resume(module, optimizer)
     begun = time.monotonic() - state.seconds
+    if prepare is not None:
+        prepare()
+        if not state.step:  # so that a kill does not forget what this took
+            state.seconds = time.monotonic() - begun
+            stored.save(state, module, optimizer)
     early = bool(recipe.early_stopping)
     progress = Progress(label, total, unit="steps", done=state.step, at_most=early)
     saved = time.monotonic()

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from purifiers.core.errors import check_choice
 from purifiers.core.noise import derive_seed
-from purifiers.core.prepare import Prepared
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers, under_attack
 from purifiers.methods._unet import DenoisingUnet
 
@@ -43,9 +42,9 @@ GUIDANCES = ("class", "logits")
 class Hgd(FittedAutoencoder):
     """Fits AE(x') with PGD examples x' of the bare classifier F; F(AE(.)) is never attacked.
 
-    Each image's example is made when the image is first seen, and kept, at 4 bytes per pixel: HGD's
-    are "pre-generated against the base model" (AdvAE, section 5). `lihebi/AdvAE` makes new ones in
-    every epoch, from other random starts, at the price of an attack per image and epoch.
+    Each image has one example, made before the fit: HGD's are "pre-generated against the base
+    model" (AdvAE, section 5). `lihebi/AdvAE` makes new ones in every epoch, from other random
+    starts, at the price of an attack per image and epoch.
 
     Args:
         guidance: ``class``: CE(F(AE(x')), y), what AdvAE's authors ran as HGD. ``logits``: the mean
@@ -55,19 +54,23 @@ class Hgd(FittedAutoencoder):
             divided by 10 at 60 % and by 100 at 90 % of 100 epochs.
     """
 
+    learns_examples = True
     VARIANTS: ClassVar[Makers] = {**FittedAutoencoder.VARIANTS, "dunet": DenoisingUnet}
 
     def __init__(self, *, guidance: str = "class", **common: Any) -> None:
         super().__init__(**common)
         check_choice("Hgd: guidance", guidance, GUIDANCES)
         self.guidance = guidance
-        self._examples: dict[tuple[int, int], Tensor] = {}
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """The guided loss of one batch, summed over the classifiers."""
         loss = images.new_zeros(())
         for number, target in enumerate(self.targets()):
-            examples = self.examples(number, target, images, labels, indices)
+            if self.kept_examples:
+                kept = self.kept_examples[number][indices.numpy()]
+                examples = torch.from_numpy(kept).to(images.device)
+            else:
+                examples = self.example(number, images, labels, indices)
             logits = target(self.autoencoder(examples))
             if self.guidance == "class":
                 loss = loss + functional.cross_entropy(logits, labels)
@@ -77,17 +80,7 @@ class Hgd(FittedAutoencoder):
                 loss = loss + functional.l1_loss(logits, wanted)
         return loss
 
-    def examples(
-        self, number: int, target: Prepared, images: Tensor, labels: Tensor, indices: Tensor
-    ) -> Tensor:
-        """The images' PGD examples against classifier ``number``, float32 (n, C, H, W)."""
-        keys = [(number, index) for index in indices.tolist()]
-        new = torch.tensor([key not in self._examples for key in keys])
-        if new.any():
-            rows = new.to(images.device)
-            seed = derive_seed("hgd", number)
-            with under_attack(target.module):  # no dropout: a continued fit makes the same again
-                made = self.attack(target, images[rows], labels[rows], indices[new], seed).cpu()
-            missing = [key for key, wanted in zip(keys, new.tolist(), strict=True) if wanted]
-            self._examples.update(zip(missing, made, strict=True))
-        return torch.stack([self._examples[key] for key in keys]).to(images.device)
+    def example(self, number: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        target = self.targets()[number]
+        with under_attack(target.module):  # no dropout: the same, whenever they are made
+            return self.attack(target, images, labels, indices, derive_seed("hgd", number))

@@ -27,6 +27,7 @@ from purifiers.core.provenance import processor
 WEIGHTS = "weights.safetensors"
 IMAGES = "images.npy"
 SCORES = "scores.parquet"
+EXAMPLES = "examples"
 
 
 @dataclass(frozen=True)

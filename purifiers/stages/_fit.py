@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +32,14 @@ def fit_and_save(
     module: nn.Module,
     loss: Loss,
     recipe: Recipe,
+    prepare: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train ``module`` from scratch or from the last checkpoint, and write its weights.
 
     Args:
         spec: has ``train``, the number of training images, and ``seed``.
-        loss: as :func:`purifiers.core.loop.fit` takes it; its images come channels-last.
+        loss, prepare: as :func:`purifiers.core.loop.fit` takes them; the loss's images come
+            channels-last.
     """
     chosen = data.subset("train", spec["train"])
 
@@ -55,6 +58,7 @@ def fit_and_save(
         folder.id,
         f"{folder.stage} {folder.id}",
         context.device,
+        prepare,
     )
     save_weights(module, folder)
     parameters = sum(p.numel() for p in module.parameters())

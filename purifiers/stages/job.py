@@ -17,7 +17,7 @@ from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.precision import float32_everywhere
 from purifiers.core.provenance import provenance
-from purifiers.stages._context import Context
+from purifiers.stages._context import EXAMPLES, Context
 
 
 def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: int) -> int:
@@ -79,6 +79,7 @@ def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) 
         provenance(context.device, context.threads),
     )
     (folder.path / "checkpoint").unlink(missing_ok=True)
+    shutil.rmtree(folder.path / EXAMPLES, ignore_errors=True)
 
 
 def _report(folder: RunFolder, error: Exception) -> None:

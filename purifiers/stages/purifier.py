@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.component import Method
+from purifiers.core.loop import to_float
 from purifiers.core.noise import derive_seed
-from purifiers.stages._context import Context, Outcome, new_method, open_classifier, open_data
+from purifiers.core.shards import fill
+from purifiers.stages._context import (
+    EXAMPLES,
+    Context,
+    Data,
+    Outcome,
+    new_method,
+    open_classifier,
+    open_data,
+)
 from purifiers.stages._fit import fit_and_save
 
 
@@ -24,4 +37,33 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     torch.manual_seed(derive_seed(spec["seed"], folder.stage))
     method = new_method(spec["method"], next(iter(classifiers), None), data.shape, context)
     method.fit_on(classifiers, spec["train"])
-    return fit_and_save(folder, spec, context, data, method, method.fit_loss, method.recipe)
+
+    def make_examples() -> None:
+        method.kept_examples = [
+            _examples(number, method, folder, data, spec["train"], context)
+            for number in range(len(classifiers))
+        ]
+
+    prepare = make_examples if method.learns_examples else None
+    return fit_and_save(
+        folder, spec, context, data, method, method.fit_loss, method.recipe, prepare
+    )
+
+
+def _examples(
+    number: int, method: Method, folder: RunFolder, data: Data, count: int, context: Context
+) -> npt.NDArray:
+    """The training examples against one classifier, on disk until the fit is over."""
+    chosen = data.subset("train", count)
+
+    def work(start: int, stop: int) -> npt.NDArray:
+        rows = chosen[start:stop]
+        images = to_float(data.images["train"][rows], context.device)
+        labels = torch.from_numpy(data.labels["train"][rows]).to(context.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return method.example(number, images, labels, torch.arange(start, stop)).cpu().numpy()
+
+    path = folder.path / EXAMPLES / f"{number}.npy"
+    label = f"{folder.stage} {folder.id}, examples {number + 1}"
+    fill(path, count, data.shape, np.float32, work, context.batch_size, label)
+    return np.load(path, mmap_mode="r")

@@ -531,8 +531,10 @@ def test_a_game_holds_nothing_out():
         replace(RECIPE, turns=(("0", 1),), validation=0.2)
 
 
-def test_the_time_of_a_training_has_what_was_spent_before_a_kill(tmp_path, monkeypatch):
-    """Every step takes a second of a clock that stands still between the two starts."""
+@pytest.mark.parametrize("prepared", [0, 5])
+def test_the_time_of_a_training_has_what_was_spent_before_a_kill(tmp_path, monkeypatch, prepared):
+    """Every step takes a second of a clock that stands still between the starts. To prepare takes
+    five, once; one kill comes right behind it."""
     now = 0.0
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
 
@@ -542,13 +544,21 @@ def test_the_time_of_a_training_has_what_was_spent_before_a_kill(tmp_path, monke
             now += 1.0
             return super().__call__(*batch)
 
-    def seconds(folder: Path, loss: Loss) -> float:
-        recipe = replace(RECIPE, checkpoint_seconds=0.0)
-        path = folder / "checkpoint"
-        return fit(loss.module, loss, PIXELS, LABELS, recipe, 4, path, "x", "x")["train_seconds"]
+    def seconds(folder: Path, loss: Loss, every: float = 0.0) -> float:
+        def prepare() -> None:
+            nonlocal now
+            now += 0.0 if (folder / "prepared").exists() else prepared
+            folder.mkdir(exist_ok=True)
+            (folder / "prepared").touch()
 
-    assert seconds(tmp_path / "whole", Slow(network())) == STEPS
-    with pytest.raises(Killed):
-        seconds(tmp_path / "killed", Slow(network(), 6))
-    now += 1000.0
-    assert seconds(tmp_path / "killed", Slow(network())) == STEPS
+        recipe = replace(RECIPE, checkpoint_seconds=every)
+        path = folder / "checkpoint"
+        given = (loss.module, loss, PIXELS, LABELS, recipe, 4, path, "x", "x")
+        return fit(*given, prepare=prepare)["train_seconds"]
+
+    assert seconds(tmp_path / "whole", Slow(network())) == prepared + STEPS
+    for after, every in ((0, 60.0), (6, 0.0)):
+        with pytest.raises(Killed):
+            seconds(tmp_path / "killed", Slow(network(), after), every)
+        now += 1000.0
+    assert seconds(tmp_path / "killed", Slow(network())) == prepared + STEPS

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from torch import Tensor, nn
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier, frozen
 from purifiers.core.errors import UserError
-from purifiers.core.loop import fit
 from purifiers.core.noise import derive_seed
 from purifiers.methods.hgd import Hgd
 
@@ -68,6 +65,13 @@ def pgd(classifier: Classifier, images: Tensor, labels: Tensor, number: int = 0)
     return attack(classifier, images, labels, derive_seed("hgd", number), INDICES)
 
 
+def kept(examples: Tensor) -> np.ndarray:
+    """Examples at their images' indices, as a fit finds them."""
+    rows = np.full((1 + int(INDICES.max()), *SHAPE), np.nan, np.float32)
+    rows[INDICES.numpy()] = examples.numpy()
+    return rows
+
+
 # The two guidances
 
 
@@ -105,10 +109,7 @@ def test_ensemble_adds_up(images: Tensor, guidance: str) -> None:
     apart = 0.0
     for number, classifier in enumerate(classifiers):
         alone = hgd(classifier, guidance=guidance)
-        for index, made in zip(
-            INDICES.tolist(), pgd(classifier, images, LABELS, number), strict=True
-        ):
-            alone._examples[0, index] = made
+        alone.kept_examples = [kept(pgd(classifier, images, LABELS, number))]
         apart += alone.fit_loss(images, LABELS, INDICES, 0).item()
     assert loss.item() == pytest.approx(apart, rel=1e-4)
 
@@ -124,74 +125,36 @@ def test_only_the_auto_encoder_gets_gradients(images: Tensor) -> None:
 # The examples
 
 
-def test_each_image_is_attacked_once(images: Tensor) -> None:
-    """Whatever the seed of the step and the mates of its batch."""
-    method = hgd(toy(0))
-    (target,) = method.targets()
-    attacked: list[int] = []
-    own = method.attack
-
-    def spy(model: Any, x: Tensor, labels: Tensor, where: Tensor, *rest: Any) -> Tensor:
-        assert model is target
-        attacked.extend(where.tolist())
-        return own(model, x, labels, where, *rest)
-
-    method.attack = spy  # type: ignore[method-assign]
-    first = method.examples(0, target, images[:4], LABELS[:4], INDICES[:4])
-    mixed = torch.tensor([5, 3, 0, 4])
-    second = method.examples(0, target, images[mixed], LABELS[mixed], INDICES[mixed])
-    assert attacked == [*INDICES[:4].tolist(), *INDICES[[5, 4]].tolist()]
-    assert torch.equal(second[1], first[3]) and torch.equal(second[2], first[0])
-    whole = pgd(toy(0), images, LABELS)
-    torch.testing.assert_close(first, whole[:4])
-    torch.testing.assert_close(second, whole[mixed])
-    again = method.examples(0, target, images, LABELS, INDICES)
-    assert len(attacked) == 6
-    torch.testing.assert_close(again, whole)
-
-
-def test_examples_of_different_classifiers_are_kept_apart(images: Tensor) -> None:
+def test_examples_are_those_of_the_bare_classifier(images: Tensor) -> None:
+    """Whatever the mates of their batch; of another classifier they are others."""
     method = hgd(toy(0), toy(1))
-    method.fit_loss(images, LABELS, INDICES, 0)
-    assert len(method._examples) == 12
-    one, two = (torch.stack([method._examples[n, i] for i in INDICES.tolist()]) for n in (0, 1))
-    assert not torch.equal(one, two)
+    whole = pgd(toy(0), images, LABELS)
+    torch.testing.assert_close(method.example(0, images, LABELS, INDICES), whole)
+    mixed = torch.tensor([5, 3, 0, 4])
+    some = method.example(0, images[mixed], LABELS[mixed], INDICES[mixed])
+    torch.testing.assert_close(some, whole[mixed])
+    other = method.example(1, images, LABELS, INDICES)
+    torch.testing.assert_close(other, pgd(toy(1), images, LABELS, 1))
+    assert not torch.equal(whole, other)
 
 
-def test_a_killed_fit_continues(images: Tensor, tmp_path: Path) -> None:
-    """The examples are made anew, and are the same."""
-    short: dict[str, Any] = {
-        **{"epochs": 6, "batch_size": 3, "learning_rate": 0.02, "validation": 0.2},
-        "variant": "dunet",
-    }
-
-    def run(method: Hgd, path: Path, after: int | None = None) -> dict[str, Any]:
-        left = after
-
-        def loss(*batch: Any) -> Tensor:
-            nonlocal left
-            if left is not None and method.training:
-                left -= 1
-                if left < 0:
-                    raise KeyboardInterrupt
-            return method.fit_loss(*batch)
-
-        recipe = replace(method.recipe, checkpoint_seconds=0.0)
-        pixels = (images * 255).byte().numpy()
-        return fit(method.train(), loss, pixels, LABELS.numpy(), recipe, 0, path, "hgd", "hgd")
-
-    whole, again = hgd(toy(0), **short), hgd(toy(0), **short)
-    told = run(whole, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(hgd(toy(0), **short), tmp_path / "broken", after=5)
-    found = run(again, tmp_path / "broken")
-    assert found["steps"] == told["steps"] == 12
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value, atol=1e-4, rtol=1e-3)
+@pytest.mark.parametrize("guidance", ["class", "logits"])
+def test_kept_examples_are_not_made_again(
+    images: Tensor, guidance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is the same; an example is found by its image's index."""
+    method = hgd(toy(0), toy(1), guidance=guidance)
+    made = method.fit_loss(images, LABELS, INDICES, 0)
+    method.kept_examples = [
+        kept(method.example(number, images, LABELS, INDICES)) for number in (0, 1)
+    ]
+    monkeypatch.setattr(Hgd, "example", lambda *_: pytest.fail("made again"))
+    found = method.fit_loss(images, LABELS, INDICES, 0)
+    assert found.item() == pytest.approx(made.item(), rel=1e-6)
 
 
 def test_examples_know_no_dropout(images: Tensor) -> None:
-    """They are kept in memory alone: a continued fit makes them again, at another step."""
+    """Not even where the loss does: they are the same whenever they are made."""
     classifier = toy(0)
     classifier.head = nn.Sequential(nn.Dropout(0.5), classifier.head)
     frozen(classifier)
@@ -199,9 +162,8 @@ def test_examples_know_no_dropout(images: Tensor) -> None:
     made = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        method._examples.clear()
         (target,) = method.targets()
-        made.append(method.examples(0, target, images, LABELS, INDICES))
+        made.append(method.example(0, images, LABELS, INDICES))
         dropout = [part for part in target.module.modules() if isinstance(part, nn.Dropout)]
         assert [part.training for part in dropout] == [True]
     assert torch.equal(*made)

@@ -56,9 +56,13 @@ def _spelled(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
             "cw_l2",
             {**cw, "learning_rate": victim.cw_rate, "search_steps": attack.searches},
         ),
+        # adv-lib's rule, again: the nearer one on black and white pixels
         "deepfool_l2": (
             "deepfool_l2",
-            {"steps": settings.DEEPFOOL_STEPS, "overshoot": settings.OVERSHOOT},
+            {
+                **{"steps": settings.DEEPFOOL_STEPS, "overshoot": settings.OVERSHOOT},
+                "clip_sum": True,
+            },
         ),
     }
     return known[attack.method]

@@ -39,6 +39,7 @@ def deepfool(
     steps: int,
     candidates: int,
     overshoot: float,
+    clip_sum: bool,
     dual_norm: Callable[[Tensor], Tensor],
     steepest: Callable[[Tensor], Tensor],
     longest: float,
@@ -49,6 +50,7 @@ def deepfool(
     f_k most, f and w being value and gradient of the logit difference to the true class.
 
     Args:
+        clip_sum: forget what the range of pixels cut off; otherwise the sum of steps keeps it.
         dual_norm: slopes (n, C, H, W) to their dual norms (n,).
         steepest: slopes to directions of length 1 (n, C, H, W), zero where the slope is.
         longest: length of the longest step; none needs more to cross the whole range of pixels.
@@ -86,6 +88,8 @@ def deepfool(
         reach = (distance + MARGIN).clamp_max(longest).view(-1, 1, 1, 1)
         total = total - reach * steepest(slope)
         current = (original + (1 + overshoot) * total).clamp_(0.0, 1.0)
+        if clip_sum:
+            total = (current - original) / (1 + overshoot)
     result[rows] = current
     return result
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purifiers.attacks._deepfool import MARGIN
@@ -175,6 +175,46 @@ def test_deepfool_drops_finished_images(deepfool, victim):
     assert forwards[0] == len(victim.images)
     assert sum(forwards) < 10 * len(victim.images)
     assert sorted(forwards, reverse=True) == forwards
+
+
+def plain_deepfool(
+    network: nn.Module, image: Tensor, label: int, dual: int, clip_sum: bool
+) -> Tensor:
+    """Eight steps on one image (1, C, H, W), an overshoot of .02, all classes."""
+    current, total = image, torch.zeros_like(image)
+    for _ in range(8):
+        leaf = current.clone().requires_grad_(True)
+        (logits,) = network(leaf)
+        if int(logits.argmax()) != label:
+            break
+        found = []
+        for rival in (k for k in range(len(logits)) if k != label):
+            gap = logits[label] - logits[rival]
+            (slope,) = torch.autograd.grad(gap, leaf, retain_graph=True)
+            found.append((float(gap.detach() / slope.norm(p=dual)), slope))
+        length, slope = min(found, key=lambda pair: pair[0])
+        step = (length + MARGIN) * (slope.sign() if dual == 1 else slope / slope.norm())
+        total = total - step
+        moved = current - 1.02 * step if clip_sum else image + 1.02 * total
+        current = moved.clamp(0.0, 1.0)
+    return current
+
+
+def test_deepfool_may_forget_what_the_range_refused(deepfool, victim):
+    """Then it is the loop that clips every overshot step by itself; and nearer: digits are mostly
+    black. Otherwise it is the sum of the steps that is overshot and clipped."""
+    attack, dual = deepfool
+    images, labels = victim.images[:16], victim.labels[:16]
+    distance = {}
+    for clip_sum in (False, True):
+        found = attack(steps=8, clip_sum=clip_sum)(victim.model, images, labels)
+        expected = [
+            plain_deepfool(victim.model, image.unsqueeze(0), int(label), dual, clip_sum)
+            for image, label in zip(images, labels, strict=True)
+        ]
+        torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=0)
+        distance[clip_sum] = lengths(found - images, dual).mean()
+    assert distance[True] < distance[False]
 
 
 def test_deepfool_goes_on_alone_where_one_image_is_left(deepfool, victim):

@@ -33,7 +33,7 @@ class DeepfoolL2(Attack):
         overshoot: the whole perturbation is applied 1 + overshoot times (the paper's eta).
         clip_sum: what the range of pixels cuts off leaves the sum of steps, as in `adv-lib`, in
             place of the image that is looked at alone, as in foolbox (the paper knows no range).
-            Nearer where many pixels are black or white: on MNIST by .8 %.
+            Nearer where many pixels are black or white: on MNIST by .8 % in the mean.
 
     Defaults: overshoot .02 and no limit are the paper's; 50 steps and 10 candidates as in
     ``bethgelab/foolbox``.

@@ -34,7 +34,7 @@ class DeepfoolLinf(Attack):
         overshoot: the whole perturbation is applied 1 + overshoot times (the paper's eta).
         clip_sum: what the range of pixels cuts off leaves the sum of steps, as in `adv-lib`, in
             place of the image that is looked at alone, as in foolbox (the paper knows no range).
-            Nearer where many pixels are black or white: on MNIST by .8 %.
+            Nearer where many pixels are black or white.
 
     Defaults: overshoot .02 is the paper's; 50 steps and 10 candidates as in
     ``bethgelab/foolbox``; eps 8/255 is our choice.

@@ -60,7 +60,8 @@ def _spelled(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
         "deepfool_l2": (
             "deepfool_l2",
             {
-                **{"steps": settings.DEEPFOOL_STEPS, "overshoot": settings.OVERSHOOT},
+                "steps": settings.DEEPFOOL_STEPS,
+                "overshoot": settings.OVERSHOOT,
                 "clip_sum": True,
             },
         ),

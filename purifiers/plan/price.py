@@ -46,18 +46,20 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Price:
-    """Cost of some runs; ``unknown`` counts those of networks that were never measured."""
+    """Cost of some runs; ``unknown`` counts those of networks that were never measured, and with
+    ``at_most`` some of them train and may stop early."""
 
     runs: int
     jobs: int
     hours: float
     unknown: int
     gibibytes: float
+    at_most: bool
 
 
 def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) -> Price:
     """Add up the runs that are not done yet."""
-    open_runs = _open(runs, plan)
+    open_runs = [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
     seconds = [throughput.seconds(run, device) for run in open_runs]
     return Price(
         runs=len(open_runs),
@@ -65,11 +67,8 @@ def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) 
         hours=sum(s for s in seconds if s is not None) / 3600,
         unknown=sum(s is None for s in seconds),
         gibibytes=sum(run.size_bytes for run in open_runs) / 2**30,
+        at_most=any(_may_stop_early(run) for run in open_runs),
     )
-
-
-def _open(runs: Iterable[Run], plan: Plan) -> list[Run]:
-    return [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
 
 
 def _may_stop_early(run: Run) -> bool:
@@ -97,7 +96,7 @@ def describe_price(plan: Plan) -> str:
         lines.append(
             f"GPU hours are estimated at {ASSUMED_FLOPS / 1e12:g} TFLOP/s where not measured."
         )
-    if any(_may_stop_early(run) for run in _open(plan.runs.values(), plan)):
+    if total.at_most:
         lines.append("Trainings that may stop early are counted to their last epoch.")
     if total.unknown:
         lines.append(

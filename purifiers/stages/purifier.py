@@ -10,17 +10,16 @@ import torch
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import Method
-from purifiers.core.loop import to_float
 from purifiers.core.noise import derive_seed
 from purifiers.core.shards import fill
 from purifiers.stages._context import (
     EXAMPLES,
     Context,
-    Data,
     Outcome,
     new_method,
     open_classifier,
     open_data,
+    open_images,
 )
 from purifiers.stages._fit import fit_and_save
 
@@ -40,8 +39,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
 
     def make_examples() -> None:
         method.kept_examples = [
-            _examples(number, method, folder, data, spec["train"], context)
-            for number in range(len(classifiers))
+            _examples(number, method, folder, spec, context) for number in range(len(classifiers))
         ]
 
     prepare = make_examples if method.learns_examples else None
@@ -51,19 +49,18 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
 
 
 def _examples(
-    number: int, method: Method, folder: RunFolder, data: Data, count: int, context: Context
+    number: int, method: Method, folder: RunFolder, spec: dict[str, Any], context: Context
 ) -> npt.NDArray:
     """The training examples against one classifier, on disk until the fit is over."""
-    chosen = data.subset("train", count)
+    subset = {"split": "train", "n": spec["train"], "seed": 0}
+    clean = open_images(context, {"data": spec["data"], "subset": subset, "run": None})
 
     def work(start: int, stop: int) -> npt.NDArray:
-        rows = chosen[start:stop]
-        images = to_float(data.images["train"][rows], context.device)
-        labels = torch.from_numpy(data.labels["train"][rows]).to(context.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images, labels, _ = clean.batch(start, stop, context.device)
         return method.example(number, images, labels, torch.arange(start, stop)).cpu().numpy()
 
     path = folder.path / EXAMPLES / f"{number}.npy"
     label = f"{folder.stage} {folder.id}, examples {number + 1}"
-    fill(path, count, data.shape, np.float32, work, context.batch_size, label)
+    shape = clean.images.shape[1:]
+    fill(path, len(clean), shape, np.float32, work, context.batch_size, label)
     return np.load(path, mmap_mode="r")

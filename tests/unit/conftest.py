@@ -15,7 +15,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from purifiers.core.artifacts import RunFolder
 from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.runs import component
+from purifiers.stages import dataset
+from purifiers.stages._context import Context, new_classifier, open_data, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +99,28 @@ def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
         return make_plan(tmp_path, "tiny", ["toy/table_1"])
 
     return plan
+
+
+@pytest.fixture
+def untrained_runs(tmp_path: Path) -> Path:
+    """A runs folder with the data set ``digits`` and the untrained classifiers ``one``, ``two``."""
+    context = Context(tmp_path / "runs", "cpu", 1, 16, 60.0)
+
+    def folder_of(stage: str, run: str) -> RunFolder:
+        folder = context.folder(stage, run)
+        folder.path.mkdir(parents=True)
+        return folder
+
+    spec: dict[str, Any] = {"dataset": component("dataset", "digits", {})}
+    folder = folder_of("dataset", "digits")
+    outcome = dataset.run(folder, spec, context)
+    folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
+    small = {"depth": 10, "widen_factor": 1, "first_stride": 2}
+    spec = {"data": "digits", "classifier": component("classifier", "wide_resnet", small)}
+    for seed, name in enumerate(("one", "two")):
+        folder = folder_of("classifier", name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            save_weights(new_classifier(spec["classifier"], open_data(context, "digits")), folder)
+        folder.finish(spec, ["weights.safetensors"], {}, 0.0, {})
+    return context.runs_root

@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden.json")
 COMMAND = "python tests/contract/renew_golden.py"
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
-# Long iterations in float32 amplify rounding, which depends on the instruction set. Measured between
-# processors: 6e-5 and 3e-4, of outputs around .1.
+# Long iterations in float32 amplify rounding, which depends on the instruction set. Measured
+# between processors: 6e-5 and 3e-4, of outputs around .1.
 AMPLIFIED = {"attack.autoattack_l2": 3e-4, "attack.stadv": 1e-3}
 SEED, CLASSES = 5, 5
 LENGTHS: dict[str, dict[str, float]] = {

@@ -97,7 +97,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> int:
     from purifiers.plan.plan import make_plan
     from purifiers.plan.scale import scale_names
-    from purifiers.stages.measure import measure_networks
+    from purifiers.stages.throughput import measure_networks
 
     root = Path.cwd()
     runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
@@ -107,14 +107,14 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 def _timing(arguments: argparse.Namespace) -> int:
-    from purifiers.report.timing import write_timing
+    from purifiers.report.attack_timing import write_timing
 
     write_timing(arguments.measurements, arguments.table)
     return 0
 
 
 def _speed(arguments: argparse.Namespace) -> int:
-    from purifiers.report.speed import write_speed
+    from purifiers.report.purification_timing import write_speed
 
     write_speed(arguments.measurements, arguments.table)
     return 0

@@ -15,7 +15,7 @@ import purifiers
 from purifiers.core import registry
 from purifiers.core.component import Attack as SuiteAttack
 from purifiers.core.prepare import Prepared
-from purifiers.report.timing import SUITE
+from purifiers.report.attack_timing import SUITE
 
 
 def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:

@@ -20,7 +20,7 @@ from victims import Victim
 
 from purifiers.core.errors import UserError
 from purifiers.core.provenance import version_of
-from purifiers.report.timing import SUITE
+from purifiers.report.attack_timing import SUITE
 
 CASES = [(name, attack) for name in ("mnist", "cifar10") for attack in settings.ATTACKS]
 

@@ -36,7 +36,7 @@ from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.aid import Aid
 from purifiers.methods.defense_gan import DefenseGan
-from purifiers.report.timing import SUITE
+from purifiers.report.attack_timing import SUITE
 
 LEAST = 2.0
 """Times that the suite has to be faster than the plain loop, on a processor."""

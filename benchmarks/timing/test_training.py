@@ -40,7 +40,7 @@ from purifiers.core.noise import derive_seed
 from purifiers.core.recipe import Recipe
 from purifiers.datasets.mnist import Mnist
 from purifiers.methods.adv_ae import AdvAe
-from purifiers.report.timing import SUITE
+from purifiers.report.attack_timing import SUITE
 from purifiers.training.natural import Natural
 
 SHAPE = (1, 28, 28)

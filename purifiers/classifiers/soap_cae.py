@@ -25,7 +25,7 @@ class SoapCae(Layered):
             the next multiple, cropped below and to the right.
         classes: number of classes.
         task: ``reconstruction``, or ``label_consistency`` for which no decoder is made; as
-            :class:`purifiers.core.auxiliary.Joint` has it.
+            :class:`purifiers.core.self_supervision.Joint` has it.
         width: channels of the first convolution, half those of the second; 32 upstream.
         units: of the fully connected layer; 1024 upstream.
 

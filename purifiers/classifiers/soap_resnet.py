@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.classifiers._taps import tapped
-from purifiers.core.auxiliary import ROTATIONS
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.self_supervision import ROTATIONS
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -27,7 +27,7 @@ class SoapResnet(Classifier):
         shape: (C, H, W) of the images.
         classes: number of classes.
         task: ``rotation``, or ``label_consistency`` for which there is no second head; as
-            :class:`purifiers.core.auxiliary.Joint` has it.
+            :class:`purifiers.core.self_supervision.Joint` has it.
         width: channels of the first stage; the others have 2 and 4 times as many. 16 upstream.
         first_stride: stride of the first stage; 1 upstream. 2 is our choice for networks that
             must train on a processor.

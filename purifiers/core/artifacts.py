@@ -17,10 +17,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from purifiers.core.errors import UserError
+from purifiers.core.spec import Spec, read_spec
 
+AnySpec = TypeVar("AnySpec", bound=Spec)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -120,6 +122,35 @@ def read_sealed(path: Path) -> bytes:
 
 
 @dataclass(frozen=True)
+class Record:
+    """``run.json``: what a finished run was made from, and what it left.
+
+    Attributes:
+        files: per file its ``sha256`` and ``bytes``.
+        summary: figures that the stage reports.
+        provenance: code, libraries, device and time.
+    """
+
+    id: str
+    stage: str
+    spec: Spec
+    files: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
+    elapsed_seconds: float
+    provenance: dict[str, Any]
+
+    def spec_as(self, kind: type[AnySpec]) -> AnySpec:
+        """The spec of a record whose stage is known.
+
+        Raises:
+            UserError: the record is of another stage.
+        """
+        if not isinstance(self.spec, kind):
+            raise UserError(f"run {self.id} is of stage {self.stage}, not {kind.stage}")
+        return self.spec
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The folder of one run.
 
@@ -162,7 +193,7 @@ class RunFolder:
 
     def finish(
         self,
-        spec: dict[str, Any],
+        spec: Spec,
         files: list[str],
         summary: dict[str, Any],
         elapsed_seconds: float,
@@ -178,7 +209,7 @@ class RunFolder:
             {
                 "id": self.id,
                 "stage": self.stage,
-                "spec": spec,
+                "spec": spec.to_json(),
                 "files": listed,
                 "summary": summary,
                 "elapsed_seconds": round(elapsed_seconds, 3),
@@ -187,7 +218,7 @@ class RunFolder:
         )
         self.failure_path.unlink(missing_ok=True)
 
-    def record(self, verify: bool = True) -> dict[str, Any]:
+    def record(self, verify: bool = True) -> Record:
         """The run's record, after checking its files against it.
 
         Raises:
@@ -195,13 +226,13 @@ class RunFolder:
         """
         if not self.complete():
             raise UserError(f"{self.path}: this run is not finished; start its stage again")
-        record = read_json(self.record_path)
-        if record.get("id") != self.id or record.get("stage") != self.stage:
+        content = read_json(self.record_path)
+        if content.get("id") != self.id or content.get("stage") != self.stage:
             raise UserError(
-                f"{self.path}: holds run {record.get('id')!r}, not {self.id!r}: "
+                f"{self.path}: holds run {content.get('id')!r}, not {self.id!r}: "
                 "its files come from another run; remove the folder and start again"
             )
-        for name, expected in record["files"].items() if verify else ():
+        for name, expected in content["files"].items() if verify else ():
             file = self.path / name
             if not file.exists() or file.stat().st_size != expected["bytes"]:
                 raise UserError(f"{file}: missing or truncated; remove {self.path} and start again")
@@ -210,7 +241,8 @@ class RunFolder:
                     f"{file}: its bits are not those that were recorded; "
                     f"remove {self.path} and start again"
                 )
-        return record
+        spec = read_spec(self.stage, content["spec"], f"{self.record_path}: spec")
+        return Record(**{**content, "spec": spec})
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from purifiers.core.auxiliary import Joint, Views, auxiliary_losses, check_task, head_of
 from purifiers.core.component import Classifier, Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.self_supervision import Joint, Views, auxiliary_losses, check_task, head_of
 from purifiers.core.traits import MethodTraits, TrainedWith
 
 VERDICT_SCALE = 100.0

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_json
-from purifiers.plan.runs import Run
-from purifiers.plan.scale import STAGES, Scale
+from purifiers.core.spec import SPECS
+from purifiers.plan.graph import Run, with_ancestors
+from purifiers.plan.scale import Scale
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,30 @@ class Batch:
 
     @property
     def manifest_name(self) -> str:
-        """File that says that all runs are whole."""
+        """File that exists when all runs are finished."""
         return f"{self.stage}/{self.id}.done.json"
 
 
 def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
     """Run id to its batch, for runs and all they are made from."""
-    by_stage: dict[str, dict[str, Run]] = {stage: {} for stage in STAGES}
-    pending = list(runs)
-    while pending:
-        run = pending.pop()
-        if run.id not in by_stage[run.stage]:
-            by_stage[run.stage][run.id] = run
-            pending.extend(run.inputs)
-    found: dict[str, Batch] = {}
-    for stage in STAGES:
-        ordered = sorted(by_stage[stage].values(), key=lambda run: (-run.passes, run.id))
+    by_stage: dict[str, list[Run]] = {stage: [] for stage in SPECS}
+    for run in with_ancestors(runs):
+        by_stage[run.stage].append(run)
+    batch_of: dict[str, Batch] = {}
+    for stage in SPECS:
+        ordered = sorted(by_stage[stage], key=lambda run: (-run.passes, run.id))
         for group in _groups(ordered, scale.jobs(stage)):
             # A chain's later purifications are made from its earlier ones, in the same job or not:
             # depth orders them, so that what is needed is always there.
             group = sorted(group, key=lambda run: (_depth(run), run.id))
             inside = {run.id for run in group}
-            needed = {
-                found[i.id].id: found[i.id] for r in group for i in r.inputs if i.id not in inside
-            }
+            inputs = (i.id for run in group for i in run.inputs if i.id not in inside)
+            needed = {batch_of[run_id].id: batch_of[run_id] for run_id in inputs}
             upstream = tuple(needed[key] for key in sorted(needed))
             content = [[run.id for run in group], [batch.id for batch in upstream]]
             batch = Batch(f"{stage}-{short_hash(content)}", stage, tuple(group), upstream)
-            found.update({run.id: batch for run in group})
-    return found
+            batch_of.update({run.id: batch for run in group})
+    return batch_of
 
 
 def _depth(run: Run) -> int:
@@ -69,17 +65,17 @@ def _depth(run: Run) -> int:
 
 
 def _groups(runs: list[Run], jobs: int | str) -> list[list[Run]]:
-    """Split by lineage, one each, or into ``jobs`` groups of about equal cost.
+    """Split by job group, one each, or into ``jobs`` groups of about equal cost.
 
     Purifications of purified images stay with what they are made from.
     """
     if jobs == "run" and all(_depth(run) == 1 for run in runs):
         return [[run] for run in runs]
     if isinstance(jobs, str):
-        lineages: dict[str, list[Run]] = defaultdict(list)
+        by_group: dict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            lineages[run.lineage].append(run)
-        return list(lineages.values())
+            by_group[run.job_group].append(run)
+        return list(by_group.values())
     chains: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         chains[_root(run).id].append(run)
@@ -110,7 +106,12 @@ def write_specs(batches: Iterable[Batch], runs_root: Path, scale: Scale) -> None
             "batch_size": scale.setting("batch_size", 128),
             "checkpoint_seconds": scale.setting("checkpoint_seconds", 60),
             "runs": [
-                {"id": r.id, "spec": r.spec, "passes": r.passes, "size_bytes": r.size_bytes}
+                {
+                    "id": r.id,
+                    "spec": r.spec.to_json(),
+                    "passes": r.passes,
+                    "size_bytes": r.size_bytes,
+                }
                 for r in batch.runs
             ],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 STAGE_OF = {
     "mutual_information": "information",
@@ -12,11 +13,42 @@ STAGE_OF = {
 }
 """Metrics that another stage than ``score`` measures."""
 
-WORDS = "published: "
-"""How the flag begins that keeps a published value which is no number, such as ``ReLU``."""
+FlagKind = Literal["note", "words", "doubt", "remark", "data", "run"]
+"""What a flag is about.
 
-DOUBT = "doubtful: "
-"""How the flag begins that tells what speaks against the published number."""
+``note``: declared with the cell. ``words``: a published value that is no number, such as ``ReLU``.
+``doubt``: evidence against the published number. ``remark``: what a component's parameters imply.
+``data``: images that are not the original ones. ``run``: why a run is missing, or what it was
+timed on.
+"""
+
+_PREFIX = {"words": "published: ", "doubt": "doubtful: "}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something that readers of a cell must know."""
+
+    kind: FlagKind
+    text: str
+
+    def __str__(self) -> str:
+        return _PREFIX.get(self.kind, "") + self.text
+
+
+@dataclass(frozen=True)
+class Combine:
+    """How one number is made of several runs.
+
+    Attributes:
+        how: ``worst``: the lowest accuracy counts; ``mean``.
+        over: the columns, attacks, or values of ``parameter`` that are combined.
+        parameter: of the attack; ``""`` where columns or attacks are combined.
+    """
+
+    how: Literal["worst", "mean"]
+    over: tuple[str, ...]
+    parameter: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,12 +61,13 @@ class Cell:
         state: ``planned``, ``not implemented``, ``not run`` (left out at this scale),
             ``quoted`` (the paper takes it from elsewhere) or ``configuration``.
         reason: why it is not planned.
-        scores: per seed the ids of its score runs; several ids: the lowest accuracy counts, or
-            with ``mean`` the mean.
-        eot: draws behind each of the attacker's gradients; 0 where nothing is said.
+        attack: name of the recipe, ``none`` for clean images.
+        scores: per seed the ids of its score runs; several ids are combined.
+        combine: how; None for a single run.
+        eot: draws behind each of the attacker's gradients; 0: not declared.
         stochastic: a method of the chain is random.
         source: classifier and training that a transfer attack was made on.
-        blind: its attack knows no model, so that it is no adversary: a corruption.
+        model_free: its attack queries no model, so that it is no adversary: a corruption.
     """
 
     paper: str
@@ -57,7 +90,7 @@ class Cell:
     metric: str
     unit: str
     published: float | None
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
     state: str
     reason: str
     scores: tuple[tuple[str, ...], ...]
@@ -65,13 +98,33 @@ class Cell:
     eot: int = 0
     stochastic: bool = False
     source: str = ""
-    mean: bool = False
-    blind: bool = False
+    combine: Combine | None = None
+    model_free: bool = False
 
     @property
     def stage(self) -> str:
         """The stage of the runs in ``scores``."""
         return STAGE_OF.get(self.metric, "score")
+
+    @property
+    def attacked(self) -> bool:
+        """Whether its images are attacked, or some of those that it combines."""
+        return self.combine is not None or self.attack != "none"
+
+    @property
+    def mean(self) -> bool:
+        """Whether it is the mean of its runs, and not the lowest of them."""
+        return self.combine is not None and self.combine.how == "mean"
+
+    @property
+    def attack_label(self) -> str:
+        """The attack in words."""
+        if self.combine is None:
+            return self.attack
+        listed = ", ".join(self.combine.over)
+        if self.combine.parameter:
+            return f"{self.attack}, {self.combine.how} over {self.combine.parameter} {listed}"
+        return f"{self.combine.how} of {listed}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +166,7 @@ class Document:
 
 @dataclass(frozen=True)
 class ScaleInfo:
-    """What a report must say of the scale.
+    """What a report prints about the scale.
 
     Attributes:
         reduced: sizes or budgets are below the papers'.

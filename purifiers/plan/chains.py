@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.core.formula import evaluate
+from purifiers.core.spec import ComponentSpec
 from purifiers.core.traits import MethodTraits
 from purifiers.plan.resolve import Setting
 
 
-def check_method(
-    setting: Setting, name: str, method: Mapping[str, Any], shape: Sequence[int]
-) -> None:
+def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequence[int]) -> None:
     """Compare the traits of a method with the cell that uses it.
 
     Args:
-        method: its component spec.
+        name: the method's name in the paper's recipes.
         shape: (C, H, W) of the images.
 
     Raises:
         UserError: they do not fit.
     """
-    traits: MethodTraits = registry.describe("method", method["component"]).traits
+    traits: MethodTraits = registry.describe("method", method.component).traits
     where = f"{setting.where}: method {name!r}"
     channels, height, width = shape
     if traits.trained_with is not None:
         training = setting.recipe("training", setting.cell["training"])
         required = [traits.trained_with.training]
-        actual = [training["component"]]
+        actual = [training.component]
         for name in traits.trained_with.same:
-            required.append(f"{name} {method['parameters'][name]}")
-            actual.append(f"{name} {training['parameters'].get(name)}")
+            required.append(f"{name} {method.parameters[name]}")
+            actual.append(f"{name} {training.parameters.get(name)}")
         if required != actual:
             raise UserError(
                 f"{where} requires a classifier trained with {', '.join(required)}, but "
@@ -49,7 +47,7 @@ def check_method(
             f"{where} has no network for {height}x{width} images: square ones above "
             f"{above}x{above} only"
         )
-    multiple = int(evaluate(images.side_multiple, method["parameters"]))
+    multiple = int(evaluate(images.side_multiple, method.parameters))
     if height % multiple or width % multiple:
         raise UserError(
             f"{where}: the sides of {height}x{width} images are no multiples of {multiple}, "

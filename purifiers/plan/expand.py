@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.spec import ScoreSpec
 from purifiers.core.traits import AttackTraits
-from purifiers.plan.cells import DOUBT, STAGE_OF, WORDS, Cell, Document, ImageGrid
+from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
-from purifiers.plan.lineage import Lineage
-from purifiers.plan.measurements import Measurements
+from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
+from purifiers.plan.score_runs import MEASURED
 from purifiers.plan.threats import GRADIENTS, THREAT_MODELS, Method, Parts, check_threat, eot
 
 COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
@@ -30,12 +31,12 @@ class Expander:
     """Expands documents at one scale.
 
     Attributes:
-        lineage: the runs behind all documents expanded so far.
+        graph: the runs behind all documents expanded so far.
     """
 
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
-        self.lineage = Measurements()
+        self.graph = Graph()
 
     def document(self, paper: Paper, stem: str) -> Document:
         """All cells of one table or figure."""
@@ -77,12 +78,12 @@ class Expander:
         declared = merge(base, column.get("cell", {}))
         state, reason, used = "planned", "", None
         scores: tuple[tuple[str, ...], ...] = ()
-        flags = list(declared.get("flags", ()))
+        flags = [Flag("note", text) for text in declared.get("flags", ())]
         number = isinstance(published, int | float)
         if published is not None and not number:
-            flags.append(f"{WORDS}{published}")
+            flags.append(Flag("words", str(published)))
         if doubt := block["doubts"].get(row["id"], {}).get(column["id"]):
-            flags.append(f"{DOUBT}{doubt}")
+            flags.append(Flag("doubt", doubt))
         if content.get("status", "measured") != "measured":
             state = "configuration"
         elif declared.get("quoted"):
@@ -91,7 +92,7 @@ class Expander:
             try:
                 parts = _parts(declared, base, block, where)
                 used, scores = self._scores(paper, parts, where)
-                flags += _remarks(self.lineage, scores) if used else []
+                flags += _remarks(self._runs(scores)) if used else []
             except NotImplementedHere as missing:
                 state, reason = "not implemented", str(missing)
             if state == "planned" and used is None:
@@ -112,7 +113,7 @@ class Expander:
             classifier=declared.get("classifier", ""),
             training=declared.get("training", ""),
             methods=tuple(declared.get("methods", ())),
-            attack=_attack_label(declared),
+            attack=str(declared.get("attack", "none")),
             threat_model=declared.get("threat_model", ""),
             gradient=declared.get("gradient", ""),
             metric=declared.get("metric", "accuracy"),
@@ -126,8 +127,8 @@ class Expander:
             source=_source_label(declared),
             scores=scores,
             seeds=self.scale.seeds if scores else (),
-            mean=_is_mean(declared),
-            blind=state == "planned" and _is_blind(self.lineage, scores),
+            combine=_combine(declared),
+            model_free=state == "planned" and _is_model_free(self._runs(scores)),
         )
 
     def _scores(
@@ -142,9 +143,12 @@ class Expander:
                 return None, ()
             used = setting.used
             stage = STAGE_OF.get(part.get("metric", "accuracy"), "score")
-            runs = [getattr(self.lineage, stage)(setting, seed) for seed in self.scale.seeds]
+            runs = [MEASURED[stage](self.graph, setting, seed) for seed in self.scale.seeds]
             per_part.append(tuple(run.id for run in runs))
         return used, tuple(tuple(dict.fromkeys(ids)) for ids in zip(*per_part, strict=True))
+
+    def _runs(self, scores: tuple[tuple[str, ...], ...]) -> list[Run]:
+        return [self.graph.runs[run] for ids in scores for run in ids]
 
     def _setting(self, paper: Paper, cell: dict[str, Any], where: str) -> Setting | None:
         for key in ("dataset", "classifier", "training"):
@@ -182,13 +186,13 @@ class Expander:
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])
-            for reason in notes_on(attack, _attack_traits(attack).refused):
+            for reason in notes_on(attack, _attack_traits(attack.component).refused):
                 raise NotImplementedHere(reason)
         return setting
 
 
-def _attack_traits(attack: dict[str, Any]) -> AttackTraits:
-    traits: AttackTraits = registry.describe("attack", attack["component"]).traits
+def _attack_traits(component: str) -> AttackTraits:
+    traits: AttackTraits = registry.describe("attack", component).traits
     return traits
 
 
@@ -208,11 +212,12 @@ def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> Parts:
     def one(key: str) -> Method | None:
         return _methods(paper, cell, [cell[key]], where)[0] if key in cell else None
 
-    attack = cell.get("attack", "none")
+    name = cell.get("attack", "none")
+    attack = None if name == "none" else paper.recipe("attack", name, where)["component"]
     return Parts(
         methods=_methods(paper, cell, cell.get("methods", ()), where),
-        attack=None if attack == "none" else _attack_traits(paper.recipe("attack", attack, where)),
-        auxiliary=one("auxiliary") if attack != "none" else None,
+        attack=None if attack is None else _attack_traits(attack),
+        auxiliary=one("auxiliary") if attack else None,
         detector=one("detector"),
     )
 
@@ -259,28 +264,36 @@ def _parts(
     return [merge(rest, {"override": {name: {parameter: value}}}) for value in values]
 
 
-def _is_mean(declared: dict[str, Any]) -> bool:
-    key = next((key for key in COMBINED if key in declared), "")
-    return key.startswith("mean")
+def _combine(declared: dict[str, Any]) -> Combine | None:
+    """How the cell's runs are combined; None where it has a single one."""
+    match next((key for key in COMBINED if key in declared), None):
+        case None:
+            return None
+        case "mean_over":
+            ((parameter, values),) = declared["mean_over"].items()
+            return Combine("mean", tuple(map(str, values)), parameter)
+        case key:
+            how: Literal["worst", "mean"] = "mean" if key == "mean_of" else "worst"
+            return Combine(how, tuple(declared[key]))
 
 
-def _remarks(lineage: Lineage, scores: tuple[tuple[str, ...], ...]) -> list[str]:
+def _remarks(runs: Iterable[Run]) -> list[Flag]:
     """What a table must add about a cell's attacks and its detector."""
     remarks: list[str] = []
-    for spec in (lineage.runs[run].spec for ids in scores for run in ids):
-        if spec.get("attack"):
-            remarks += notes_on(spec["attack"], _attack_traits(spec["attack"]).remarks)
-        if "detector" in spec:
-            name = spec["detector"]["component"]
+    for spec in (run.spec for run in runs):
+        if isinstance(spec, ScoreSpec) and spec.attack is not None:
+            remarks += notes_on(spec.attack, _attack_traits(spec.attack.component).remarks)
+        if isinstance(spec, ScoreSpec) and spec.detector is not None:
+            name = spec.detector.component
             remarks.append(
                 f"images that {name} detects count as correct when attacked, as wrong when clean"
             )
-    return list(dict.fromkeys(remarks))
+    return [Flag("remark", text) for text in dict.fromkeys(remarks)]
 
 
-def _is_blind(lineage: Lineage, scores: tuple[tuple[str, ...], ...]) -> bool:
-    attacks = [lineage.runs[run].spec.get("attack") for ids in scores for run in ids]
-    return all(attack and _attack_traits(attack).model_free for attack in attacks)
+def _is_model_free(runs: Iterable[Run]) -> bool:
+    attacks = [run.spec.attack if isinstance(run.spec, ScoreSpec) else None for run in runs]
+    return all(attack and _attack_traits(attack.component).model_free for attack in attacks)
 
 
 def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:
@@ -300,8 +313,8 @@ def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _draws(declared: dict[str, Any]) -> int:
-    """Draws behind each of the attacker's gradients; 0 where nothing is said."""
-    return eot(declared["eot"])["samples"] if "eot" in declared else 0
+    """Draws behind each of the attacker's gradients; 0: not declared."""
+    return eot(declared["eot"]).samples if "eot" in declared else 0
 
 
 def _is_random(paper: Paper, declared: dict[str, Any], where: str) -> bool:
@@ -312,14 +325,3 @@ def _is_random(paper: Paper, declared: dict[str, Any], where: str) -> bool:
 def _source_label(declared: dict[str, Any]) -> str:
     source = declared.get("source")
     return f"{source['classifier']}, {source['training']}" if source else ""
-
-
-def _attack_label(declared: dict[str, Any]) -> str:
-    key = next((key for key in COMBINED if key in declared), None)
-    attack = str(declared.get("attack", "none"))
-    if key is None:
-        return attack
-    if key == "mean_over":
-        ((parameter, values),) = declared[key].items()
-        return f"{attack}, mean over {parameter} {', '.join(map(str, values))}"
-    return f"{key.split('_')[0]} of {', '.join(declared[key])}"

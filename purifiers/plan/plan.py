@@ -14,7 +14,7 @@ from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
 from purifiers.plan.declarations import Paper, load_paper, paper_names
 from purifiers.plan.expand import Expander
-from purifiers.plan.runs import Run
+from purifiers.plan.graph import Run
 from purifiers.plan.scale import Scale, load_scale
 
 
@@ -100,16 +100,11 @@ class Plan:
 
     def failure_of(self, score: str) -> str | None:
         """Why a score cannot be had: the first failure among the runs behind it."""
-        pending, seen = [self.runs[score]], set()
-        while pending:
-            run = pending.pop()
-            if run.id in seen:
-                continue
-            seen.add(run.id)
-            folder = RunFolder(self.runs_root, run.stage, run.id)
+        run = self.runs[score]
+        for behind in (run, *run.ancestors()):
+            folder = RunFolder(self.runs_root, behind.stage, behind.id)
             if not folder.complete() and (failure := folder.failure()):
-                return f"{run.stage} {run.id}: {failure}"
-            pending.extend(run.inputs)
+                return f"{behind.stage} {behind.id}: {failure}"
         return None
 
 
@@ -147,7 +142,7 @@ def make_plan(root: Path, scale_name: str, wanted: Sequence[str] = ()) -> Plan:
         for stem in declared.documents:
             if stems is None or stem in stems:
                 documents[f"{name}/{stem}"] = expander.document(declared, stem)
-    runs = expander.lineage.runs
+    runs = expander.graph.runs
     return Plan(root, scale, papers, documents, runs, gather(runs.values(), scale))
 
 

@@ -10,15 +10,13 @@ from typing import Any
 import yaml
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import ClassifierSpec, PurifierSpec, SubstituteSpec
+from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan
-from purifiers.plan.runs import Run
 
 ASSUMED_FLOPS = 6e12
 """Sustained float32 operations per second of a GPU that nobody has measured: about 45 % of an RTX
 2080 Ti's 13.4e12, the card of the AID-Purifier paper. Our choice."""
-
-TRAINED = {"classifier": "training", "substitute": "training", "purifier": "method"}
-"""The stages that train, and the component that says how."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,12 @@ def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) 
 
 
 def _may_stop_early(run: Run) -> bool:
-    trained = run.spec.get(TRAINED.get(run.stage, ""))
-    return trained is not None and bool(trained["parameters"].get("early_stopping"))
+    match run.spec:
+        case ClassifierSpec(training=recipe) | SubstituteSpec(training=recipe):
+            return bool(recipe.parameters.get("early_stopping"))
+        case PurifierSpec(method=recipe):
+            return bool(recipe.parameters.get("early_stopping"))
+    return False
 
 
 def describe_price(plan: Plan) -> str:
@@ -86,7 +88,7 @@ def describe_price(plan: Plan) -> str:
     ]
     for name, document in plan.documents.items():
         planned = sum(cell.state == "planned" for cell in document.cells)
-        found = price(_behind(plan.score_runs(name)), plan, throughput, device)
+        found = price(with_ancestors(plan.score_runs(name)), plan, throughput, device)
         lines.append(_line(name, len(document.cells), planned, found))
     cells = sum(len(d.cells) for d in plan.documents.values())
     planned = sum(c.state == "planned" for d in plan.documents.values() for c in d.cells)
@@ -111,15 +113,3 @@ def _line(name: str, cells: int, planned: int, found: Price) -> str:
         f"{name:<22}{cells:>7}{planned:>8}{found.runs:>7}{found.jobs:>6}{hours:>11}"
         f"{found.gibibytes:>9.2f}"
     )
-
-
-def _behind(runs: Iterable[Run]) -> list[Run]:
-    """Runs and all they are made from, each once."""
-    found: dict[str, Run] = {}
-    pending = list(runs)
-    while pending:
-        run = pending.pop()
-        if run.id not in found:
-            found[run.id] = run
-            pending.extend(run.inputs)
-    return list(found.values())

@@ -11,9 +11,10 @@ from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.numbers import fraction, length_kind
 from purifiers.core.registry import Description
+from purifiers.core.spec import ComponentSpec
 from purifiers.core.traits import Note
 from purifiers.plan.declarations import Paper
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component_spec
 from purifiers.plan.scale import Scale, UsedDataset
 
 RELATIVE: dict[str, Callable[[Any, Any], Any]] = {"at_most": min, "times": operator.mul}
@@ -34,7 +35,7 @@ class Setting:
     cell: dict[str, Any]
     used: UsedDataset
 
-    def recipe(self, kind: str, name: str) -> dict[str, Any]:
+    def recipe(self, kind: str, name: str) -> ComponentSpec:
         """A recipe as a component spec: settings filled in, budgets and overrides applied.
 
         A change may be relative to what it changes: ``{at_most: n}`` lowers it and never raises
@@ -72,12 +73,12 @@ class Setting:
                 if key in layer:
                     value = _changed(described, key, value, layer[key], settings, where)
             resolved[key] = described.checked(key, value, where)
-        return component(kind, component_name, resolved)
+        return component_spec(kind, component_name, resolved)
 
 
-def notes_on(spec: dict[str, Any], notes: Iterable[Note]) -> list[str]:
+def notes_on(spec: ComponentSpec, notes: Iterable[Note]) -> list[str]:
     """The notes that apply to a component's parameters, as sentences."""
-    texts = (note.applies(spec["parameters"]) for note in notes)
+    texts = (note.applies(spec.parameters) for note in notes)
     return [text for text in texts if text is not None]
 
 

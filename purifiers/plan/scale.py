@@ -11,11 +11,6 @@ from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import ScaleInfo
 from purifiers.plan.declarations import read_checked
 
-STAGES = (
-    *("dataset", "classifier", "purifier", "substitute", "attack", "purify"),
-    *("score", "information", "time"),
-)
-
 
 @dataclass(frozen=True)
 class UsedDataset:

@@ -8,16 +8,18 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.spec import ComponentSpec, Eot
 from purifiers.core.traits import AttackTraits, MethodTraits
 
 THREAT_MODELS = ("oblivious", "white_box", "transfer", "black_box")
 GRADIENTS = ("exact", "bpda", "one_step", "second_order")
 
 
-def eot(declared: int | dict[str, Any]) -> dict[str, Any]:
-    """A declared ``eot`` as it stands in a spec: number of draws, and how they are combined."""
-    given = {"samples": declared} if isinstance(declared, int) else declared
-    return {"samples": given["samples"], "combine": given.get("combine", "mean")}
+def eot(declared: int | dict[str, Any]) -> Eot:
+    """A declared ``eot``: a number of draws, or with how they are combined."""
+    if isinstance(declared, int):
+        return Eot(samples=declared, combine="mean")
+    return Eot(samples=declared["samples"], combine=declared.get("combine", "mean"))
 
 
 def asks_defence(cell: dict[str, Any]) -> bool:
@@ -57,10 +59,10 @@ class Parts:
     detector: Method | None = None
 
 
-def is_random(method: dict[str, Any]) -> bool:
-    """Whether a method is random, given its spec."""
-    traits: MethodTraits = registry.describe("method", method["component"]).traits
-    return traits.is_random(method["parameters"])
+def is_random(method: ComponentSpec) -> bool:
+    """Whether two seeds give two outputs."""
+    traits: MethodTraits = registry.describe("method", method.component).traits
+    return traits.is_random(method.parameters)
 
 
 def check_threat(cell: dict[str, Any], parts: Parts, where: str) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
 from purifiers.report.attacked import weak_attacks
 from purifiers.report.compare import ELSEWHERE, verdict
 from purifiers.report.intervals import wilson
-from purifiers.report.runs import Found, Runs, ScoreRun, worst
+from purifiers.report.results import FLAGS, CellRuns, Results, ScoreRun, worst
 
 COLUMNS = (
     *("paper", "document", "table", "block", "row", "column", "dataset", "classifier"),
@@ -21,6 +21,9 @@ COLUMNS = (
     *("seed_high", "deviation", "verdict", "worst_attack", "scale", "stand_in", "flags"),
     "warnings",
 )
+INTERNAL = (FLAGS, "suspicious")
+"""Columns of typed values that the files do not have: all flags of a cell, and whether its attack
+shows signs of weakness."""
 COUNTS = ("n_correct", "n", "images", "seeds")
 UNMEASURED = {"train_minutes": "fitted before the time of a training was recorded"}
 """Why a finished run may lack a metric, where there is more to say than that it does."""
@@ -30,7 +33,7 @@ NUMBERS = ("published", "reproduced", "ci_low", "ci_high", "seed_low", "seed_hig
 def aggregate(
     document: Document,
     scale: ScaleInfo,
-    runs: Runs,
+    results: Results,
     published_n: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """One row per cell, in the document's order.
@@ -51,20 +54,20 @@ def aggregate(
     Raises:
         UserError: a worst-of cell of another metric than accuracy.
     """
-    found = [runs.find(cell) for cell in document.cells]
+    cell_runs = [results.find(cell) for cell in document.cells]
     columns = {
         (cell.block, cell.row, ids[0]): cell.column
         for cell in document.cells
         for ids in cell.scores
         if len(ids) == 1
     }
-    rows = [
-        {**_row(cell, there, scale, published_n or {}, columns), "warnings": told}
-        for cell, there, told in zip(
-            document.cells, found, weak_attacks(document, found, runs), strict=True
-        )
-    ]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    rows = []
+    weaknesses = weak_attacks(document, cell_runs, results)
+    for cell, runs, weakness in zip(document.cells, cell_runs, weaknesses, strict=True):
+        row = _row(cell, runs, scale, published_n or {}, columns)
+        row |= {"warnings": weakness.text, "suspicious": weakness.suspicious}
+        rows.append({**row, "flags": "; ".join(map(str, row[FLAGS])), FLAGS: row[FLAGS]})
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *INTERNAL])
     types: dict[str, Any] = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
     return frame.astype(types)
 
@@ -77,7 +80,7 @@ def stand_in(cell: Cell) -> str:
 
 def _row(
     cell: Cell,
-    found: Found,
+    cell_runs: CellRuns,
     scale: ScaleInfo,
     published_n: Mapping[str, int],
     columns: Mapping[tuple[str, str, str], str],
@@ -93,39 +96,39 @@ def _row(
         "classifier": cell.classifier,
         "training": cell.training,
         "method": "+".join(cell.methods) or "none",
-        "attack": cell.attack,
+        "attack": cell.attack_label,
         "threat_model": cell.threat_model,
         "gradient": cell.gradient,
         "metric": cell.metric,
         "unit": cell.unit,
         "published": cell.published,
-        "seeds": len(found.seeds),
-        "verdict": found.missing,
+        "seeds": len(cell_runs.seeds),
+        "verdict": cell_runs.missing,
         "worst_attack": "",
         "scale": scale.name,
         "stand_in": stand_in(cell),
-        "flags": "; ".join((*cell.flags, *found.flags)),
+        FLAGS: (*cell.flags, *cell_runs.flags),
     }
-    if found.seeds:
-        row |= _measured(cell, found, scale, published_n, columns)
+    if cell_runs.seeds:
+        row |= _measured(cell, cell_runs, scale, published_n, columns)
     return row
 
 
 def _measured(
     cell: Cell,
-    found: Found,
+    cell_runs: CellRuns,
     scale: ScaleInfo,
     published_n: Mapping[str, int],
     columns: Mapping[tuple[str, str, str], str],
 ) -> dict[str, Any]:
-    parts = [runs if cell.mean else (worst(cell, runs),) for runs in found.seeds.values()]
+    parts = [runs if cell.mean else (worst(cell, runs),) for runs in cell_runs.seeds.values()]
     counted = [run for runs in parts for run in runs]
     values = [[run.value(cell.metric) for run in runs] for runs in parts]
     known = [float(np.mean([v for v in of if v is not None])) for of in values if None not in of]
     if len(known) < len(values):
         why = UNMEASURED.get(cell.metric, f"the run did not measure {cell.metric}")
-        flags = (*cell.flags, *found.flags, why)
-        return {"seeds": 0, "verdict": "not run", "flags": "; ".join(flags)}
+        flags = (*cell.flags, *cell_runs.flags, Flag("run", why))
+        return {"seeds": 0, "verdict": "not run", FLAGS: flags}
     result: dict[str, Any] = {
         "reproduced": float(np.mean(known)),
         "seed_low": min(known),
@@ -141,7 +144,7 @@ def _measured(
         interval = (100 * low, 100 * high)
         result |= {"n_correct": n_correct, "n": n, "images": images}
         result |= {"ci_low": interval[0], "ci_high": interval[1]}
-    if not cell.mean and any(len(runs) > 1 for runs in found.seeds.values()):
+    if not cell.mean and any(len(runs) > 1 for runs in cell_runs.seeds.values()):
         reached = (columns.get((cell.block, cell.row, run.id), run.attack) for run in counted)
         result["worst_attack"] = "/".join(dict.fromkeys(reached))
     if cell.published is not None:
@@ -156,8 +159,9 @@ def _measured(
         max(known) - min(known),
     )
     if cell.stage == "time":
-        taken = dict.fromkeys(_taken_on(run, cell.metric) for run in counted)
-        result["flags"] = "; ".join((*cell.flags, *found.flags, *filter(None, taken)))
+        devices = dict.fromkeys(_taken_on(run, cell.metric) for run in counted)
+        timed = (Flag("run", device) for device in devices if device)
+        result[FLAGS] = (*cell.flags, *cell_runs.flags, *timed)
         if cell.published is not None:
             result["verdict"] = ELSEWHERE
     return result
@@ -168,5 +172,5 @@ def _taken_on(run: ScoreRun, metric: str) -> str:
     if metric == "train_minutes":
         devices = dict.fromkeys(summary["device_name"] for summary in run.fits)
         return f"trained on {', '.join(devices)}" if devices else ""
-    batch = run.record["summary"]["best_batch"] if metric == "seconds_per_image_batched" else 1
+    batch = run.record.summary["best_batch"] if metric == "seconds_per_image_batched" else 1
     return f"timed on {run.device}, batch {batch}"

@@ -17,7 +17,7 @@ from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
-from purifiers.report.runs import FailureOf, Runs
+from purifiers.report.results import FailureOf, Results
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 KEYS = ("table", "figure", "block", "row", "column")
@@ -89,13 +89,13 @@ def write_claims(
         UserError: a claim names a cell that does not exist, or compares what cannot be compared.
     """
     cells = [cell for document in documents.values() for cell in document.cells]
-    runs = Runs(runs_root, failure_of)
+    results = Results(runs_root, failure_of)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for claim in paper_claims:
         asked = list(_asked(claim, cells))
-        parts = [_judge(question, runs, claim["id"]) for question in asked]
+        parts = [_judge(question, results, claim["id"]) for question in asked]
         substitutes = sorted(
             {stand_in(cell) for question in asked for cell in question.cells} - {""}
         )
@@ -159,11 +159,12 @@ def _cell(reference: Mapping[str, Any], cells: Sequence[Cell], where: str) -> Ce
 
 def _place(cell: Cell, key: str) -> str:
     if key in ("table", "figure"):
-        return cell.document.removeprefix(f"{key}_")
+        kind, _, number = cell.document.partition("_")
+        return number if kind == key else cell.document
     return str(getattr(cell, key))
 
 
-def _judge(question: Question, runs: Runs, claim_id: str) -> Part:
+def _judge(question: Question, results: Results, claim_id: str) -> Part:
     first, *others = question.cells
     for other in others:
         if (first.dataset, first.metric) != (other.dataset, other.metric):
@@ -171,23 +172,25 @@ def _judge(question: Question, runs: Runs, claim_id: str) -> Part:
                 f"claim {claim_id!r}: {_name(first)} and {_name(other)} differ in data set or "
                 "metric"
             )
-    found = [(cell, runs.find(cell)) for cell in question.cells]
-    missing = [(cell, there) for cell, there in found if there.missing]
+    by_cell = [(cell, results.find(cell)) for cell in question.cells]
+    missing = [(cell, runs) for cell, runs in by_cell if runs.missing]
     if missing:
-        told = tuple((", ".join(there.flags) or there.missing, cell) for cell, there in missing)
-        verdicts = [there.missing for _, there in missing]
+        reasons = tuple(
+            (", ".join(map(str, runs.flags)) or runs.missing, cell) for cell, runs in missing
+        )
+        verdicts = [runs.missing for _, runs in missing]
         outcome = next((known for known in UNANSWERED if known in verdicts), "not run")
-        return Part(outcome, "", told)
+        return Part(outcome, "", reasons)
     if not others:
-        return _bound(first, question.by, runs)
-    return _compare(first, others[0], question.by, runs)
+        return _bound(first, question.by, results)
+    return _compare(first, others[0], question.by, results)
 
 
-def _bound(cell: Cell, most: float, runs: Runs) -> Part:
+def _bound(cell: Cell, most: float, results: Results) -> Part:
     """Whether an accuracy is at most so many percent."""
     if cell.metric != "accuracy":
         raise UserError(f"claims: at_most is for accuracies, {_name(cell)} is a {cell.metric}")
-    sides = [runs.find(cell).seeds]
+    sides = [results.find(cell).seeds]
     seeds = sorted(sides[0])
     (reached,), images = _correct((cell,), sides, seeds)
     bound = [np.full((1, len(images)), most / 100) for _ in seeds]
@@ -198,8 +201,8 @@ def _bound(cell: Cell, most: float, runs: Runs) -> Part:
     return Part(_outcome(left.low, left.high), evidence)
 
 
-def _compare(better: Cell, than: Cell, by: float, runs: Runs) -> Part:
-    sides = [runs.find(cell).seeds for cell in (better, than)]
+def _compare(better: Cell, than: Cell, by: float, results: Results) -> Part:
+    sides = [results.find(cell).seeds for cell in (better, than)]
     seeds = sorted(set(sides[0]) & set(sides[1]))
     label = _contrast(better, than)
     if not seeds:

@@ -17,8 +17,8 @@ from purifiers.core.artifacts import write_bytes
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.audit import draw_audit
-from purifiers.report.layout import WEAK_HEADING, heading, stamp, suspicious
+from purifiers.report.audit_chart import draw_audit
+from purifiers.report.layout import WEAK_HEADING, heading, stamp
 
 FORMATS = ("png", "svg")
 
@@ -93,7 +93,7 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
             colour = drawn.lines[0].get_color()
             axes.plot(x, line["published"], "--", color=colour, alpha=0.7)
             axes.plot([], [], "--", color=colour, label=f"{line['cell'].iloc[0].row_label}, paper")
-    weak = block[block["warnings"].map(suspicious) & block["reproduced"].notna()]
+    weak = block[block["suspicious"] & block["reproduced"].notna()]
     if not weak.empty:
         x = weak["column"].map(places)
         axes.plot(x, weak["reproduced"], "rx", ms=10, label=WEAK_HEADING.lower())

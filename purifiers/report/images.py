@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from purifiers.core.ancestry import image_history
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import ScoreSpec
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.figures import save
 from purifiers.report.layout import heading, stamp
-from purifiers.report.runs import Runs, ScoreRun
+from purifiers.report.results import Results, ScoreRun
 
 KINDS = ("clean", "attacked", "difference", "purified")
 """The pictures of one image, from left to right."""
@@ -58,7 +61,7 @@ class Strip:
 
 
 def write_images(
-    document: Document, frame: pd.DataFrame, runs: Runs, scale: ScaleInfo, out_dir: Path
+    document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
 ) -> None:
     """Write ``<out_dir>/<document>_images.png``, or one per block with the block's id at the end.
 
@@ -69,7 +72,7 @@ def write_images(
     several = len({cell.block for cell in document.cells}) > 1
     drawn = {}
     for alike in _blocks(document):
-        strips, left_out = collect(document, alike[0], runs)
+        strips, left_out = collect(document, alike[0], results)
         if strips:
             name = f"{stem}_{alike[0][0].block}" if several else stem
             labels = ", ".join(cells[0].block_label for cells in alike)
@@ -97,8 +100,7 @@ def _chosen(document: Document) -> Iterator[Cell]:
     """The cells whose images are asked for, and that can have some."""
     asked = document.images
     for cell in document.cells:
-        combined = cell.mean or cell.attack.startswith("worst of")
-        attacked = cell.attack != "none" and not combined
+        attacked = cell.attack != "none" and cell.combine is None
         if asked and attacked and _scores(cell) and cell.state not in ("quoted", "configuration"):
             shown = not asked.rows or cell.row in asked.rows
             if shown and (not asked.columns or cell.column in asked.columns):
@@ -106,23 +108,23 @@ def _chosen(document: Document) -> Iterator[Cell]:
 
 
 def collect(
-    document: Document, cells: Sequence[Cell], runs: Runs
+    document: Document, cells: Sequence[Cell], results: Results
 ) -> tuple[list[Strip], dict[str, str]]:
     """The images of cells under the first seed, the same ones for all.
 
     Returns:
         A strip per cell, and for cells that are left out their name and why.
     """
-    known = list(_scored(document, runs))
+    known = list(_scored(document, results))
     strips: list[Strip] = []
     left_out: dict[str, str] = {}
     for cell in cells:
-        score = runs.score(cell.scores[0][0]) if cell.scores else None
+        score = results.score(cell.scores[0][0]) if cell.scores else None
         if score is None:
-            left_out[_name(cell)] = runs.find(cell).missing or "not run"
+            left_out[_name(cell)] = results.find(cell).missing or "not run"
             continue
         indices = strips[0].indices if strips else _first(score, known, document)
-        strip = _strip(cell, score, known, indices, runs)
+        strip = _strip(cell, score, known, indices, results)
         if strip is None or (strips and strip.labels != strips[0].labels):
             left_out[_name(cell)] = "its images are not there"
         else:
@@ -130,11 +132,11 @@ def collect(
     return strips, left_out
 
 
-def _scored(document: Document, runs: Runs) -> Iterator[ScoreRun]:
+def _scored(document: Document, results: Results) -> Iterator[ScoreRun]:
     """The document's score runs under the first seed."""
     cells = (cell for cell in document.cells if _scores(cell))
     ids = dict.fromkeys(run_id for cell in cells for run_id in (*cell.scores, ())[0])
-    yield from (score for run_id in ids if (score := runs.score(run_id)) is not None)
+    yield from (score for run_id in ids if (score := results.score(run_id)) is not None)
 
 
 def _scores(cell: Cell) -> bool:
@@ -144,11 +146,10 @@ def _scores(cell: Cell) -> bool:
 
 def _first(score: ScoreRun, known: Sequence[ScoreRun], document: Document) -> tuple[int, ...]:
     """Indices of the first images that the most undefended classifiers have right."""
-    clean = {**score.record["spec"]["images"], "run": None}
-    clean.pop("stage", None)
+    clean = dataclasses.replace(score.images, run=None, stage="")
     right = np.zeros(len(score.scores), int)
     for other in known:
-        if other.record["spec"]["images"] == clean:
+        if other.images == clean:
             right += other.correct
     each = document.images.each if document.images else 0
     best = np.sort(np.argsort(-right, kind="stable")[:each])
@@ -156,37 +157,39 @@ def _first(score: ScoreRun, known: Sequence[ScoreRun], document: Document) -> tu
 
 
 def _strip(
-    cell: Cell, score: ScoreRun, known: Sequence[ScoreRun], indices: tuple[int, ...], runs: Runs
+    cell: Cell,
+    score: ScoreRun,
+    known: Sequence[ScoreRun],
+    indices: tuple[int, ...],
+    results: Results,
 ) -> Strip | None:
     """The pictures of one cell, or None if a file is not there or has other images."""
     places = score.scores.index.get_indexer(pd.Index(indices))
-    images = score.record["spec"]["images"]
-    made: dict[str, str] = {}
+    made_by: dict[str, str] = {}
     pictures: dict[str, npt.NDArray] = {}
-    while images["run"] is not None:
-        kind = {"attack": "attacked", "purify": "purified"}[images["stage"]]
-        folder = RunFolder(runs.root, images["stage"], images["run"])
-        if not folder.complete():
+    for images, record in image_history(results.root, score.images):
+        if record is None:
             return None
+        kind = {"attack": "attacked", "purify": "purified"}[images.stage]
         if kind not in pictures:  # of several purifiers the last
-            stored = _open(folder, "images.npy")
+            stored = _open(RunFolder(results.root, record.stage, record.id), "images.npy")
             if stored is None or places.min() < 0:
                 return None
-            made[kind], pictures[kind] = images["run"], stored[places]
-        images = folder.record(verify=False)["spec"]["images"]
-    folder = RunFolder(runs.root, "dataset", images["data"])
-    stored = _open(folder, f"{images['subset']['split']}_images.npy")
+            made_by[kind], pictures[kind] = record.id, stored[places]
+    images = score.images
+    folder = RunFolder(results.root, "dataset", images.data)
+    stored = _open(folder, f"{images.subset.split}_images.npy")
     if stored is None or "attacked" not in pictures:
         return None
     pictures["clean"] = stored[list(indices)] / np.float32(255)
     pictures["difference"] = pictures["attacked"] - pictures["clean"]
     predictions = {}
+    classifier = score.record.spec_as(ScoreSpec).classifier
     for other in known:
-        asked = other.record["spec"]["images"]
-        same = [asked[key] == images[key] for key in ("data", "subset")]
-        if all(same) and other.record["spec"]["classifier"] == score.record["spec"]["classifier"]:
+        same = (other.images.data, other.images.subset) == (images.data, images.subset)
+        if same and other.record.spec_as(ScoreSpec).classifier == classifier:
             for kind in ("clean", "attacked", "purified"):
-                if kind in pictures and asked["run"] == made.get(kind):
+                if kind in pictures and other.images.run == made_by.get(kind):
                     predictions[kind] = other.scores["prediction"].loc[list(indices)].to_numpy()
     labels = tuple(int(label) for label in score.scores["label"].loc[list(indices)])
     return Strip(cell, indices, labels, pictures, predictions)
@@ -196,7 +199,7 @@ def _open(folder: RunFolder, name: str) -> npt.NDArray | None:
     """A stored array, memory-mapped; None if the run or the file is not there or is cut short."""
     if not folder.complete():
         return None
-    path, listed = folder.path / name, folder.record(verify=False)["files"]
+    path, listed = folder.path / name, folder.record(verify=False).files
     if name not in listed or not path.exists() or path.stat().st_size != listed[name]["bytes"]:
         return None
     stored: npt.NDArray = np.load(path, mmap_mode="r")

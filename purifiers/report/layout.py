@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from purifiers.plan.cells import DOUBT, WORDS, Cell, Document, ScaleInfo
+from purifiers.plan.cells import Cell, Document, Flag, FlagKind, ScaleInfo
 from purifiers.report.compare import (
     DIFFERS,
     ELSEWHERE,
@@ -18,6 +18,7 @@ from purifiers.report.compare import (
     NOT_COMPARABLE,
     VERDICTS,
 )
+from purifiers.report.results import FLAGS
 from purifiers.report.signs import NOT_PROBED
 
 MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", ELSEWHERE: "/", NO_PUBLISHED: "/"}
@@ -103,16 +104,14 @@ def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
     published = "·" if cell.published is None else f"{cell.published:g}"
     published += DOUBTED if _doubts(cell) else ""
     if cell.state == "configuration":
-        return next(
-            (words[len(WORDS) :] for words in cell.flags if words.startswith(WORDS)), published
-        )
+        return next(iter(_texts(cell.flags, "words")), published)
     if row["verdict"] == "quoted":
         return f"{published} q"
     if pd.isna(row["reproduced"]):
         mark, reproduced = "/", MISSING[row["verdict"]]
     else:
         mark, reproduced = MARKS[row["verdict"]], _number(cell, row)
-        reproduced += f" {WEAK}" if suspicious(row["warnings"]) else ""
+        reproduced += f" {WEAK}" if row["suspicious"] else ""
     return reproduced if bare else f"{published} {mark} {reproduced}"
 
 
@@ -124,8 +123,8 @@ def _number(cell: Cell, row: Mapping[Any, Any]) -> str:
 
 def data_notes(document: Document) -> list[str]:
     """What is different about images that were really read: flags such as ``cifar10: ...``."""
-    noted = (f for c in document.cells for f in c.flags if f.startswith(f"{c.used_dataset}: "))
-    return list(dict.fromkeys(noted))
+    notes = (text for cell in document.cells for text in _texts(cell.flags, "data"))
+    return list(dict.fromkeys(notes))
 
 
 def stamp(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
@@ -170,7 +169,7 @@ def verdict_counts(frame: pd.DataFrame) -> str:
 def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
     """Flags of cells, and why cells are missing; each once, with the number of its cells."""
     flagged = Counter(
-        flag for cell in document.cells for flag in cell.flags if not flag.startswith(DOUBT)
+        str(flag) for cell in document.cells for flag in cell.flags if flag.kind != "doubt"
     )
     doubted = [
         f"{DOUBTED} {place(document, cell)}: {doubt}"
@@ -178,24 +177,23 @@ def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
         for doubt in _doubts(cell)
     ]
     missing: Counter[str] = Counter()
-    for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
-        reason = row["flags"].removeprefix("; ".join(cell.flags)).removeprefix("; ")
+    for row in frame.to_dict("records"):
+        reason = "; ".join(_texts(row[FLAGS], "run"))
         if row["verdict"] in MISSING and reason:
             missing[f"{row['verdict']}: {reason}"] += 1
         elif reason:
             missing[reason] += 1
-    told = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
-    return doubted + told + [f"{n} {reason}" for reason, n in missing.items()]
+    flags = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
+    return doubted + flags + [f"{n} {reason}" for reason, n in missing.items()]
+
+
+def _texts(flags: Iterable[Flag], kind: FlagKind) -> list[str]:
+    return [flag.text for flag in flags if flag.kind == kind]
 
 
 def _doubts(cell: Cell) -> list[str]:
-    """What speaks against a cell's published number."""
-    return [flag.removeprefix(DOUBT) for flag in cell.flags if flag.startswith(DOUBT)]
-
-
-def suspicious(warnings: object) -> bool:
-    """Whether a row's ``warnings`` have a sign of a weak attack; "not probed" alone is none."""
-    return isinstance(warnings, str) and warnings not in ("", NOT_PROBED)
+    """The evidence against a cell's published number."""
+    return _texts(cell.flags, "doubt")
 
 
 def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
@@ -204,25 +202,26 @@ def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
     Cells with the same signs (of one adversarial set, mostly) share a line. Empty where nothing
     attacked is measured.
     """
-    told = {"": 0, NOT_PROBED: 0}
+    probed = unprobed = 0
     marked: dict[str, list[str]] = {}
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
-        unattacked = cell.attack == "none" or cell.blind or cell.stage != "score"
+        unattacked = not cell.attacked or cell.model_free or cell.stage != "score"
         if unattacked or pd.isna(row["reproduced"]):
             continue
-        if suspicious(row["warnings"]):
+        if row["suspicious"]:
             marked.setdefault(row["warnings"], []).append(place(document, cell))
+        elif row["warnings"] == NOT_PROBED:
+            unprobed += 1
         else:
-            told[row["warnings"]] += 1
+            probed += 1
     notes = [f"{'; '.join(places)}: {signs}" for signs, places in marked.items()]
     other = "other " if notes else ""
-    if told[""]:
-        notes.append(f"No sign found in {told['']} {other}attacked {_cells(told[''])}.")
-    if told[NOT_PROBED]:
-        n = told[NOT_PROBED]
+    if probed:
+        notes.append(f"No sign found in {probed} {other}attacked {_cells(probed)}.")
+    if unprobed:
         notes.append(
-            f"{n} {other}attacked {_cells(n)} not probed: gradients and losses were not recorded; "
-            "nothing else shows a sign."
+            f"{unprobed} {other}attacked {_cells(unprobed)} not probed: gradients and losses were "
+            "not recorded; nothing else shows a sign."
         )
     return notes
 

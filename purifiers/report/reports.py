@@ -8,7 +8,8 @@ from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, write_text
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Document
+from purifiers.core.spec import DatasetSpec
+from purifiers.plan.cells import Document, Flag
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.scale import scale_names
 from purifiers.report.aggregate import stand_in
@@ -72,7 +73,8 @@ def _data_notes(plan: Plan) -> dict[str, str]:
     for run in plan.runs.values():
         folder = RunFolder(plan.runs_root, run.stage, run.id)
         if run.stage == "dataset" and folder.complete():
-            notes[run.spec["dataset"]["component"]] = folder.record(verify=False)["summary"]["note"]
+            record = folder.record(verify=False)
+            notes[record.spec_as(DatasetSpec).dataset.component] = record.summary["note"]
     return notes
 
 
@@ -81,8 +83,8 @@ def _flagged(document: Document, notes: Mapping[str, str]) -> Document:
     cells = []
     for cell in document.cells:
         note = notes.get(cell.used_dataset or "", "")
-        flags = (*cell.flags, f"{cell.used_dataset}: {note}") if note else cell.flags
-        cells.append(dataclasses.replace(cell, flags=flags))
+        flags = (Flag("data", f"{cell.used_dataset}: {note}"),) if note else ()
+        cells.append(dataclasses.replace(cell, flags=(*cell.flags, *flags)))
     return dataclasses.replace(document, cells=tuple(cells))
 
 

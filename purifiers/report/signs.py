@@ -7,6 +7,7 @@ records. Every function here is pure: it reads records and scores, no files.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ import pandas as pd
 from scipy.special import bdtrc
 
 from purifiers.core.numbers import fraction
+from purifiers.core.spec import AttackSpec, ComponentSpec, MethodSpec, Subset
 from purifiers.report.intervals import wilson
 
 ZERO_SHARE = 0.1
@@ -34,7 +36,37 @@ UNBOUNDED_EPS = 0.5
 """From here on every image can be turned into the same grey one (Carlini et al., section 5.2)."""
 
 NOT_PROBED = "not probed"
-"""What stands for the signs in gradient and loss where the attack's run recorded no probe."""
+"""The warning where an attack's run recorded no gradients and losses."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What speaks against an attack.
+
+    Attributes:
+        texts: the signs, in words.
+        probed: gradients and losses were recorded under every seed.
+    """
+
+    texts: tuple[str, ...] = ()
+    probed: bool = True
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A scored model and its images: equal ones score the same images on the same model.
+
+    Attributes:
+        classifier: run.
+        methods: the purifiers; None where a record is gone.
+        data: the data set's run.
+    """
+
+    classifier: str
+    methods: tuple[MethodSpec, ...] | None
+    data: str
+    subset: Subset
+    detector: MethodSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +74,7 @@ class AttackedRun:
     """One seed of an attacked cell.
 
     Attributes:
-        model: what is scored, as text: classifier, purifiers, images. Runs with the same text
-            score the same images on the same model.
+        model: what is scored.
         attack: spec of the attack's run; None if that is not there any more.
         direct: the attack takes gradients of the very model that is scored.
         probe: what the attack's run recorded of its first ``images`` images: how many have a
@@ -55,8 +86,8 @@ class AttackedRun:
         scores: indexed by the image's index; columns ``label`` and ``correct``.
     """
 
-    model: str
-    attack: Mapping[str, Any] | None
+    model: Scored
+    attack: AttackSpec | None
     direct: bool
     probe: Mapping[str, Any] | None
     scores: pd.DataFrame
@@ -68,7 +99,7 @@ class Attacked:
 
     Attributes:
         name: the cell in words.
-        recipe: the attack's ``component`` and all its ``parameters``.
+        recipe: the attack's component.
         one_step: it takes a single gradient per image.
         stochastic: a purifier in front of the scored classifier is random.
         seeds: its runs.
@@ -76,7 +107,7 @@ class Attacked:
 
     name: str
     threat_model: str
-    recipe: Mapping[str, Any]
+    recipe: ComponentSpec
     one_step: bool
     stochastic: bool
     seeds: Mapping[int, AttackedRun]
@@ -84,7 +115,7 @@ class Attacked:
     @cached_property
     def eps(self) -> float | None:
         """L-infinity radius on the [0, 1] scale; None for attacks that have none."""
-        eps = self.recipe["parameters"].get("eps")
+        eps = self.recipe.parameters.get("eps")
         return None if eps is None else fraction(eps)
 
     @cached_property
@@ -98,17 +129,17 @@ class Attacked:
         return float(np.concatenate([run.scores["correct"] for run in self.seeds.values()]).mean())
 
 
-def signs(cell: Attacked, document: Sequence[Attacked]) -> list[str]:
-    """What speaks against the attack of a cell, in words; empty if nothing does.
+def signs(cell: Attacked, document: Sequence[Attacked]) -> Signs:
+    """What speaks against the attack of a cell.
 
     Args:
         document: the cells to compare with; the cell itself may be among them.
     """
     probes = [run.probe for run in cell.seeds.values() if run.probe is not None]
     others = [other for other in document if other is not cell]
-    told = [*_gradients(probes), *_losses(probes), *_beaten(cell, others), *_rising(cell, others)]
-    told += [*_unbounded(cell), *_without_eot(cell)]
-    return told if len(probes) == len(cell.seeds) else [*told, NOT_PROBED]
+    texts = [*_gradients(probes), *_losses(probes), *_beaten(cell, others), *_rising(cell, others)]
+    texts += [*_unbounded(cell), *_without_eot(cell)]
+    return Signs(tuple(texts), probed=len(probes) == len(cell.seeds))
 
 
 def _gradients(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -164,7 +195,7 @@ def _beaten(cell: Attacked, others: Sequence[Attacked]) -> Iterator[str]:
         and (
             not other.direct
             or (other.one_step and not cell.one_step)
-            or _alike(cell, other, but=("gradient",))
+            or _alike(cell, other, any_gradient=True)
         )
     ]
     if found := _strongest(cell, rivals):
@@ -218,37 +249,41 @@ def _without_eot(cell: Attacked) -> Iterator[str]:
     section 4.6)."""
     specs = [run.attack for run in cell.seeds.values() if run.attack is not None]
     if cell.stochastic and any(
-        spec["methods"] and spec.get("eot", {"samples": 1})["samples"] <= 1 for spec in specs
+        spec.methods and (spec.eot is None or spec.eot.samples <= 1) for spec in specs
     ):
         yield "random defence attacked without EOT"
 
 
 def _gradient(cell: Attacked) -> str:
-    return next(str(run.attack["gradient"]) for run in cell.seeds.values() if run.attack)
+    return next(run.attack.gradient for run in cell.seeds.values() if run.attack)
 
 
 def _alike(
     cell: Attacked,
     other: Attacked,
-    but: Sequence[str] = (),
+    any_gradient: bool = False,
     but_parameters: Sequence[str] = (),
 ) -> bool:
-    """Whether two attacks are the same but for some keys of their spec or parameters."""
+    """Whether two attacks are the same but for some parameters, or the gradient."""
     for seed in _common_seeds(cell, other):
-        setups = [_setup(side.seeds[seed].attack, but, but_parameters) for side in (cell, other)]
+        setups = [
+            _setup(side.seeds[seed].attack, any_gradient, but_parameters) for side in (cell, other)
+        ]
         return setups[0] is not None and setups[0] == setups[1]
     return False
 
 
 def _setup(
-    spec: Mapping[str, Any] | None, but: Sequence[str], but_parameters: Sequence[str]
-) -> dict[str, Any] | None:
+    spec: AttackSpec | None, any_gradient: bool, but_parameters: Sequence[str]
+) -> AttackSpec | None:
+    """A spec without the parameters and the gradient that may differ."""
     if spec is None:
         return None
-    parameters = spec["attack"]["parameters"]
+    parameters = spec.attack.parameters
     kept = {key: value for key, value in parameters.items() if key not in but_parameters}
-    setup = {key: value for key, value in spec.items() if key not in but}
-    return {**setup, "attack": {**spec["attack"], "parameters": kept}}
+    attack = dataclasses.replace(spec.attack, parameters=kept)
+    gradient = "any" if any_gradient else spec.gradient
+    return dataclasses.replace(spec, attack=attack, gradient=gradient)
 
 
 def _strongest(cell: Attacked, rivals: Sequence[Attacked]) -> tuple[Attacked, float] | None:

@@ -16,6 +16,7 @@ from purifiers.report.layout import (
     verdict_counts,
     weak_attack_notes,
 )
+from purifiers.report.results import FLAGS
 
 _TEX = str.maketrans(
     {
@@ -49,7 +50,7 @@ _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<[]"} | {"\n": "
 
 def csv_text(frame: pd.DataFrame) -> str:
     """The tidy rows; numbers to four decimals, those below 1 to four digits, empty where none."""
-    short = frame.copy()
+    short = frame.drop(columns=[FLAGS, "suspicious"], errors="ignore")
     for name in frame.select_dtypes("float"):
         short[name] = [round(v, 4) if abs(v) >= 1 else float(f"{v:.4g}") for v in frame[name]]
     return short.to_csv(index=False, lineterminator="\n")

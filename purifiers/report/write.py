@@ -10,8 +10,8 @@ from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.figures import write_picture
 from purifiers.report.images import write_images
-from purifiers.report.provenance import collect
-from purifiers.report.runs import FailureOf, Runs
+from purifiers.report.merged_provenance import collect
+from purifiers.report.results import FailureOf, Results
 from purifiers.report.tables import csv_text, latex_text, markdown_text
 
 
@@ -41,8 +41,8 @@ def write_document(
     Returns:
         How many cells have a reproduced value.
     """
-    runs = Runs(runs_root, failure_of)
-    frame = aggregate(document, scale, runs, published_n)
+    results = Results(runs_root, failure_of)
+    frame = aggregate(document, scale, results, published_n)
     reproduced = int(frame["reproduced"].notna().sum())
     planned = [cell.state == "planned" for cell in document.cells]
     if only_if_run and any(planned) and frame["verdict"][planned].eq("not run").all():
@@ -52,8 +52,10 @@ def write_document(
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
         write_text(base.with_suffix(".tex"), latex_text(document, frame, scale))
     write_picture(document, frame, scale, out_dir)
-    write_images(document, frame, runs, scale, out_dir)
-    ids = (run_id for cell in document.cells for seed in cell.scores for run_id in seed)
-    write_json(base.with_suffix(".provenance.json"), collect(runs_root, ids))
+    write_images(document, frame, results, scale, out_dir)
+    measured = (
+        (cell.stage, run_id) for cell in document.cells for seed in cell.scores for run_id in seed
+    )
+    write_json(base.with_suffix(".provenance.json"), collect(runs_root, measured))
     write_text(base.with_suffix(".csv"), csv_text(frame))
     return reproduced

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +12,14 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.loop import Loss, fit
 from purifiers.core.noise import derive_seed
 from purifiers.core.recipe import Recipe
-from purifiers.stages._context import (
-    WEIGHTS,
-    Context,
-    Data,
-    Outcome,
-    Rows,
-    device_name,
-    save_weights,
-)
+from purifiers.core.spec import ClassifierSpec, PurifierSpec
+from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, device_name, save_weights
+from purifiers.stages._opening import Rows
 
 
 def fit_and_save(
     folder: RunFolder,
-    spec: dict[str, Any],
+    spec: ClassifierSpec | PurifierSpec,
     context: Context,
     data: Data,
     module: nn.Module,
@@ -37,11 +30,10 @@ def fit_and_save(
     """Train ``module`` from scratch or from the last checkpoint, and write its weights.
 
     Args:
-        spec: has ``train``, the number of training images, and ``seed``.
         loss, prepare: as :func:`purifiers.core.loop.fit` takes them; the loss's images come
             channels-last.
     """
-    chosen = data.subset("train", spec["train"])
+    indices = data.training_indices(spec.train)
 
     def channels_last_loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -50,10 +42,10 @@ def fit_and_save(
     summary = fit(
         module.train(),
         channels_last_loss,
-        Rows(data.images["train"], chosen),
-        data.labels["train"][chosen],
+        Rows(data.images["train"], indices),
+        data.labels["train"][indices],
         replace(recipe, checkpoint_seconds=context.checkpoint_seconds),
-        derive_seed(spec["seed"], folder.stage),
+        derive_seed(spec.seed, folder.stage),
         folder.path / "checkpoint",
         folder.id,
         f"{folder.stage} {folder.id}",
@@ -62,5 +54,5 @@ def fit_and_save(
     )
     save_weights(module, folder)
     parameters = sum(p.numel() for p in module.parameters())
-    told = {"parameters": parameters, "device_name": device_name(context.device)}
-    return Outcome([WEIGHTS], {**summary, **told})
+    trained_on = device_name(context.device)
+    return Outcome([WEIGHTS], {**summary, "parameters": parameters, "device_name": trained_on})

@@ -15,33 +15,25 @@ from purifiers.core.defence import Defence
 from purifiers.core.noise import derive_seed
 from purifiers.core.prepare import Prepared
 from purifiers.core.shards import fill
-from purifiers.stages._context import (
-    IMAGES,
-    Context,
-    ImageSet,
-    Outcome,
-    open_classifier,
-    open_images,
-    open_method,
-)
+from purifiers.core.spec import AttackSpec, Eot
+from purifiers.stages._context import IMAGES, Context, Outcome
+from purifiers.stages._opening import ImageSet, open_classifier, open_images, open_method
 from purifiers.stages._probe import PROBED, probe
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     """Attack the bare classifier, the classifier behind purifiers, or nobody, batch by batch.
 
     The attacker's noise differs from the defender's: it does not know the defence's coins.
     """
-    images = open_images(context, spec["images"])
-    defence = _defence(spec, context) if spec["classifier"] else None
-    attack = build(
-        registry.load("attack", spec["attack"]["component"]), **spec["attack"]["parameters"]
-    )
-    seed = derive_seed(spec["seed"], "attack")
+    images = open_images(context, spec.images)
+    defence = _defence(spec, spec.classifier, context) if spec.classifier else None
+    attack = build(registry.load("attack", spec.attack.component), **spec.attack.parameters)
+    seed = derive_seed(spec.seed, "attack")
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, labels, indices = images.batch(start, stop, context.device)
-        return attack(defence or _nobody, batch, labels, seed, indices).cpu().numpy()
+        return attack(defence or _no_model, batch, labels, seed, indices).cpu().numpy()
 
     shape = images.images.shape[1:]
     halved = fill(
@@ -53,34 +45,30 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         context.batch_size,
         f"attack {folder.id}",
     )
-    told: dict[str, Any] = {"n": len(images), **halved}
+    summary: dict[str, Any] = {"n": len(images), **halved}
     if attack.traits.batch_dependent:
-        told["batch_size"] = context.batch_size
-    if defence is not None:  # else no gradient, no loss to look at
-        told["probe"] = probe(defence, *_probed(folder, images, context))
-    return Outcome([IMAGES], told)
+        summary["batch_size"] = context.batch_size
+    if defence is not None:  # else there is no gradient and no loss
+        summary["probe"] = probe(defence, *_probed(folder, images, context))
+    return Outcome([IMAGES], summary)
 
 
-def _defence(spec: dict[str, Any], context: Context) -> Defence:
+def _defence(spec: AttackSpec, classifier_run: str, context: Context) -> Defence:
     """What the attacker sees, with the gradient and the draws that the threat model gives."""
-    classifier = open_classifier(
-        context, spec["classifier"], spec.get("classifier_stage", "classifier")
-    )
-    methods = [open_method(context, method, classifier) for method in spec["methods"]]
-    auxiliary = spec.get("auxiliary")
-    draws = spec.get("eot", {"samples": 1, "combine": "mean"})
+    classifier = open_classifier(context, classifier_run, spec.classifier_stage)
+    eot = spec.eot or Eot(samples=1, combine="mean")
     return Defence(
-        Prepared(classifier, spec.get("precision", "float32")),
-        methods,
-        spec["gradient"],
-        derive_seed(spec["seed"], "attacker"),
-        draws["samples"],
-        draws["combine"],
-        open_method(context, auxiliary, classifier) if auxiliary else None,
+        Prepared(classifier, spec.precision),
+        [open_method(context, method, classifier) for method in spec.methods],
+        spec.gradient,
+        derive_seed(spec.seed, "attacker"),
+        eot.samples,
+        eot.combine,
+        open_method(context, spec.auxiliary, classifier) if spec.auxiliary else None,
     )
 
 
-def _nobody(images: torch.Tensor) -> torch.Tensor:
+def _no_model(images: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("an attack that declares model_free=True queried a model")
 
 

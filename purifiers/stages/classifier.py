@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,17 +9,19 @@ from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import build
 from purifiers.core.noise import derive_seed
-from purifiers.stages._context import Context, Outcome, new_classifier, on_device, open_data
+from purifiers.core.spec import ClassifierSpec
+from purifiers.stages._context import Context, Outcome
 from purifiers.stages._fit import fit_and_save
+from purifiers.stages._opening import new_classifier, on_device, open_data
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
     """Train from scratch or from the last checkpoint, and write the weights."""
-    data = open_data(context, spec["data"])
-    torch.manual_seed(derive_seed(spec["seed"], folder.stage))
-    classifier = on_device(new_classifier(spec["classifier"], data), context)
-    declared = spec["training"]
-    training = build(registry.load("training", declared["component"]), **declared["parameters"])
+    data = open_data(context, spec.data)
+    torch.manual_seed(derive_seed(spec.seed, folder.stage))
+    classifier = on_device(new_classifier(spec.classifier, data), context)
+    recipe = spec.training
+    training = build(registry.load("training", recipe.component), **recipe.parameters)
 
     def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         return training.loss(classifier, images, labels, indices, seed)

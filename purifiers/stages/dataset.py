@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 
@@ -11,18 +10,19 @@ from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder, write_bytes
 from purifiers.core.component import build
 from purifiers.core.data import data_root
+from purifiers.core.spec import DatasetSpec
 from purifiers.datasets._base import SPLITS
 from purifiers.stages._context import Context, Outcome
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: DatasetSpec, context: Context) -> Outcome:
     """Write ``train_images.npy`` (uint8 NCHW), ``train_labels.npy`` (int64), and those of test.
 
     Raises:
         UserError: the data cannot be had, or does not have the announced shape.
     """
-    declared = spec["dataset"]
-    dataset = build(registry.load("dataset", declared["component"]), **declared["parameters"])
+    declared = spec.dataset
+    dataset = build(registry.load("dataset", declared.component), **declared.parameters)
     files = []
     sizes = {}
     for split in SPLITS:

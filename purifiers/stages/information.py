@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 import torch
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.information import mutual_information
 from purifiers.core.noise import derive_seed
-from purifiers.stages._context import (
-    SCORES,
-    Context,
-    Outcome,
-    open_classifier,
-    open_images,
-    save_rows,
-)
+from purifiers.core.spec import InformationSpec
+from purifiers.stages._context import SCORES, Context, Outcome, save_rows
+from purifiers.stages._opening import open_classifier, open_images
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: InformationSpec, context: Context) -> Outcome:
     """Write ``scores.parquet``: index, label and ``information`` in nats, a row per held-out image;
     the mean of the last is the lower bound of :func:`purifiers.core.information.mutual_information`
     on the layers' features, averaged over the places of the image."""
-    images = open_images(context, spec["images"])
-    classifier = open_classifier(context, spec["classifier"])
-    settings = {key: value for key, value in spec["estimator"].items() if key != "version"}
+    images = open_images(context, spec.images)
+    classifier = open_classifier(context, spec.classifier)
+    settings = {key: value for key, value in spec.estimator.items() if key != "version"}
     taps = settings.pop("taps")
     parts: list[list[torch.Tensor]] = []
     for start in range(0, len(images), context.batch_size):
@@ -35,7 +28,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
             parts.append([f.mean(dim=(2, 3)) for f in classifier.features(batch, taps)])
     first, second = (torch.cat(features) for features in zip(*parts, strict=True))
     rows, terms = mutual_information(
-        first, second, **settings, seed=derive_seed(spec["seed"], folder.stage)
+        first, second, **settings, seed=derive_seed(spec.seed, folder.stage)
     )
     table = pa.table(
         {

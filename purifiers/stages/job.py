@@ -17,6 +17,7 @@ from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.precision import float32_everywhere
 from purifiers.core.provenance import provenance
+from purifiers.core.spec import read_spec
 from purifiers.stages._context import EXAMPLES, Context
 
 
@@ -70,9 +71,10 @@ def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) 
             f"{free / 2**20:.0f} MiB are free: free some space and start again"
         )
     started = time.monotonic()
-    outcome = stage.run(folder, entry["spec"], context)
+    spec = read_spec(folder.stage, entry["spec"], f"spec of {folder.id}")
+    outcome = stage.run(folder, spec, context)
     folder.finish(
-        entry["spec"],
+        spec,
         outcome.files,
         {**outcome.summary, "passes": entry["passes"]},
         time.monotonic() - started,

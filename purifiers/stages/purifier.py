@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,30 +10,19 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import Method
 from purifiers.core.noise import derive_seed
 from purifiers.core.shards import fill
-from purifiers.stages._context import (
-    EXAMPLES,
-    Context,
-    Outcome,
-    new_method,
-    open_classifier,
-    open_data,
-    open_images,
-)
+from purifiers.core.spec import ImagesSpec, PurifierSpec, Subset
+from purifiers.stages._context import EXAMPLES, Context, Outcome
 from purifiers.stages._fit import fit_and_save
+from purifiers.stages._opening import new_method, open_classifier, open_data, open_images
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
-    """Fit from scratch or from the last checkpoint, and write the weights.
-
-    ``spec["ensemble"]`` names the classifiers that it is fitted on beside ``spec["classifier"]``,
-    which is None for a method that needs none.
-    """
-    data = open_data(context, spec["data"])
-    fitted_on = (spec["classifier"], *spec.get("ensemble", ()))
-    classifiers = [open_classifier(context, run_id) for run_id in fitted_on if run_id is not None]
-    torch.manual_seed(derive_seed(spec["seed"], folder.stage))
-    method = new_method(spec["method"], next(iter(classifiers), None), data.shape, context)
-    method.fit_on(classifiers, spec["train"])
+def run(folder: RunFolder, spec: PurifierSpec, context: Context) -> Outcome:
+    """Fit from scratch or from the last checkpoint, and write the weights."""
+    data = open_data(context, spec.data)
+    classifiers = [open_classifier(context, run_id) for run_id in spec.classifiers]
+    torch.manual_seed(derive_seed(spec.seed, folder.stage))
+    method = new_method(spec.method, next(iter(classifiers), None), data.shape, context)
+    method.fit_on(classifiers, spec.train)
 
     def make_examples() -> None:
         method.stored_examples = [
@@ -50,11 +37,11 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
 
 
 def _examples(
-    number: int, method: Method, folder: RunFolder, spec: dict[str, Any], context: Context
+    number: int, method: Method, folder: RunFolder, spec: PurifierSpec, context: Context
 ) -> npt.NDArray:
     """The training examples against one classifier, on disk until the fit is over."""
-    subset = {"split": "train", "n": spec["train"], "seed": 0}
-    clean = open_images(context, {"data": spec["data"], "subset": subset, "run": None})
+    subset = Subset(split="train", n=spec.train, seed=0)
+    clean = open_images(context, ImagesSpec(data=spec.data, subset=subset, run=None))
 
     def work(start: int, stop: int) -> npt.NDArray:
         images, labels, _ = clean.batch(start, stop, context.device)

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from purifiers.core.ancestry import image_history
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.errors import UserError
 from purifiers.core.shards import fill
-from purifiers.stages._context import (
-    SCORES,
-    Context,
-    ImageSet,
-    Outcome,
-    open_classifier,
-    open_images,
-    open_method,
-    save_rows,
-)
+from purifiers.core.spec import ImagesSpec, PurifySpec, ScoreSpec
+from purifiers.stages._context import SCORES, Context, Outcome, save_rows
+from purifiers.stages._opening import ImageSet, open_classifier, open_images, open_method
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     """Write ``scores.parquet``: index, label, prediction, correct, and two pairs of distances to
     the clean image: linf and l2 of what is classified, attack_linf and attack_l2 of what the
     attack made, before anything purified it.
 
-    With a detector there is a column ``detected``: what it says of the images before anything
+    With a detector there is a column ``detected``: its decision on the images before anything
     purified them. An attacked image is then correct when it is classified so *or* detected, a
     clean one when it is classified so and *not* detected, as `Trevillie/MagNet` counts.
 
     Raises:
         RuntimeError: logits that are not finite.
     """
-    images = open_images(context, spec["images"])
-    attacked = _attacked(context, spec["images"])
-    classifier = open_classifier(context, spec["classifier"])
+    images = open_images(context, spec.images)
+    attacked = _attacked(context, spec.images)
+    classifier = open_classifier(context, spec.classifier)
     measured = folder.path / "measured.npy"
-    detector = open_method(context, spec["detector"], classifier) if "detector" in spec else None
+    detector = open_method(context, spec.detector, classifier) if spec.detector else None
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, _, _ = images.batch(start, stop, context.device)
@@ -67,8 +60,8 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     correct = prediction == images.labels
     detected = {} if detector is None else {"detected": rows[:, 5] > 0}
     if detected:
-        found = detected["detected"]
-        correct = correct | found if spec["attack"] else correct & ~found
+        flagged = detected["detected"]
+        correct = correct | flagged if spec.attack else correct & ~flagged
     table = pa.table(
         {
             "index": images.indices,
@@ -93,11 +86,15 @@ def _distances(made: torch.Tensor, clean: torch.Tensor) -> tuple[torch.Tensor, t
     return shift.abs().amax(1), shift.norm(dim=1)
 
 
-def _attacked(context: Context, images: dict[str, Any]) -> ImageSet | None:
+def _attacked(context: Context, images: ImagesSpec) -> ImageSet | None:
     """The set that purification started from: adversarial, or clean where nothing was attacked.
     None where nothing was purified."""
-    if images.get("stage") != "purify":
+    if images.stage != "purify":
         return None
-    while images.get("stage") == "purify":
-        images = context.folder("purify", images["run"]).record(verify=False)["spec"]["images"]
+    for step, record in image_history(context.runs_root, images):
+        if step.stage == "attack":
+            return open_images(context, step)
+        if record is None:
+            raise UserError(f"purify {step.run}: this run is not finished; start its stage again")
+        images = record.spec_as(PurifySpec).images
     return open_images(context, images)

@@ -22,18 +22,15 @@ from purifiers.core.errors import UserError
 from purifiers.core.loop import fit, to_float
 from purifiers.core.noise import derive_seed
 from purifiers.core.shards import fill
+from purifiers.core.spec import Subset, SubstituteSpec
 from purifiers.core.target import finite
-from purifiers.stages._context import (
-    WEIGHTS,
-    Context,
-    Data,
-    Outcome,
+from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, save_weights
+from purifiers.stages._opening import (
     new_classifier,
     on_device,
     open_classifier,
     open_data,
     open_method,
-    save_weights,
 )
 
 COMPARED = 500
@@ -57,24 +54,24 @@ class Grown:
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: SubstituteSpec, context: Context) -> Outcome:
     """Ask, train and augment in turns, and write the weights.
 
     A rerun goes on in the round that was interrupted, at its last checkpoint.
     """
-    data = open_data(context, spec["data"])
-    torch.manual_seed(derive_seed(spec["seed"], folder.stage))
-    declared = spec["training"]
+    data = open_data(context, spec.data)
+    torch.manual_seed(derive_seed(spec.seed, folder.stage))
+    recipe = spec.training
     extraction = Extraction(
         folder,
         context,
-        spec["seed"],
-        build(registry.load("training", declared["component"]), **declared["parameters"]),
-        on_device(new_classifier(spec["classifier"], data), context),
+        spec.seed,
+        build(registry.load("training", recipe.component), **recipe.parameters),
+        on_device(new_classifier(spec.classifier, data), context),
         _oracle(spec, context),
     )
     rounds = extraction.training.rounds
-    grown = extraction.resume() or _planted(data, spec["seeds"], extraction.training.seed_labels)
+    grown = extraction.resume() or _planted(data, spec.seeds, extraction.training.seed_labels)
     while len(grown.rounds) < rounds:
         extraction.ask(grown)
         told = extraction.train(grown)
@@ -95,18 +92,18 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     return Outcome([WEIGHTS], summary)
 
 
-def _oracle(spec: dict[str, Any], context: Context) -> Defence:
+def _oracle(spec: SubstituteSpec, context: Context) -> Defence:
     """What the attacker may ask: the whole defence, without gradients."""
-    classifier = open_classifier(context, spec["oracle"]["classifier"])
-    methods = [open_method(context, method, classifier) for method in spec["oracle"]["methods"]]
-    return Defence(classifier, methods, "none", derive_seed(spec["seed"], "oracle"))
+    classifier = open_classifier(context, spec.oracle.classifier)
+    methods = [open_method(context, method, classifier) for method in spec.oracle.methods]
+    return Defence(classifier, methods, "none", derive_seed(spec.seed, "oracle"))
 
 
-def _planted(data: Data, seeds: dict[str, Any], seed_labels: str) -> Grown:
+def _planted(data: Data, seeds: Subset, seed_labels: str) -> Grown:
     """The seed images, with their true labels or with none."""
-    chosen = data.subset(**seeds)
-    labels = torch.from_numpy(data.labels[seeds["split"]][chosen])
-    images = to_float(data.images[seeds["split"]][chosen])
+    indices = data.indices(seeds)
+    labels = torch.from_numpy(data.labels[seeds.split][indices])
+    images = to_float(data.images[seeds.split][indices])
     return Grown(images, labels if seed_labels == "dataset" else labels[:0])
 
 
@@ -181,13 +178,14 @@ class Extraction:
             first: index of the first of them, for the noise of a random defence.
         """
         self.substitute.eval()
-        chosen = data.subset("train", min(COMPARED, len(data.labels["train"])), last=True)
+        count = min(COMPARED, len(data.labels["train"]))
+        compared = data.indices(Subset(split="train", n=count, seed=0, last=True))
         agreed = 0
-        for rows, images in self._batches(to_float(data.images["train"][chosen])):
+        for rows, images in self._batches(to_float(data.images["train"][compared])):
             with torch.no_grad():
                 own = self.substitute(images).argmax(dim=1).cpu()
             agreed += int((own == self._answers(images, first + rows.start)).sum())
-        return {"n_agreed": agreed, "n_compared": len(chosen)}
+        return {"n_agreed": agreed, "n_compared": len(compared)}
 
     def save(self, grown: Grown) -> None:
         """Keep what the next round starts from."""

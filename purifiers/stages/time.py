@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +13,12 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
 from purifiers.core.shards import out_of_memory
-from purifiers.stages._context import (
-    SCORES,
-    Context,
-    Outcome,
-    device_name,
-    open_classifier,
-    open_images,
-    open_method,
-    save_rows,
-)
+from purifiers.core.spec import TimeSpec
+from purifiers.stages._context import SCORES, Context, Outcome, device_name, save_rows
+from purifiers.stages._opening import open_classifier, open_images, open_method
 
 
-def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
+def run(folder: RunFolder, spec: TimeSpec, context: Context) -> Outcome:
     """Write ``scores.parquet``: index, ``seconds`` by the wall clock and ``cpu_seconds`` of this
     process, a row per image that was purified on its own.
 
@@ -42,14 +34,14 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     Raises:
         UserError: fewer than two images.
     """
-    images = open_images(context, spec["images"])
-    classifier = open_classifier(context, spec["classifier"])
-    methods = [open_method(context, method, classifier) for method in spec["methods"]]
-    seed = derive_seed(spec["seed"], "defender")
-    timing = spec["timing"]
-    count = min(timing["images"], len(images) - 1)
+    images = open_images(context, spec.images)
+    classifier = open_classifier(context, spec.classifier)
+    methods = [open_method(context, method, classifier) for method in spec.methods]
+    seed = derive_seed(spec.seed, "defender")
+    timing = spec.timing
+    count = min(timing.images, len(images) - 1)
     if count < 1:
-        raise UserError("to take a time needs two images or more: one only warms up")
+        raise UserError("timing needs at least 2 images; the first is a warm-up")
 
     def taken(start: int, stop: int) -> tuple[float, float]:
         """Seconds of the wall and of the process for purifying some images at once."""
@@ -67,8 +59,8 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     taken(0, 1)
     alone = np.array([taken(place, place + 1) for place in range(1, count + 1)])
     per_image = {1: float(alone[:, 0].mean())}
-    for size in timing["batches"]:
-        left = timing["limit_seconds"] - (time.perf_counter() - started)
+    for size in timing.batches:
+        left = timing.limit_seconds - (time.perf_counter() - started)
         if size > len(images) or size * list(per_image.values())[-1] > left:
             break
         try:

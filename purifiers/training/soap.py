@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from purifiers.core.auxiliary import NOISE, ROTATIONS, Views, check_task, head_of, rotated
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.core.noise import generator
+from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, check_task, head_of, rotated
 from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
 

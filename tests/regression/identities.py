@@ -15,7 +15,7 @@ from pathlib import Path
 
 from purifiers.core.artifacts import read_json, write_text
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.runs import Run
+from purifiers.plan.graph import Run
 from purifiers.plan.scale import scale_names
 
 ROOT = Path(__file__).resolve().parents[2]

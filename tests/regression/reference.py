@@ -12,7 +12,7 @@ from purifiers.core.artifacts import RunFolder, read_json
 from purifiers.core.errors import UserError
 from purifiers.plan.batches import gather, write_specs
 from purifiers.plan.plan import Plan
-from purifiers.plan.runs import Run
+from purifiers.plan.graph import Run
 from purifiers.plan.scale import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component
 from purifiers.stages import dataset
 from purifiers.stages._context import Context, new_classifier, open_data, save_weights
 

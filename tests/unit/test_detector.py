@@ -13,7 +13,7 @@ from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.methods.magnet import Magnet
 from purifiers.plan.plan import Plan
-from purifiers.report.runs import Runs
+from purifiers.report.results import Runs
 from purifiers.stages.job import run_batch
 
 PAPER = {

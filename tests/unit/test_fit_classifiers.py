@@ -14,8 +14,8 @@ from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.plan.plan import Plan
-from purifiers.plan.runs import Run
-from purifiers.report.runs import Runs, ScoreRun
+from purifiers.plan.graph import Run
+from purifiers.report.results import Runs, ScoreRun
 from purifiers.stages.job import run_batch
 
 NETWORK = {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}

@@ -12,7 +12,7 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 
 from purifiers.core.errors import UserError
 from purifiers.plan.chains import check_method
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 

@@ -12,7 +12,7 @@ import yaml
 
 from purifiers.core.errors import UserError
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.runs import Run
+from purifiers.plan.graph import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 PGD = {"component": "pgd", "eps": 0.1, "steps": 4, "step_size": 0.03}

@@ -11,7 +11,7 @@ from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.price import ASSUMED_FLOPS, Throughput, describe_price
-from purifiers.plan.runs import Run, added, make_run, times
+from purifiers.plan.graph import Run, added, make_run, times
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from purifiers.attacks.auxiliary_aware import AuxiliaryAware
 from purifiers.classifiers.soap_cae import SoapCae
 from purifiers.classifiers.soap_resnet import SoapResnet
-from purifiers.core.auxiliary import Views, auxiliary_losses, head_of, rotated
+from purifiers.core.self_supervision import Views, auxiliary_losses, head_of, rotated
 from purifiers.core.component import Classifier, frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component
 from purifiers.stages import attack
 from purifiers.stages._context import Context
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.methods.hgd import Hgd
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component
 from purifiers.stages.job import run_batch
 
 BRIEF = {

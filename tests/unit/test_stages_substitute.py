@@ -16,7 +16,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import to_float
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.runs import component, passes
+from purifiers.plan.graph import component, passes
 from purifiers.plan.scale import STAGES
 from purifiers.stages import classifier, dataset, substitute
 from purifiers.stages._context import Context, Data, open_classifier, open_data

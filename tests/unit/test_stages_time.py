@@ -18,10 +18,10 @@ from purifiers.core.component import default_indices
 from purifiers.core.errors import UserError
 from purifiers.methods.identity import Identity
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.plan.runs import component
+from purifiers.plan.graph import component
 from purifiers.report.aggregate import aggregate
 from purifiers.report.layout import remarks
-from purifiers.report.runs import Runs
+from purifiers.report.results import Runs
 from purifiers.stages import classifier, dataset, information, time
 from purifiers.stages._context import Context
 

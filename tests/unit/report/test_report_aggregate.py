@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, ScaleInfo
 from purifiers.report.aggregate import COLUMNS, aggregate
-from purifiers.report.runs import Runs
+from purifiers.report.results import Runs
 
 Make = Callable[..., Any]
 Row = Callable[..., pd.Series]

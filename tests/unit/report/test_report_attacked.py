@@ -13,8 +13,8 @@ import pytest
 
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.audit import defences
-from purifiers.report.runs import Runs
+from purifiers.report.audit_chart import defences
+from purifiers.report.results import Runs
 from purifiers.report.signs import NOT_PROBED
 from purifiers.report.tables import latex_text, markdown_text
 from purifiers.report.write import write_document

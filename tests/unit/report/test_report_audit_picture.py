@@ -15,8 +15,8 @@ from matplotlib.colors import to_rgba
 from purifiers.plan.cells import Cell, Document
 from purifiers.plan.plan import make_plan
 from purifiers.report.aggregate import aggregate
-from purifiers.report.audit import COLOURS, Defence, _side, defences, draw_audit
-from purifiers.report.runs import Runs
+from purifiers.report.audit_chart import COLOURS, Defence, _side, defences, draw_audit
+from purifiers.report.results import Runs
 
 ROOT = Path(__file__).resolve().parents[3]
 

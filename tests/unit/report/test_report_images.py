@@ -19,7 +19,7 @@ from purifiers.plan.cells import Cell, Document, ImageGrid, ScaleInfo
 from purifiers.plan.declarations import load_paper, paper_names
 from purifiers.plan.plan import make_plan
 from purifiers.report.images import KINDS, RIGHT, WRONG, collect, grid
-from purifiers.report.runs import Runs
+from purifiers.report.results import Runs
 from purifiers.report.write import write_document
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -16,7 +16,7 @@ from purifiers.plan.cells import Cell, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.claims import _combined
 from purifiers.report.layout import weak_attack_notes
-from purifiers.report.runs import Runs
+from purifiers.report.results import Runs
 
 Make = Callable[..., Any]
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from purifiers.core.errors import UserError
-from purifiers.report.speed import write_speed
+from purifiers.report.purification_timing import write_speed
 
 COMMON = {"device": "cpu", "processor": "a processor", "torch": "2", "git": "abc"}
 PURIFIED = {

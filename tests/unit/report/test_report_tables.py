@@ -11,7 +11,7 @@ from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.compare import VERDICTS
 from purifiers.report.layout import weak_attack_notes
-from purifiers.report.runs import Runs
+from purifiers.report.results import Runs
 from purifiers.report.tables import csv_text, latex_text, markdown_text, tex
 
 Make = Callable[..., Any]

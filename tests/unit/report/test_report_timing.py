@@ -13,7 +13,7 @@ import pytest
 
 from purifiers.__main__ import main
 from purifiers.core.errors import UserError
-from purifiers.report.timing import markdown, timing_table, told, write_timing
+from purifiers.report.attack_timing import markdown, timing_table, told, write_timing
 
 FOUND: dict[str, Any] = {
     **{"attack": "PGD-20", "norm": "linf", "victim": "mnist", "device": "cpu", "eps": 0.06},

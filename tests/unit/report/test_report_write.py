@@ -10,7 +10,7 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.audit import defences
+from purifiers.report.audit_chart import defences
 from purifiers.report.figures import _as_numbers, _curves
 from purifiers.report.write import write_document
 

@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifiers.core.artifacts import RunFolder
+from purifiers.core.ancestry import image_history
+from purifiers.core.artifacts import Record, RunFolder
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Cell
+from purifiers.core.spec import (
+    ImagesSpec,
+    InformationSpec,
+    MethodSpec,
+    PurifySpec,
+    ScoreSpec,
+    TimeSpec,
+)
+from purifiers.plan.cells import Cell, Flag
 
 FailureOf = Callable[[str], str | None]
 """From the id of a score run to why it or one of its upstream runs failed, or None."""
@@ -27,6 +36,9 @@ MEANS = {
 """Metrics that are means of a column of ``scores.parquet``. Distances: how far the attack went,
 whatever purified its images afterwards."""
 
+
+FLAGS = "cell_flags"
+"""Column of an aggregate with the flags of a cell and of its runs, as objects."""
 
 BUSY = 0.8
 """A processor that gave a timed job less than this share of the time had other work; our choice."""
@@ -43,13 +55,21 @@ class ScoreRun:
 
     id: str
     folder: Path
-    record: Mapping[str, Any]
+    record: Record
 
     @property
     def attack(self) -> str:
         """Name of the attack's component, or ``"clean"``."""
-        attack = self.record["spec"].get("attack")
-        return str(attack["component"]) if isinstance(attack, Mapping) else "clean"
+        spec = self.record.spec
+        attack = spec.attack if isinstance(spec, ScoreSpec) else None
+        return "clean" if attack is None else attack.component
+
+    @property
+    def images(self) -> ImagesSpec:
+        """The images that were measured."""
+        spec = self.record.spec
+        assert isinstance(spec, ScoreSpec | InformationSpec | TimeSpec)
+        return spec.images
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -59,12 +79,13 @@ class ScoreRun:
             UserError: an image occurs twice, or the run's summary tells another count.
         """
         frame = pd.read_parquet(self.folder / "scores.parquet").set_index("index").sort_index()
-        told = (self.record["summary"].get("n_correct", 0), self.record["summary"]["n"])
-        found = (int(frame["correct"].sum()) if "correct" in frame else 0, len(frame))
-        if told != found or not frame.index.is_unique:
+        summary = self.record.summary
+        recorded = (summary.get("n_correct", 0), summary["n"])
+        actual = (int(frame["correct"].sum()) if "correct" in frame else 0, len(frame))
+        if recorded != actual or not frame.index.is_unique:
             raise UserError(
-                f"{self.folder}: scores.parquet has {found[0]} of {found[1]} correct, run.json "
-                f"says {told[0]} of {told[1]}; delete the folder and score again"
+                f"{self.folder}: scores.parquet has {actual[0]} of {actual[1]} correct, run.json "
+                f"records {recorded[0]} of {recorded[1]}; delete the folder and score again"
             )
         return frame
 
@@ -84,32 +105,33 @@ class ScoreRun:
             column = MEANS[metric]
             return float(self.scores[column].mean()) if column in self.scores else None
         if metric == "train_minutes":
-            told = [summary["train_seconds"] for summary in self.fits if "train_seconds" in summary]
-            return sum(told) / 60 if len(told) == len(self.fits) else None
-        stored = self.record["summary"].get(metric)
+            seconds = [fit["train_seconds"] for fit in self.fits if "train_seconds" in fit]
+            return sum(seconds) / 60 if len(seconds) == len(self.fits) else None
+        stored = self.record.summary.get(metric)
         return None if stored is None else float(stored)
 
     @property
     def fits(self) -> list[Mapping[str, Any]]:
         """Summaries of the runs that fitted this run's methods, empty of those that are gone; none
         of methods without weights."""
-        fitted = [method["run"] for method in self.record["spec"]["methods"] if method["run"]]
+        methods = self.record.spec_as(TimeSpec).methods
+        fitted = [method.run for method in methods if method.run]
         folders = [RunFolder(self.folder.parents[1], "purifier", run) for run in fitted]
-        return [f.record(verify=False)["summary"] if f.complete() else {} for f in folders]
+        return [f.record(verify=False).summary if f.complete() else {} for f in folders]
 
     @property
     def device(self) -> str:
         """What the times of this run were taken on, and whether it had other work to do."""
-        summary = self.record["summary"]
+        summary = self.record.summary
         threads = summary["threads"]
-        told = f"{summary['device_name']}, {threads} thread{'s' if threads > 1 else ''}"
+        device = f"{summary['device_name']}, {threads} thread{'s' if threads > 1 else ''}"
         own = summary["cpu_seconds_per_image"] / float(self.scores["seconds"].mean())
-        waited = self.record["provenance"]["device"] == "cpu" and own < BUSY
-        return f"{told}, busy with other work" if waited else told
+        waited = self.record.provenance["device"] == "cpu" and own < BUSY
+        return f"{device}, busy with other work" if waited else device
 
 
 @dataclass(frozen=True)
-class Found:
+class CellRuns:
     """The finished runs of a cell.
 
     Attributes:
@@ -121,11 +143,11 @@ class Found:
 
     seeds: dict[int, tuple[ScoreRun, ...]]
     missing: str
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
 
 
 @dataclass
-class Runs:
+class Results:
     """The score runs below ``root``, each read once.
 
     Attributes:
@@ -150,29 +172,23 @@ class Runs:
             self._read[run_id] = ScoreRun(run_id, folder.path, folder.record())
         return self._read[run_id]
 
-    def origin(
-        self, score: ScoreRun
-    ) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]] | None]:
+    def origin(self, score: ScoreRun) -> tuple[Record | None, tuple[MethodSpec, ...] | None]:
         """Where scored images come from.
 
         Returns:
             The record of the attack's run (None where nothing is attacked or the record is gone),
             and the methods that purified, first to last (None if one of their records is gone).
         """
-        images = score.record["spec"]["images"]
-        methods: list[Mapping[str, Any]] = []
-        while images["run"] is not None:
-            folder = RunFolder(self.root, images["stage"], images["run"])
-            if not folder.complete():
-                return None, methods[::-1] if images["stage"] == "attack" else None
-            record = folder.record(verify=False)
-            if images["stage"] == "attack":
-                return record, methods[::-1]
-            methods.append(record["spec"]["method"])
-            images = record["spec"]["images"]
-        return None, methods[::-1]
+        methods: list[MethodSpec] = []
+        for images, record in image_history(self.root, score.images):
+            if images.stage == "attack":
+                return record, tuple(methods[::-1])
+            if record is None:
+                return None, None
+            methods.append(record.spec_as(PurifySpec).method)
+        return None, tuple(methods[::-1])
 
-    def find(self, cell: Cell) -> Found:
+    def find(self, cell: Cell) -> CellRuns:
         """The runs of a cell, seed by seed.
 
         A seed counts only when all its runs have finished: the minimum over the attacks that
@@ -181,25 +197,24 @@ class Runs:
         if cell.state != "planned":
             verdict = "not run" if cell.state == "configuration" else cell.state
             reason = cell.reason or ("nothing to run" if cell.state == "configuration" else "")
-            return Found({}, verdict, (reason,) if reason else ())
+            return CellRuns({}, verdict, (Flag("run", reason),) if reason else ())
         seeds: dict[int, tuple[ScoreRun, ...]] = {}
-        waiting: list[int] = []
-        failures: list[str] = []
+        waiting: list[Flag] = []
+        failures: list[Flag] = []
         for seed, ids in zip(cell.seeds, cell.scores, strict=True):
             runs = {run_id: self.score(run_id, cell.stage) for run_id in ids}
             finished = tuple(run for run in runs.values() if run is not None)
             if ids and len(finished) == len(runs):
                 seeds[seed] = finished
                 continue
-            told = [self.failure_of(run_id) for run_id, run in runs.items() if run is None]
-            if why := next((failure for failure in told if failure), None):
-                failures.append(f"seed {seed} failed: {why}")
+            causes = (self.failure_of(run_id) for run_id, run in runs.items() if run is None)
+            if cause := next((cause for cause in causes if cause), None):
+                failures.append(Flag("run", f"seed {seed} failed: {cause}"))
             else:
-                waiting.append(seed)
-        flags = tuple(failures) + tuple(f"seed {seed} not run" for seed in waiting)
+                waiting.append(Flag("run", f"seed {seed} not run"))
         if seeds:
-            return Found(seeds, "", flags)
-        return Found({}, "failed" if failures else "not run", tuple(failures))
+            return CellRuns(seeds, "", (*failures, *waiting))
+        return CellRuns({}, "failed" if failures else "not run", tuple(failures))
 
 
 def worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:

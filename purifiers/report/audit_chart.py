@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from purifiers.plan.cells import Cell, Document
-from purifiers.report.layout import WEAK, WEAK_HEADING, suspicious
+from purifiers.report.layout import WEAK, WEAK_HEADING
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """One per classifier: Okabe & Ito's, apart for colour-blind readers."""
@@ -23,7 +23,7 @@ AREAS = {"*": 100}
 
 
 @dataclass(frozen=True)
-class Defence:
+class AuditRow:
     """A row of the audit.
 
     Attributes:
@@ -47,7 +47,7 @@ def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
     """Two panels per block. Above, the oblivious accuracy against the audit's: the farther a
     defence lies below the diagonal, the more an attack gains by knowing it, and below the dotted
     line of its classifier it does harm. Below, the same row by row."""
-    panels = defences(document, frame)
+    panels = audit_rows(document, frame)
     if not panels:
         return None
     bases = list(dict.fromkeys(found.base for rows in panels.values() for found in rows))
@@ -73,7 +73,7 @@ def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
     return picture
 
 
-def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]]:
+def audit_rows(document: Document, frame: pd.DataFrame) -> dict[str, list[AuditRow]]:
     """Per block label the rows that were attacked obliviously and through the whole defence, in the
     document's order."""
     oblivious: dict[tuple[str, str], float] = {}
@@ -81,10 +81,10 @@ def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]
     first: dict[tuple[str, str], Cell] = {}
     adaptive: set[tuple[str, str]] = set()
     weak: set[tuple[str, str]] = set()
-    for cell, value, told in zip(
-        document.cells, frame["reproduced"], frame["warnings"], strict=True
+    for cell, value, suspicious in zip(
+        document.cells, frame["reproduced"], frame["suspicious"], strict=True
     ):
-        if cell.attack == "none" or pd.isna(value):
+        if not cell.attacked or pd.isna(value):
             continue
         row, side = (cell.block_label, cell.row_label), _side(cell)
         first.setdefault(row, cell)
@@ -93,20 +93,20 @@ def defences(document: Document, frame: pd.DataFrame) -> dict[str, list[Defence]
             oblivious[row] = min(float(value), oblivious.get(row, 100.0))
         elif side == "adaptive":
             adaptive.add(row)
-        if suspicious(told):
+        if suspicious:
             weak.add(row)
     bare = {
         (block, _classifier(cell)): label
         for (block, label), cell in first.items()
         if not cell.methods
     }
-    panels: dict[str, list[Defence]] = {}
+    panels: dict[str, list[AuditRow]] = {}
     for row, cell in first.items():
         if row in oblivious and row in adaptive:
             block, label = row
             base = bare.get((block, _classifier(cell)), cell.training)
             purifier = label.removeprefix(f"{base} + ") if cell.methods else ""
-            found = Defence(label, base, purifier, oblivious[row], every[row], row in weak)
+            found = AuditRow(label, base, purifier, oblivious[row], every[row], row in weak)
             panels.setdefault(block, []).append(found)
     return panels
 
@@ -118,7 +118,7 @@ def _classifier(cell: Cell) -> tuple[str, str, str]:
 def _side(cell: Cell) -> str:
     """Whom it attacks: the classifier alone, or the whole defence; ``""`` for attacks that are made
     on another model and carried over, and for the lowest or the mean of several."""
-    if cell.mean or cell.attack.startswith("worst of"):
+    if cell.combine is not None:
         return ""
     asks_defence = cell.threat_model == "black_box" and not cell.source
     if cell.threat_model == "white_box" or asks_defence:
@@ -126,13 +126,13 @@ def _side(cell: Cell) -> str:
     return "oblivious" if cell.threat_model in ("", "oblivious") else ""
 
 
-def _limits(rows: Sequence[Defence]) -> tuple[float, float]:
+def _limits(rows: Sequence[AuditRow]) -> tuple[float, float]:
     top = min(104.0, 1.12 * max(row.oblivious for row in rows) + 2)
     return -0.03 * top, top
 
 
 def _points(
-    axes: Axes, rows: Sequence[Defence], colours: dict[str, str], markers: dict[str, str]
+    axes: Axes, rows: Sequence[AuditRow], colours: dict[str, str], markers: dict[str, str]
 ) -> None:
     limits = _limits(rows)
     top = limits[1]
@@ -163,7 +163,7 @@ def _points(
     axes.grid(alpha=0.3)
 
 
-def _dots(axes: Axes, rows: Sequence[Defence], colours: dict[str, str]) -> None:
+def _dots(axes: Axes, rows: Sequence[AuditRow], colours: dict[str, str]) -> None:
     """Each row's two accuracies joined, and the accuracy of its classifier alone as a stroke."""
     alone = {row.base: row.audit for row in rows if not row.purifier}
     for place, row in enumerate(rows):

@@ -15,8 +15,8 @@ import pandas as pd
 
 from purifiers.core.artifacts import write_text
 from purifiers.core.errors import UserError
+from purifiers.report.attack_timing import SUITE, benchmarks
 from purifiers.report.tables import csv_text
-from purifiers.report.timing import SUITE, benchmarks
 
 
 def write_speed(measurements: Sequence[Path], out: Path) -> None:

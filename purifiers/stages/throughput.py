@@ -34,7 +34,7 @@ def measure_networks(networks: Iterable[str], path: Path, device: str = "cpu") -
     """Time every network that ``path`` does not have for ``device`` yet, and write ``path``.
 
     Args:
-        networks: keys as :func:`purifiers.plan.trained.network_key` makes them.
+        networks: keys as :func:`purifiers.plan.cost.network_key` makes them.
     """
     known: dict[str, dict[str, Any]] = {}
     if path.exists():

@@ -1,0 +1,326 @@
+"""What the plan writes, and stages and reports read: one frozen dataclass per stage.
+
+A run's identity is the hash of its stage and the JSON of its spec. Fields without a default are
+always in the JSON, fields with one only where they differ from it: so a new field with a default
+leaves all identities alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from purifiers.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Json:
+    # read by pydantic, which checks what is read from a file
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON of this part of a spec."""
+        content = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING or value != field.default:
+                content[field.name] = _plain(value)
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str = "spec") -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            UserError: a field is unknown, missing or of another type; ``where`` begins the line.
+        """
+        try:
+            adapter: TypeAdapter[Self] = _adapter(cls)  # type: ignore[arg-type]
+            spec = adapter.validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UserError(
+                f"{where}: {place}: {first['msg']}; remove it and start again"
+            ) from None
+        return spec
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Json):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentSpec(_Json):
+    """A component with all its parameters."""
+
+    component: str  # name of its file
+    version: int
+    parameters: dict[str, Any]  # JSON-able; `joined_later` ones are left out at their defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec(ComponentSpec):
+    """A purifier ready for use."""
+
+    run: str | None  # the run that fitted it; None: not fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset(_Json):
+    """Some images of a split: the first, or the last, of a seeded shuffle."""
+
+    split: str  # train or test
+    n: int
+    seed: int  # of the shuffle
+    last: bool = False  # the last n instead of the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesSpec(_Json):
+    """Images to attack, purify or score."""
+
+    data: str  # the data set's run
+    subset: Subset
+    run: str | None  # the run that made them; None: clean images
+    stage: str = ""  # of that run: attack or purify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eot(_Json):
+    """Expectation over a random defence's draws (Athalye et al. 2018, section 4.2)."""
+
+    samples: int  # draws behind each gradient
+    combine: str  # mean or sign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(_Json):
+    """The defence whose answers train a substitute."""
+
+    classifier: str  # run
+    methods: tuple[MethodSpec, ...]  # first to last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(_Json):
+    """How long a purification is timed."""
+
+    images: int  # timed one by one
+    batches: tuple[int, ...]  # larger batches that are tried, each once
+    limit_seconds: int | float  # in all
+
+
+Upstream = tuple[str, str]
+"""Stage and id of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(_Json):
+    """What one run depends on, beside the code."""
+
+    stage: ClassVar[str]
+
+    def upstream(self) -> Iterator[Upstream]:
+        """The runs it is made from, each with its stage; some may occur twice."""
+        yield from ()
+
+
+def _images(images: ImagesSpec) -> Iterator[Upstream]:
+    yield "dataset", images.data
+    if images.run is not None:
+        yield images.stage, images.run
+
+
+def _fits(*methods: MethodSpec | None) -> Iterator[Upstream]:
+    for method in methods:
+        if method is not None and method.run is not None:
+            yield "purifier", method.run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """Prepare a data set."""
+
+    stage: ClassVar[str] = "dataset"
+    dataset: ComponentSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSpec(Spec):
+    """Train a classifier."""
+
+    stage: ClassVar[str] = "classifier"
+    data: str  # run
+    train: int  # number of training images
+    classifier: ComponentSpec
+    training: ComponentSpec
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield "dataset", self.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifierSpec(Spec):
+    """Fit a method."""
+
+    stage: ClassVar[str] = "purifier"
+    data: str  # run
+    train: int  # number of training images
+    classifier: str | None  # run; None: the fit uses no classifier
+    method: ComponentSpec  # without the parameters of its inference
+    seed: int
+    ensemble: tuple[str, ...] = ()  # runs of further classifiers that it is fitted on
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Runs of all classifiers that the method is fitted on."""
+        return (*(() if self.classifier is None else (self.classifier,)), *self.ensemble)
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield "dataset", self.data
+        yield from (("classifier", run) for run in self.classifiers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubstituteSpec(Spec):
+    """Train a substitute on the answers of a defence."""
+
+    stage: ClassVar[str] = "substitute"
+    data: str  # run
+    seeds: Subset  # the images it starts from
+    classifier: ComponentSpec
+    training: ComponentSpec
+    oracle: Oracle
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield "dataset", self.data
+        yield "classifier", self.oracle.classifier
+        yield from _fits(*self.oracle.methods)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSpec(Spec):
+    """Make an adversarial set."""
+
+    stage: ClassVar[str] = "attack"
+    images: ImagesSpec
+    classifier: str | None  # run of the attacked classifier; None: the attack queries no model
+    methods: tuple[MethodSpec, ...]  # attacked purifiers, first to last
+    gradient: str  # exact, bpda, one_step, second_order or none
+    attack: ComponentSpec
+    seed: int
+    classifier_stage: str = "classifier"  # or substitute
+    eot: Eot | None = None
+    auxiliary: MethodSpec | None = None  # the method whose detector is attacked too
+    precision: str = "float32"
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        if self.classifier is not None:
+            yield self.classifier_stage, self.classifier
+        yield from _fits(*self.methods, self.auxiliary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifySpec(Spec):
+    """Purify a set of images with one method."""
+
+    stage: ClassVar[str] = "purify"
+    images: ImagesSpec
+    classifier: str  # run
+    method: MethodSpec
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(self.method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpec(Spec):
+    """Classify a set of images."""
+
+    stage: ClassVar[str] = "score"
+    images: ImagesSpec
+    classifier: str  # run
+    attack: ComponentSpec | None  # the attack behind the images; None: clean
+    detector: MethodSpec | None = None  # the method whose detected images count as its success
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(self.detector)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InformationSpec(Spec):
+    """Estimate the mutual information of two layers."""
+
+    stage: ClassVar[str] = "information"
+    images: ImagesSpec
+    classifier: str  # run
+    estimator: dict[str, Any]  # version, taps, and the estimator's settings
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSpec(Spec):
+    """Time a purification."""
+
+    stage: ClassVar[str] = "time"
+    images: ImagesSpec
+    classifier: str  # run
+    methods: tuple[MethodSpec, ...]  # first to last
+    timing: Timing
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(*self.methods)
+
+
+SPECS: dict[str, type[Spec]] = {
+    spec.stage: spec
+    for spec in (
+        *(DatasetSpec, ClassifierSpec, PurifierSpec, SubstituteSpec, AttackSpec, PurifySpec),
+        *(ScoreSpec, InformationSpec, TimeSpec),
+    )
+}
+"""Stage to its spec, in the order in which stages may follow each other."""
+
+
+def read_spec(stage: str, content: Mapping[str, Any], where: str) -> Spec:
+    """The spec of a run of any stage.
+
+    Raises:
+        UserError: an unknown stage, or not such a spec.
+    """
+    if stage not in SPECS:
+        raise UserError(f"{where}: there is no stage {stage!r}")
+    return SPECS[stage].from_json(content, where)

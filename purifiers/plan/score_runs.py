@@ -1,0 +1,129 @@
+"""The runs that give a cell its number: accuracy, mutual information, or time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from purifiers.core.errors import UserError
+from purifiers.core.spec import (
+    AttackSpec,
+    ImagesSpec,
+    InformationSpec,
+    PurifySpec,
+    ScoreSpec,
+    TimeSpec,
+    Timing,
+)
+from purifiers.plan.attack_runs import ImageSet, attacked_images
+from purifiers.plan.cost import added, float_bytes, network_of, purify_cost, times
+from purifiers.plan.fit_runs import Defended, defended, fitted_method, slug_of
+from purifiers.plan.graph import Graph, Run
+from purifiers.plan.resolve import Setting
+
+ESTIMATOR_VERSION = 1
+"""Raised when :mod:`purifiers.core.information` estimates other numbers."""
+
+TIMING = Timing(images=8, batches=(8, 32, 128, 512), limit_seconds=600)
+"""What a scale's ``timing`` may change: images timed one by one, the larger batches that are tried,
+and the time limit. Our choice; the AID-Purifier paper's Table 2 names batch size one alone."""
+
+
+def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
+    """The run that scores a cell with one seed.
+
+    Raises:
+        UserError: an early-stopped adversarial set would be purified afterwards.
+    """
+    defence = defended(graph, setting, seed)
+    attacked = attacked_images(graph, setting, defence, seed)
+    images, story = _purified_images(graph, setting, defence, attacked, seed)
+    detector = None
+    if "detector" in setting.cell:
+        detector = fitted_method(graph, setting, setting.cell["detector"], seed)
+        story = (*story, f"detected_by_{detector.component}")
+    attack = None
+    if attacked.images.run is not None:
+        attack_spec = graph.runs[attacked.images.run].spec
+        assert isinstance(attack_spec, AttackSpec)
+        attack = attack_spec.attack
+    classifier = defence.classifier
+    spec = ScoreSpec(images=images, classifier=classifier.id, attack=attack, detector=detector)
+    cost = {network_of(classifier, setting.used): float(setting.used.test)}
+    return graph.add(spec, slug_of(classifier, story, seed), cost, classifier)
+
+
+def information_run(graph: Graph, setting: Setting, seed: int) -> Run:
+    """The run that estimates the mutual information of two layers on a cell's images.
+
+    Raises:
+        UserError: the paper declares no estimator.
+    """
+    declared = setting.paper.declared.get("estimator")
+    if declared is None:
+        raise UserError(
+            f"{setting.where}: mutual_information needs an `estimator` in "
+            f"{setting.paper.folder / 'paper.yaml'}"
+        )
+    defence = defended(graph, setting, seed)
+    attacked = attacked_images(graph, setting, defence, seed)
+    images, story = _purified_images(graph, setting, defence, attacked, seed)
+    classifier, budget = defence.classifier, setting.scale.setting("estimator", {})
+    spec = InformationSpec(
+        images=images,
+        classifier=classifier.id,
+        estimator={"version": ESTIMATOR_VERSION, **declared, **budget},
+        seed=seed,
+    )
+    cost = {network_of(classifier, setting.used): float(setting.used.test)}
+    return graph.add(spec, slug_of(classifier, story, seed), cost, classifier)
+
+
+def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
+    """The run that times the cell's methods; the time of their training is read from their fits.
+
+    Its price is that of every batch that may be tried.
+
+    Raises:
+        UserError: the cell has no method.
+    """
+    defence, used = defended(graph, setting, seed), setting.used
+    classifier, methods = defence
+    if not methods:
+        raise UserError(f"{setting.where}: there are no methods whose time could be taken")
+    images, story = attacked_images(graph, setting, defence, seed)
+    changes = setting.scale.setting("timing", {})
+    timing = Timing.from_json(
+        {**TIMING.to_json(), **changes}, f"scale {setting.scale.name}: timing"
+    )
+    spec = TimeSpec(
+        images=images, classifier=classifier.id, methods=methods, timing=timing, seed=seed
+    )
+    tried = [size for size in timing.batches if size <= used.test]
+    each = added(*(purify_cost(used, classifier, method) for method in methods))
+    cost = times(1 + timing.images + sum(tried), each)
+    slug = slug_of(classifier, [*story, *(method.component for method in methods)], seed)
+    return graph.add(spec, slug, cost, classifier)
+
+
+def _purified_images(
+    graph: Graph, setting: Setting, defence: Defended, attacked: ImageSet, seed: int
+) -> ImageSet:
+    """The images behind the methods, first to last."""
+    images, story = attacked
+    classifier, used = defence.classifier, setting.used
+    for method in defence.methods:
+        story = (*story, method.component)
+        spec = PurifySpec(images=images, classifier=classifier.id, method=method, seed=seed)
+        cost = times(used.test, purify_cost(used, classifier, method))
+        slug = slug_of(classifier, story, seed)
+        run = graph.add(spec, slug, cost, classifier, float_bytes(used))
+        images = ImagesSpec(data=images.data, subset=images.subset, run=run.id, stage="purify")
+    return ImageSet(images, story)
+
+
+MEASURED: dict[str, Callable[[Graph, Setting, int], Run]] = {
+    "score": score_run,
+    "information": information_run,
+    "time": time_run,
+}
+"""Stage to the function that plans its runs."""

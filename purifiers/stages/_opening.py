@@ -1,0 +1,157 @@
+"""How stages open what earlier stages made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from purifiers.core import registry
+from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.errors import UserError
+from purifiers.core.loop import to_float
+from purifiers.core.spec import (
+    AttackSpec,
+    ClassifierSpec,
+    ComponentSpec,
+    ImagesSpec,
+    MethodSpec,
+    PurifySpec,
+    SubstituteSpec,
+)
+from purifiers.stages._context import IMAGES, Context, Data, load_weights
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a memory-mapped array, read when they are asked for."""
+
+    array: npt.NDArray
+    chosen: npt.NDArray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: npt.NDArray) -> npt.NDArray:
+        return self.array[self.chosen[rows]]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to attack, purify or score, and what they were before.
+
+    Attributes:
+        images: (n, C, H, W): uint8 of a clean set (all of the split), float32 of a made one.
+        rows: place of each image in ``images``.
+        indices: the images' indices in their split, int64 (n,).
+        labels: int64 (n,).
+        clean: uint8 images of the whole split.
+    """
+
+    images: npt.NDArray
+    rows: npt.NDArray
+    indices: npt.NDArray
+    labels: npt.NDArray
+    clean: npt.NDArray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, start: int, stop: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Images float32 in channels-last layout, labels, and indices (on the CPU)."""
+        images = to_float(self.images[self.rows[start:stop]], device)
+        labels = torch.from_numpy(self.labels[start:stop]).to(device)
+        indices = torch.from_numpy(self.indices[start:stop])
+        return images.contiguous(memory_format=torch.channels_last), labels, indices
+
+    def clean_batch(self, start: int, stop: int) -> Tensor:
+        """The clean images behind a batch, float32."""
+        return to_float(self.clean[self.indices[start:stop]])
+
+
+def open_data(context: Context, run_id: str) -> Data:
+    """Open a prepared data set, memory-mapped; its digests are checked once per job."""
+    if run_id not in context.opened:
+        context.opened[run_id] = _read_data(context, run_id)
+    return context.opened[run_id]
+
+
+def _read_data(context: Context, run_id: str) -> Data:
+    folder = context.folder("dataset", run_id)
+    summary = folder.record().summary
+    images, labels = {}, {}
+    for split in ("train", "test"):
+        images[split] = np.load(folder.path / f"{split}_images.npy", mmap_mode="r")
+        labels[split] = np.load(folder.path / f"{split}_labels.npy")
+    return Data(tuple(summary["shape"]), summary["classes"], images, labels)
+
+
+def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
+    """Open a clean, adversarial or purified set.
+
+    Raises:
+        UserError: the set is not there, is damaged, or was made from other images.
+    """
+    data = open_data(context, spec.data)
+    indices = data.indices(spec.subset)
+    labels = data.labels[spec.subset.split][indices]
+    clean = data.images[spec.subset.split]
+    if spec.run is None:
+        return ImageSet(clean, indices, indices, labels, clean)
+    folder = context.folder(spec.stage, spec.run)
+    made_by = folder.record().spec
+    assert isinstance(made_by, AttackSpec | PurifySpec)
+    if (made_by.images.data, made_by.images.subset) != (spec.data, spec.subset):
+        raise UserError(f"{folder.path}: made from other images than those to be scored")
+    images = np.load(folder.path / IMAGES, mmap_mode="r")
+    if images.shape != (len(indices), *data.shape):
+        raise UserError(f"{folder.path / IMAGES}: has shape {images.shape}; remove {folder.path}")
+    return ImageSet(images, np.arange(len(indices)), indices, labels, clean)
+
+
+def new_classifier(spec: ComponentSpec, data: Data) -> Classifier:
+    """An untrained classifier from its component spec."""
+    cls = registry.load("classifier", spec.component)
+    return build(cls, data.shape, data.classes, **spec.parameters)
+
+
+def open_classifier(context: Context, run_id: str, stage: str = "classifier") -> Classifier:
+    """A trained classifier, frozen, in evaluation mode, channels-last.
+
+    Args:
+        stage: which stage trained it: ``classifier`` or ``substitute``.
+    """
+    folder = context.folder(stage, run_id)
+    spec = folder.record(verify=False).spec  # load_weights checks the digest
+    assert isinstance(spec, ClassifierSpec | SubstituteSpec)
+    classifier = new_classifier(spec.classifier, open_data(context, spec.data))
+    load_weights(classifier, folder)
+    frozen(classifier)
+    return on_device(classifier, context)
+
+
+def on_device(classifier: Classifier, context: Context) -> Classifier:
+    """Move a classifier; convolutions run faster channels-last, on processors too."""
+    return classifier.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def new_method(
+    spec: ComponentSpec, classifier: Classifier | None, shape: Sequence[int], context: Context
+) -> Method:
+    """A purifier bound to its classifier and to images (C, H, W), its weights not yet loaded."""
+    method: Method = build(registry.load("method", spec.component), **spec.parameters)
+    method.bind(classifier, shape)
+    return method.to(context.device)
+
+
+def open_method(context: Context, spec: MethodSpec, classifier: Classifier) -> Method:
+    """A purifier ready for use: bound, weights loaded, frozen."""
+    method = new_method(spec, classifier, classifier.shape, context)
+    if spec.run is not None:
+        load_weights(method, context.folder("purifier", spec.run))
+    frozen(method)
+    return method

@@ -33,7 +33,8 @@ def test_a_moved_identity_is_noticed(monkeypatch):
         described = real(kind, name)
         if (kind, name) != ("method", "aid"):
             return described
-        return dataclasses.replace(described, version=described.version + 1)
+        traits = described.traits.replace(version=described.version + 1)
+        return dataclasses.replace(described, traits=traits)
 
     monkeypatch.setattr(registry, "describe", raised)
     now, before = digests(make_plan(ROOT, "smoke", ["aid", "advae"])), stored()["smoke"]

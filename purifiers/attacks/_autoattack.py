@@ -17,6 +17,7 @@ from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.target import FIRST_DRAW, Target, finite
+from purifiers.core.traits import AttackTraits
 
 VERSIONS = ("standard", "rand")
 # what the package calls our norms
@@ -28,12 +29,20 @@ class Ensemble(Attack):
 
     Args:
         owner: the attack's name, for messages.
-        size: the ball's radius, in the norm of the class attribute ``norm``.
+        size: the ball's radius, in the norm of the traits.
         version, apgd_steps, fab_steps, targets, square_queries: as in
             :class:`purifiers.attacks.autoattack.Autoattack`.
     """
 
-    batch_dependent = True
+    traits = AttackTraits(
+        version=1,
+        budget=("apgd_steps", "fab_steps", "targets", "square_queries"),
+        # the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
+        passes="3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries",
+        stops_at_first_success=True,  # the package keeps the first draw that breaks an image
+        float32_only=True,  # the package decides success by the logits it receives
+        batch_dependent=True,
+    )
 
     def __init__(
         self,
@@ -91,7 +100,7 @@ class Ensemble(Attack):
     def _suite(
         self, model: Callable[[Tensor], Tensor], device: torch.device, seed: int, draws: int
     ) -> pyautoattack.AutoAttack:
-        norm = NORMS[self.norm]
+        norm = NORMS[self.traits.norm]
         suite = pyautoattack.AutoAttack(
             model, eps=self._size, norm=norm, seed=seed, version=self.version, device=device
         )

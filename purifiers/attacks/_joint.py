@@ -8,7 +8,7 @@ from torch import Tensor
 from purifiers.attacks._linf import check_count
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, input_gradient
 
 
@@ -29,13 +29,13 @@ class Joint(Attack):
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
-        step_size: float | str = "2/255",
+        eps: Length = "8/255",
+        step_size: Length = "2/255",
         steps: int = 40,
     ) -> None:
         check_count(type(self).__name__, steps=steps)
-        self.eps = fraction(eps)
-        self.step_size = fraction(step_size)
+        self.eps = eps
+        self.step_size = step_size
         self.steps = steps
 
     def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:

@@ -6,20 +6,6 @@ import torch
 from torch import Tensor
 
 from purifiers.core import noise
-from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
-
-
-def length(owner: str, name: str, value: float | str) -> float:
-    """Read an L2 length over all pixels of an image on the [0, 1] scale: a number or "128/255".
-
-    Raises:
-        UserError: it is not above 0.
-    """
-    read = fraction(value)
-    if not read > 0.0:
-        raise UserError(f"{owner}: {name} is {read:g}, but a length above 0 is needed")
-    return read
 
 
 def direction(vectors: Tensor) -> Tensor:

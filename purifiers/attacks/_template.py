@@ -9,12 +9,9 @@ from torch import Tensor
 
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, input_gradient
-
-VERSION = 1  # raise it whenever the output changes: stored results are then made again
-BUDGET = ("steps",)  # parameters a smaller scale may lower: sizes and budgets only
-PASSES = "3 * steps"  # cost per image in forward passes; a forward and backward is 3
+from purifiers.core.traits import AttackTraits
 
 
 class Template(Attack):
@@ -25,10 +22,14 @@ class Template(Attack):
         steps: number of steps (our choice).
     """
 
-    norm = "linf"
+    traits = AttackTraits(
+        version=1,  # raise it whenever the output changes: stored results are then made again
+        budget=("steps",),  # parameters a smaller scale may lower: sizes and budgets only
+        passes="3 * steps",  # cost per image in forward passes; a forward and backward is 3
+    )
 
-    def __init__(self, *, eps: float | str = "8/255", steps: int = 4) -> None:
-        self.eps = fraction(eps)
+    def __init__(self, *, eps: Length = "8/255", steps: int = 4) -> None:
+        self.eps = eps
         self.steps = steps
 
     def perturb(

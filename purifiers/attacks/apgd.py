@@ -12,13 +12,9 @@ from purifiers.attacks._losses import cross_entropy, margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite, input_gradient
-
-VERSION = 1
-BUDGET = ("steps", "targets", "restarts")
-# at most: only images that are not broken yet get a further target class or restart
-PASSES = "1 + 3 * (steps + 1) * targets * restarts"
+from purifiers.core.traits import AttackTraits
 
 # weight of the new step in a move, the rest is the last move: alpha of section 3
 NEW_SHARE = 0.75
@@ -58,10 +54,17 @@ class Apgd(Attack):
     ``loss="dlr_targeted", targets=9``; eps 8/255 as in its CIFAR-10 tables; ``stop`` is our choice.
     """
 
+    traits = AttackTraits(
+        version=1,
+        budget=("steps", "targets", "restarts"),
+        # at most: only images that are not broken yet get a further target class or restart
+        passes="1 + 3 * (steps + 1) * targets * restarts",
+    )
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
+        eps: Length = "8/255",
         steps: int = 100,
         loss: str = "ce",
         targets: int = 1,
@@ -74,7 +77,7 @@ class Apgd(Attack):
         check_count("apgd", steps=steps, targets=targets, restarts=restarts)
         if targets > 1 and loss != "dlr_targeted":
             raise UserError(f"apgd: targets is {targets}, but only loss 'dlr_targeted' has targets")
-        self.eps = fraction(eps)
+        self.eps = eps
         self.steps = steps
         self.loss = loss
         self.targets = targets

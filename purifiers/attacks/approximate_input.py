@@ -8,12 +8,9 @@ from torch import Tensor
 from purifiers.attacks._linf import check_count
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, input_gradient
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "3 * steps"
+from purifiers.core.traits import AttackTraits
 
 
 class ApproximateInput(Attack):
@@ -38,16 +35,18 @@ class ApproximateInput(Attack):
     attack they say none.
     """
 
+    traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps")
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
-        step_size: float | str = "2/255",
+        eps: Length = "8/255",
+        step_size: Length = "2/255",
         steps: int = 40,
     ) -> None:
         check_count("approximate_input", steps=steps)
-        self.eps = fraction(eps)
-        self.step_size = fraction(step_size)
+        self.eps = eps
+        self.step_size = step_size
         self.steps = steps
 
     def perturb(

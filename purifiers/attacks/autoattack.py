@@ -5,14 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from purifiers.attacks._autoattack import Ensemble
-from purifiers.core.numbers import fraction
-
-VERSION = 1
-BUDGET = ("apgd_steps", "fab_steps", "targets", "square_queries")
-# of the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
-PASSES = "3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries"
-LUCKY = True  # the package ends an image at the first draw that breaks it
-FLOAT32_ONLY = True  # the package judges success by the logits it gets
+from purifiers.core.numbers import Length
 
 
 class Autoattack(Ensemble):
@@ -36,6 +29,8 @@ class Autoattack(Ensemble):
     budget.
     """
 
-    def __init__(self, *, eps: float | str = "8/255", **common: Any) -> None:
-        self.eps = fraction(eps)
+    traits = Ensemble.traits.replace(version=1)
+
+    def __init__(self, *, eps: Length = "8/255", **common: Any) -> None:
+        self.eps = eps
         super().__init__("autoattack", self.eps, **common)

@@ -7,16 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from purifiers.attacks._autoattack import Ensemble
-from purifiers.attacks._l2 import length
 from purifiers.core.errors import UserError
+from purifiers.core.numbers import Radius
 from purifiers.core.target import Target
-
-VERSION = 1
-BUDGET = ("apgd_steps", "fab_steps", "targets", "square_queries")
-# of the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
-PASSES = "3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries"
-LUCKY = True  # the package ends an image at the first draw that breaks it
-FLOAT32_ONLY = True  # the package judges success by the logits it gets
 
 # Square's first noise is a grid of 5 x 5 tiles
 SMALLEST = 5
@@ -34,10 +27,10 @@ class AutoattackL2(Ensemble):
     as in L-infinity.
     """
 
-    norm = "l2"
+    traits = Ensemble.traits.replace(version=1, norm="l2")
 
-    def __init__(self, *, radius: float | str = 0.5, **common: Any) -> None:
-        self.radius = length("autoattack_l2", "radius", radius)
+    def __init__(self, *, radius: Radius = 0.5, **common: Any) -> None:
+        self.radius = radius
         super().__init__("autoattack_l2", self.radius, **common)
 
     def perturb(

@@ -9,13 +9,9 @@ from torch.nn import functional
 from purifiers.attacks._linf import ascend, check_count, cross_entropy_gradient, random_start
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "6 * steps"  # the detector reads the inside of a classifier: as dear as the classifier
-NEEDS = ("verdict",)
+from purifiers.core.traits import AttackTraits
 
 
 class AuxiliaryAware(Attack):
@@ -36,11 +32,18 @@ class AuxiliaryAware(Attack):
     data sets other than SVHN; the trade-off is our choice.
     """
 
+    traits = AttackTraits(
+        version=1,
+        budget=("steps",),
+        passes="6 * steps",  # the detector reads inner layers: it costs as much as the classifier
+        needs=("verdict",),
+    )
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
-        step_size: float | str = "1/255",
+        eps: Length = "8/255",
+        step_size: Length = "1/255",
         steps: int = 20,
         trade_off: float = 0.5,
         random_start: bool = True,
@@ -48,8 +51,8 @@ class AuxiliaryAware(Attack):
         check_count("auxiliary_aware", steps=steps)
         if not 0 <= trade_off <= 1:
             raise UserError(f"auxiliary_aware: trade_off is {trade_off}, choose it in [0, 1]")
-        self.eps = fraction(eps)
-        self.step_size = fraction(step_size)
+        self.eps = eps
+        self.step_size = step_size
         self.steps = steps
         self.trade_off = trade_off
         self.random_start = random_start

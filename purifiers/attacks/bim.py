@@ -6,12 +6,9 @@ from torch import Tensor
 
 from purifiers.attacks._linf import ascend, check_count, check_stop
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "3 * steps"
+from purifiers.core.traits import AttackTraits
 
 
 class Bim(Attack):
@@ -30,17 +27,19 @@ class Bim(Attack):
     are the paper's; eps 8/255 is CIFAR-10's of Madry et al. 2018; ``stop`` is our choice.
     """
 
+    traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps")
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
-        step_size: float | str = "1/255",
+        eps: Length = "8/255",
+        step_size: Length = "1/255",
         steps: int = 10,
         stop: str = "never",
     ) -> None:
         check_count("bim", steps=steps)
-        self.eps = fraction(eps)
-        self.step_size = fraction(step_size)
+        self.eps = eps
+        self.step_size = step_size
         self.steps = steps
         self.stop = check_stop("bim", stop)
 

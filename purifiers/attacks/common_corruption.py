@@ -13,28 +13,11 @@ from purifiers.core.data import data_root
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.noise import derive_seed
 from purifiers.core.target import Target
-
-VERSION = 1
-BUDGET = ("source",)  # where no data set is the paper's own, CIFAR-10-C is not either
-PASSES = "0"  # asks no network
-BLIND = True  # knows no model, so that no sign of a weak attack applies to it
-FLOAT32_ONLY = True
-# (parameters and their values, what is to be said of them)
-REFUSED = (
-    (
-        {"source": ("made",), "corruption": ("fog", "frost", "motion_blur", "snow", "spatter")},
-        "no library here makes {corruption} in a few lines; it needs CIFAR-10-C/{corruption}.npy",
-    ),
-)
-REMARKS = (
-    (
-        {"source": ("made",)},
-        "corrupted here with the formulas and constants of CIFAR-10-C, not its own files",
-    ),
-)
+from purifiers.core.traits import AttackTraits, Note
 
 FOLDER = "CIFAR-10-C"
-CORRUPTIONS = tuple(sorted({*MADE, *REFUSED[0][0]["corruption"]}))
+NOT_MADE = ("fog", "frost", "motion_blur", "snow", "spatter")
+CORRUPTIONS = tuple(sorted({*MADE, *NOT_MADE}))
 SEVERITIES = 5
 SOURCES = ("made", "files")
 
@@ -61,7 +44,35 @@ class CommonCorruption(Attack):
             are missing or do not fit the images.
     """
 
-    norm = "corruption"
+    traits = AttackTraits(
+        version=1,
+        budget=("source",),  # where no data set is the paper's own, CIFAR-10-C is not either
+        passes="0",  # asks no network
+        norm="corruption",
+        model_free=True,  # no sign of a weak attack applies to it
+        float32_only=True,
+        refused=(
+            Note(
+                when={
+                    "source": ("made",),
+                    "corruption": ("fog", "frost", "motion_blur", "snow", "spatter"),
+                },
+                text=(
+                    "no library here makes {corruption} in a few lines; "
+                    "it needs CIFAR-10-C/{corruption}.npy"
+                ),
+            ),
+        ),
+        remarks=(
+            Note(
+                when={"source": ("made",)},
+                text=(
+                    "corrupted here with the formulas and constants of CIFAR-10-C, "
+                    "not its own files"
+                ),
+            ),
+        ),
+    )
 
     def __init__(
         self, *, corruption: str = "gaussian_noise", severity: int = 5, source: str = "made"
@@ -74,8 +85,8 @@ class CommonCorruption(Attack):
         if source not in SOURCES:
             raise UserError(f"common_corruption: source is {source!r}: choose made or files")
         if source == "made" and corruption not in MADE:
-            said = REFUSED[0][1].format(corruption=corruption)
-            raise UserError(f"common_corruption: {said} and source: files")
+            reason = self.traits.refused[0].text.format(corruption=corruption)
+            raise UserError(f"common_corruption: {reason} and source: files")
         self.corruption, self.severity, self.source = corruption, severity, source
 
     def perturb(

@@ -11,11 +11,7 @@ from purifiers.attacks._linf import check_count
 from purifiers.core.component import Attack
 from purifiers.core.errors import check_choice
 from purifiers.core.target import Target
-
-VERSION = 2
-BUDGET = ("steps", "search_steps")
-PASSES = "3 * steps * search_steps"
-FLOAT32_ONLY = True  # ends on the boundary, where rounding decides
+from purifiers.core.traits import AttackTraits
 
 FAILURES = ("original", "foolbox_zero")
 
@@ -49,7 +45,13 @@ class CwL2(Attack):
     choice.
     """
 
-    norm = "l2"
+    traits = AttackTraits(
+        version=2,
+        budget=("steps", "search_steps"),
+        passes="3 * steps * search_steps",
+        norm="l2",
+        float32_only=True,  # ends on the boundary, where rounding decides
+    )
 
     def __init__(
         self,

@@ -9,12 +9,9 @@ from purifiers.attacks._linf import check_count
 from purifiers.attacks._tanh import hinge, to_image, to_tanh
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite, input_gradient
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "9 * steps + 1"
+from purifiers.core.traits import AttackTraits
 
 # rates that CarliniLInfMethod tries by default: the first and four halves of it, then five doubles
 TRIALS, DOUBLINGS = 5, 5
@@ -50,16 +47,18 @@ class CwLinf(Attack):
         UserError: no step, or eps 0.
     """
 
+    traits = AttackTraits(version=1, budget=("steps",), passes="9 * steps + 1")
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
+        eps: Length = "8/255",
         steps: int = 10,
         learning_rate: float = 0.01,
         confidence: float = 0.0,
     ) -> None:
         check_count("cw_linf", steps=steps)
-        self.eps = fraction(eps)
+        self.eps = eps
         if not self.eps > 0.0:
             raise UserError(f"cw_linf: eps is {self.eps:g}, but a ball larger than 0 is needed")
         self.steps = steps

@@ -5,15 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from purifiers.attacks._deepfool import check_deepfool, deepfool
-from purifiers.attacks._l2 import direction, length, project
+from purifiers.attacks._l2 import direction, project
 from purifiers.core.component import Attack
+from purifiers.core.numbers import Radius
 from purifiers.core.target import Target
-
-VERSION = 1
-BUDGET = ("steps", "candidates")
-LATER = ("clip_sum",)
-PASSES = "2 * steps * candidates"
-FLOAT32_ONLY = True  # ends on the boundary, where rounding decides
+from purifiers.core.traits import AttackTraits
 
 
 class DeepfoolL2(Attack):
@@ -42,19 +38,26 @@ class DeepfoolL2(Attack):
         UserError: a radius that is not above 0, no step, or less than two candidates.
     """
 
-    norm = "l2"
+    traits = AttackTraits(
+        version=1,
+        budget=("steps", "candidates"),
+        joined_later=("clip_sum",),
+        passes="2 * steps * candidates",
+        norm="l2",
+        float32_only=True,  # ends on the boundary, where rounding decides
+    )
 
     def __init__(
         self,
         *,
-        radius: float | str | None = None,
+        radius: Radius | None = None,
         steps: int = 50,
         candidates: int = 10,
         overshoot: float = 0.02,
         clip_sum: bool = False,
     ) -> None:
         check_deepfool("deepfool_l2", steps, candidates)
-        self.radius = None if radius is None else length("deepfool_l2", "radius", radius)
+        self.radius = radius
         self.steps = steps
         self.candidates = candidates
         self.overshoot = overshoot

@@ -7,14 +7,9 @@ from torch import Tensor
 
 from purifiers.attacks._deepfool import check_deepfool, deepfool
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target
-
-VERSION = 1
-BUDGET = ("steps", "candidates")
-LATER = ("clip_sum",)
-PASSES = "2 * steps * candidates"
-FLOAT32_ONLY = True  # ends on the boundary, where rounding decides
+from purifiers.core.traits import AttackTraits
 
 
 class DeepfoolLinf(Attack):
@@ -40,17 +35,25 @@ class DeepfoolLinf(Attack):
     ``bethgelab/foolbox``; eps 8/255 is our choice.
     """
 
+    traits = AttackTraits(
+        version=1,
+        budget=("steps", "candidates"),
+        joined_later=("clip_sum",),
+        passes="2 * steps * candidates",
+        float32_only=True,  # ends on the boundary, where rounding decides
+    )
+
     def __init__(
         self,
         *,
-        eps: float | str | None = "8/255",
+        eps: Length | None = "8/255",
         steps: int = 50,
         candidates: int = 10,
         overshoot: float = 0.02,
         clip_sum: bool = False,
     ) -> None:
         check_deepfool("deepfool_linf", steps, candidates)
-        self.eps = None if eps is None else fraction(eps)
+        self.eps = eps
         self.steps = steps
         self.candidates = candidates
         self.overshoot = overshoot

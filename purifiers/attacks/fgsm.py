@@ -6,11 +6,9 @@ from torch import Tensor
 
 from purifiers.attacks._linf import ascend, check_labels, followed
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target
-
-VERSION = 1
-PASSES = "3"
+from purifiers.core.traits import AttackTraits
 
 
 class Fgsm(Attack):
@@ -21,8 +19,10 @@ class Fgsm(Attack):
         attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`.
     """
 
-    def __init__(self, *, eps: float | str = "8/255", attack_labels: str = "true") -> None:
-        self.eps = fraction(eps)
+    traits = AttackTraits(version=1, passes="3")
+
+    def __init__(self, *, eps: Length = "8/255", attack_labels: str = "true") -> None:
+        self.eps = eps
         self.attack_labels = check_labels("fgsm", attack_labels)
 
     def perturb(

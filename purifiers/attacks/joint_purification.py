@@ -7,10 +7,7 @@ from torch import Tensor
 
 from purifiers.attacks._joint import Joint
 from purifiers.core.target import Target, finite
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "6 * steps"  # every step purifies twice: for the gradient and for the direction
+from purifiers.core.traits import AttackTraits
 
 
 class JointPurification(Joint):
@@ -21,6 +18,12 @@ class JointPurification(Joint):
     model). Where nothing purifies r is zero, and the steps are half of PGD's.
     Parameters and defaults: see :class:`purifiers.attacks._joint.Joint`.
     """
+
+    traits = AttackTraits(
+        version=1,
+        budget=("steps",),
+        passes="6 * steps",  # every step purifies twice: for the gradient and for the direction
+    )
 
     def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:
         """Total displacement (n, C, H, W) over the draws."""

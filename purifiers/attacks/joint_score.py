@@ -6,11 +6,7 @@ from torch import Tensor
 
 from purifiers.attacks._joint import Joint
 from purifiers.core.target import Target, finite
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "4 * steps"  # a score counts as one pass: what it really costs is the purifier's affair
-NEEDS = ("score",)
+from purifiers.core.traits import AttackTraits
 
 
 class JointScore(Joint):
@@ -20,6 +16,13 @@ class JointScore(Joint):
     taken at the image without noise, so that there is one, however many draws g has.
     Parameters and defaults: see :class:`purifiers.attacks._joint.Joint`.
     """
+
+    traits = AttackTraits(
+        version=1,
+        budget=("steps",),
+        passes="4 * steps",  # a score counts as one pass; its real cost depends on the purifier
+        needs=("score",),
+    )
 
     def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:
         """The score (n, C, H, W)."""

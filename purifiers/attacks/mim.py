@@ -6,12 +6,9 @@ from torch import Tensor
 
 from purifiers.attacks._linf import ascend, check_count, check_stop
 from purifiers.core.component import Attack
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "3 * steps"
+from purifiers.core.traits import AttackTraits
 
 
 class Mim(Attack):
@@ -30,18 +27,20 @@ class Mim(Attack):
     Defaults: eps 16/255, 10 steps, decay 1 and step eps / steps are the paper's (section 4.1).
     """
 
+    traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps")
+
     def __init__(
         self,
         *,
-        eps: float | str = "16/255",
-        step_size: float | str = "1.6/255",
+        eps: Length = "16/255",
+        step_size: Length = "1.6/255",
         steps: int = 10,
         decay: float = 1.0,
         stop: str = "never",
     ) -> None:
         check_count("mim", steps=steps)
-        self.eps = fraction(eps)
-        self.step_size = fraction(step_size)
+        self.eps = eps
+        self.step_size = step_size
         self.steps = steps
         self.decay = decay
         self.stop = check_stop("mim", stop)

@@ -15,12 +15,9 @@ from purifiers.attacks._linf import (
 )
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite
-
-VERSION = 1
-BUDGET = ("steps", "restarts")
-PASSES = "(3 * steps + 1) * restarts - 1"  # at most: broken images get no further restart
+from purifiers.core.traits import AttackTraits
 
 
 class Pgd(Attack):
@@ -43,11 +40,17 @@ class Pgd(Attack):
     2/255, 20); ``stop`` is our choice.
     """
 
+    traits = AttackTraits(
+        version=1,
+        budget=("steps", "restarts"),
+        passes="(3 * steps + 1) * restarts - 1",  # at most: broken images get no further restart
+    )
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
-        step_size: float | str = "2/255",
+        eps: Length = "8/255",
+        step_size: Length = "2/255",
         steps: int = 20,
         random_start: bool = True,
         restarts: int = 1,
@@ -57,8 +60,8 @@ class Pgd(Attack):
         check_count("pgd", steps=steps, restarts=restarts)
         if restarts > 1 and not random_start:
             raise UserError(f"pgd: {restarts} restarts would all be the same without random_start")
-        self.eps = fraction(eps)
-        self.step_size = fraction(step_size)
+        self.eps = eps
+        self.step_size = step_size
         self.steps = steps
         self.random_start = random_start
         self.restarts = restarts

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._l2 import direction, length, project, random_start
+from purifiers.attacks._l2 import direction, project, random_start
 from purifiers.attacks._linf import check_count, check_stop
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
+from purifiers.core.numbers import Radius
 from purifiers.core.target import Target, input_gradient
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "3 * steps"
+from purifiers.core.traits import AttackTraits
 
 
 class PgdL2(Attack):
@@ -32,20 +30,20 @@ class PgdL2(Attack):
     the ball (the paper's section 5); ``stop`` is our choice.
     """
 
-    norm = "l2"
+    traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps", norm="l2")
 
     def __init__(
         self,
         *,
-        radius: float | str = 0.5,
-        step_length: float | str = 0.0625,
+        radius: Radius = 0.5,
+        step_length: Radius = 0.0625,
         steps: int = 20,
         random_start: bool = True,
         stop: str = "never",
     ) -> None:
         check_count("pgd_l2", steps=steps)
-        self.radius = length("pgd_l2", "radius", radius)
-        self.step_length = length("pgd_l2", "step_length", step_length)
+        self.radius = radius
+        self.step_length = step_length
         self.steps = steps
         self.random_start = random_start
         self.stop = check_stop("pgd_l2", stop)

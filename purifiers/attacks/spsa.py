@@ -11,12 +11,9 @@ from purifiers.attacks._losses import margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite
-
-VERSION = 1
-BUDGET = ("steps", "samples")
-PASSES = "steps * (samples + 1) + 1"
+from purifiers.core.traits import AttackTraits
 
 # Perturbed images asked for at once: our choice; fills a GPU, and 224x224 RGB images then take
 # 150 MB. Of one image always as many pairs, whatever its batch: in which order its questions are
@@ -47,10 +44,16 @@ class Spsa(Attack):
     eps 8/255 and ``stop`` are our choice.
     """
 
+    traits = AttackTraits(
+        version=1,
+        budget=("steps", "samples"),
+        passes="steps * (samples + 1) + 1",
+    )
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
+        eps: Length = "8/255",
         steps: int = 100,
         delta: float = 0.01,
         learning_rate: float = 0.01,
@@ -62,7 +65,7 @@ class Spsa(Attack):
             raise UserError(f"spsa: samples is {samples}, but they come in pairs: an even number")
         if delta <= 0:
             raise UserError(f"spsa: delta is {delta}, but a perturbation needs a length above 0")
-        self.eps = fraction(eps)
+        self.eps = eps
         self.steps = steps
         self.delta = delta
         self.learning_rate = learning_rate

@@ -12,12 +12,9 @@ from purifiers.attacks._losses import margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite
-
-VERSION = 1
-BUDGET = ("queries",)
-PASSES = "queries"
+from purifiers.core.traits import AttackTraits
 
 # Ten-thousandths of the budget after which p is halved: fra31/auto-attack, max-andr/square-attack
 # (the paper lists the same without 500).
@@ -53,10 +50,12 @@ class Square(Attack):
     is our choice.
     """
 
+    traits = AttackTraits(version=1, budget=("queries",), passes="queries")
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
+        eps: Length = "8/255",
         queries: int = 5000,
         p_init: float = 0.8,
         stop: str = "never",
@@ -64,7 +63,7 @@ class Square(Attack):
         check_count("square", queries=queries)
         if not 0 < p_init <= 1:
             raise UserError(f"square: p_init is {p_init}, but a share of the pixels is in (0, 1]")
-        self.eps = fraction(eps)
+        self.eps = eps
         self.queries = queries
         self.p_init = p_init
         self.stop = check_stop("square", stop)

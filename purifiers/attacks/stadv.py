@@ -12,10 +12,7 @@ from purifiers.attacks._losses import margin
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.target import Target, finite, input_gradient
-
-VERSION = 1
-BUDGET = ("steps",)
-PASSES = "3 * steps + 1"
+from purifiers.core.traits import AttackTraits
 
 # cassidylaidlaw/ReColorAdv: keeps the square root's slope finite where neighbours move alike
 SOFTENING = 1e-10
@@ -46,7 +43,7 @@ class Stadv(Attack):
     choice.
     """
 
-    norm = "spatial"
+    traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps + 1", norm="spatial")
 
     def __init__(
         self,

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
-
-VERSION = 1  # raise it whenever the same declaration would give other logits or initial weights
-BUDGET = ("width",)  # the parameters a reduced scale may change: sizes only
+from purifiers.core.traits import ClassifierTraits
 
 
 class Template(Classifier):
@@ -25,6 +23,11 @@ class Template(Classifier):
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
     """
+
+    traits = ClassifierTraits(
+        version=1,  # raise it when the same declaration gives other logits or initial weights
+        budget=("width",),  # parameters that a reduced scale may change: sizes only
+    )
 
     TAPS: ClassVar[tuple[str, ...]] = ("early", "late")  # shallow to deep
 

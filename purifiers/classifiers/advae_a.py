@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from purifiers.classifiers._layered import Layered
-
-VERSION = 1
-BUDGET = ("width",)
+from purifiers.core.traits import ClassifierTraits
 
 
 class AdvaeA(Layered):
@@ -27,6 +25,8 @@ class AdvaeA(Layered):
     Raises:
         UserError: the images are too small.
     """
+
+    traits = ClassifierTraits(version=1, budget=("width",))
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense1")
 

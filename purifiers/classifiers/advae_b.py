@@ -8,9 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from purifiers.classifiers._layered import Layered
-
-VERSION = 1
-BUDGET = ("width", "first_stride")
+from purifiers.core.traits import ClassifierTraits
 
 
 class AdvaeB(Layered):
@@ -31,6 +29,8 @@ class AdvaeB(Layered):
     Raises:
         UserError: the images are too small.
     """
+
+    traits = ClassifierTraits(version=1, budget=("width", "first_stride"))
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3")
 

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from purifiers.classifiers._layered import Layered
-
-VERSION = 1
-BUDGET = ("width",)
+from purifiers.core.traits import ClassifierTraits
 
 
 class AdvaeD(Layered):
@@ -23,6 +21,8 @@ class AdvaeD(Layered):
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
     """
+
+    traits = ClassifierTraits(version=1, budget=("width",))
 
     TAPS: ClassVar[tuple[str, ...]] = ("dense1", "dense2")
 

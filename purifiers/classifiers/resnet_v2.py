@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.traits import ClassifierTraits
 
-VERSION = 1
-BUDGET = ("depth", "width", "first_stride", "norm_momentum")
 NORM_EPS = 1e-3  # Keras's default
 
 
@@ -44,6 +43,8 @@ class ResnetV2(Classifier):
     Raises:
         UserError: ``depth`` is not of the form 9 n + 2.
     """
+
+    traits = ClassifierTraits(version=1, budget=("depth", "width", "first_stride", "norm_momentum"))
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "stage1", "stage2", "stage3")
 

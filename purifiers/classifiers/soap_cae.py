@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.classifiers._layered import Layered
 from purifiers.core.errors import UserError
-
-VERSION = 1
-BUDGET = ("width", "units")
+from purifiers.core.traits import ClassifierTraits
 
 
 class SoapCae(Layered):
@@ -36,6 +34,8 @@ class SoapCae(Layered):
     Raises:
         UserError: another task.
     """
+
+    traits = ClassifierTraits(version=1, budget=("width", "units"))
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense1")
 

@@ -12,9 +12,7 @@ from purifiers.classifiers._taps import tapped
 from purifiers.core.auxiliary import ROTATIONS
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
-
-VERSION = 1
-BUDGET = ("width", "first_stride")
+from purifiers.core.traits import ClassifierTraits
 
 
 class SoapResnet(Classifier):
@@ -39,6 +37,8 @@ class SoapResnet(Classifier):
     Raises:
         UserError: another task.
     """
+
+    traits = ClassifierTraits(version=1, budget=("width", "first_stride"))
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "stage1", "stage2", "stage3")
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
-
-VERSION = 1
-BUDGET = ("depth", "width", "first_stride")
+from purifiers.core.traits import ClassifierTraits
 
 # Convolutions per stage: Simonyan and Zisserman, Table 1, columns A, B, D and E.
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -40,6 +38,8 @@ class Vgg(Classifier):
     Raises:
         UserError: another depth.
     """
+
+    traits = ClassifierTraits(version=1, budget=("depth", "width", "first_stride"))
 
     TAPS: ClassVar[tuple[str, ...]] = ("stage1", "stage2", "stage3", "stage4", "stage5")
 

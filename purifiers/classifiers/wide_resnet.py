@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
-
-VERSION = 1
-BUDGET = ("depth", "widen_factor", "first_stride")
+from purifiers.core.traits import ClassifierTraits
 
 
 class WideResnet(Classifier):
@@ -36,6 +34,8 @@ class WideResnet(Classifier):
     Raises:
         UserError: ``depth`` is not of the form 6 n + 4.
     """
+
+    traits = ClassifierTraits(version=1, budget=("depth", "widen_factor", "first_stride"))
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "stage1", "stage2", "stage3")
 

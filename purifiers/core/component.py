@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -11,23 +12,44 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import check_linf_length, fraction, is_linf_length
+from purifiers.core.numbers import length_kind, read_length
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
+from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
 
 
-def normalise(owner: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Turn ``"8/255"`` into a float and refuse L-infinity lengths outside [0, 1].
+class Component:
+    """Base of everything that YAML names.
 
-    Raises:
-        UserError: for example ``eps=8``.
+    A parameter annotated ``Length`` or ``Radius`` may be given as text such as ``"8/255"``. It is
+    converted and range-checked before ``__init__`` runs, however the component is constructed.
     """
-    result = dict(parameters)
-    for name, value in parameters.items():
-        if is_linf_length(name) and value is not None:
-            result[name] = fraction(value)
-            check_linf_length(name, result[name], owner)
-    return result
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _with_lengths(vars(cls)["__init__"])  # type: ignore[method-assign]
+
+
+def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
+    """``init`` with its lengths converted, defaults included; ``init`` itself if it has none."""
+    kinds = {
+        name: kind
+        for name, annotation in init.__annotations__.items()
+        if (kind := length_kind([part.strip() for part in str(annotation).split("|")]))
+    }
+    if not kinds:
+        return init
+
+    @functools.wraps(init)
+    def converted(self: Any, *context: Any, **parameters: Any) -> None:
+        for name, kind in kinds.items():
+            value = parameters.get(name, (init.__kwdefaults__ or {}).get(name))
+            if value is not None:
+                parameters[name] = read_length(kind, value, f"{type(self).__name__}: {name}")
+        init(self, *context, **parameters)
+
+    return converted
 
 
 def check_images(images: Tensor, where: str) -> None:
@@ -46,20 +68,14 @@ def check_images(images: Tensor, where: str) -> None:
         raise UserError(f"{where}: images must lie in [0, 1], got [{low:g}, {high:g}]")
 
 
-class Attack:
+class Attack(Component):
     """From images and labels to adversarial images.
 
-    A subclass stores its parameters as attributes of the same names and implements
-    :meth:`perturb`.
-
-    Attributes:
-        norm: of the perturbation: ``linf``, ``l2``, or a name for what has none.
-        batch_dependent: an image's result depends on its batch mates; the record of a run then
-            says how many there were.
+    A subclass stores its parameters as attributes of the same names, declares its ``traits`` and
+    implements :meth:`perturb`.
     """
 
-    norm: ClassVar[str] = "linf"
-    batch_dependent: ClassVar[bool] = False
+    traits: ClassVar[AttackTraits] = AttackTraits(version=0, passes="0")
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
@@ -110,17 +126,17 @@ class Attack:
             raise RuntimeError(f"{name} left the pixel range [0, 1]")
         shift = (adversarial - images).flatten(1)
         eps, radius = getattr(self, "eps", None), getattr(self, "radius", None)
-        if self.norm == "linf" and eps is not None and shift.numel():
+        if self.traits.norm == "linf" and eps is not None and shift.numel():
             distance = float(shift.abs().max())
             if distance > eps + 1e-6:
                 raise RuntimeError(f"{name} left its ball: {distance:g} > eps {eps:g}")
-        if self.norm == "l2" and radius is not None and shift.numel():
+        if self.traits.norm == "l2" and radius is not None and shift.numel():
             distance = float(shift.norm(dim=1).max())
             if distance > radius * (1 + 1e-5) + 1e-6:
                 raise RuntimeError(f"{name} left its ball: {distance:g} > radius {radius:g}")
 
 
-class Classifier(nn.Module):
+class Classifier(Component, nn.Module):
     """Images to logits, with named inner features.
 
     Attributes:
@@ -129,6 +145,7 @@ class Classifier(nn.Module):
         TAPS: names of the inner representations, shallow to deep.
     """
 
+    traits: ClassVar[ClassifierTraits] = ClassifierTraits(version=0)
     TAPS: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
@@ -152,23 +169,26 @@ class Classifier(nn.Module):
         raise UserError(f"{type(self).__name__} has no inner representations to tap")
 
 
-class Method(nn.Module):
+class Method(Component, nn.Module):
     """A purifier: images to images of the same shape.
 
     Attributes:
-        stochastic: two seeds give two outputs.
-        fitted: the method has weights that are trained before it is used.
-        learns_examples: it is fitted on adversarial examples (:meth:`example`) that never change.
-        kept_examples: those of all training images, float32 (n, C, H, W), for each classifier that
-            it is fitted on; empty where nobody has made them, and then it does when it needs them.
-        recipe: how they are trained.
+        traits: what it declares, see CONTRIBUTING.md.
+        stored_examples: adversarial examples of all training images, float32 (n, C, H, W), for each
+            classifier that the method is fitted on; empty: the method makes them when needed.
+        recipe: how its weights are trained (fitted methods only).
     """
 
-    stochastic: ClassVar[bool] = False
-    fitted: ClassVar[bool] = False
-    learns_examples: ClassVar[bool] = False
-    kept_examples: Sequence[npt.NDArray] = ()
+    traits: ClassVar[MethodTraits] = MethodTraits(version=0)
+    stored_examples: Sequence[npt.NDArray] = ()
     recipe: Recipe
+
+    @property
+    def random(self) -> bool:
+        """Whether two seeds give two outputs, under the parameters of this instance."""
+        condition = self.traits.random
+        names = () if isinstance(condition, bool) else condition
+        return self.traits.is_random({name: getattr(self, name) for name in names})
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         """Build what depends on the frozen classifier or on the images' shape (C, H, W)."""
@@ -176,8 +196,8 @@ class Method(nn.Module):
     def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
         """Called before fitting: on which frozen classifiers, and on how many training images.
 
-        Without a word of its own a method is fitted on the classifier that it is bound to. One
-        that can be fitted on several, and then serves any, says ``ENSEMBLE = True``.
+        By default a method is fitted on the classifier that it is bound to. A method that can be
+        fitted on several declares ``Fit(several_classifiers=True)`` and overrides this.
 
         Raises:
             UserError: several, for a method that listens to one.
@@ -224,22 +244,22 @@ class Method(nn.Module):
 
     def own_pass(self, images: Tensor) -> Tensor:
         """One forward pass of the network that the method brings, for as many images: what
-        ``OWN_PASSES`` counts."""
+        ``traits.network.passes`` counts."""
         raise TypeError(f"{type(self).__name__} brings no network")
 
     def verdict(self, images: Tensor) -> Tensor:
         """How adversarial the method's own detector finds each image: a logit (n,), high for
-        adversarial. Methods with ``PROVIDES = ("verdict",)`` have one."""
+        adversarial. Methods that provide ``verdict`` have one."""
         raise UserError(f"{type(self).__name__} has no detector that could be attacked")
 
     def detected(self, images: Tensor) -> Tensor:
-        """Which images the method's own detector refuses, bool (n,). Methods with
-        ``PROVIDES = ("detected",)`` have one."""
+        """Which images the method's own detector refuses, bool (n,). Methods that
+        provide ``detected`` have one."""
         raise UserError(f"{type(self).__name__} has no detector that decides")
 
     def score(self, images: Tensor) -> Tensor:
-        """Gradient of the log-density that the method learned, (n, C, H, W). Methods with
-        ``PROVIDES = ("score",)`` have one."""
+        """Gradient of the log-density that the method learned, (n, C, H, W). Methods that
+        provide ``score`` have one."""
         raise UserError(f"{type(self).__name__} has no score that could be attacked")
 
 
@@ -254,14 +274,14 @@ def default_indices(images: Tensor, indices: Sequence[int] | Tensor | None) -> T
 
 
 def build(cls: type, *context: Any, **parameters: Any) -> Any:
-    """Construct a component with normalised lengths.
+    """Construct a component.
 
     Raises:
         UserError: a parameter the component does not have, or a length out of range.
     """
-    known = inspect.signature(cls).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+    declared = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in declared.values()):
         for name in parameters:
-            if name not in known:
+            if name not in declared:
                 raise UserError(f"{cls.__name__} has no parameter {name!r}")
-    return cls(*context, **normalise(cls.__name__, parameters))
+    return cls(*context, **parameters)

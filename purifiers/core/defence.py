@@ -68,7 +68,7 @@ class Defence:
         self.eot_samples = eot_samples
         self.eot_combine = eot_combine
         self.auxiliary = auxiliary
-        self.stochastic = any(method.stochastic for method in self.methods)
+        self.stochastic = any(method.random for method in self.methods)
         self.straight_through = gradient == "bpda" and bool(self.methods)
         self.chunk: int | None = getattr(classifier, "chunk", None)
         precise = getattr(classifier, "exact", None)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from typing import Any
 
 from purifiers.core.errors import UserError
 
 _FRACTION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*$")
 
 
-def fraction(value: str | float) -> float:
+Length = Any
+"""Annotation of a parameter that is an L-infinity distance on the [0, 1] scale: a number, or text
+such as ``"8/255"``. The constructor receives the number; a type checker cannot see that."""
+
+Radius = Any
+"""The same for an L2 distance over all pixels of an image, above 0."""
+
+
+def fraction(value: str | float, where: str = "") -> float:
     """Read a length: a number, or a string such as ``"8/255"``.
 
     Raises:
@@ -23,8 +33,9 @@ def fraction(value: str | float) -> float:
     try:
         return float(str(value))  # so that True and None are no lengths either
     except ValueError:
+        place = f"{where} is " if where else ""
         raise UserError(
-            f"{value!r} is not a length: write a number or a fraction such as 8/255"
+            f"{place}{value!r}, not a length: write a number or a fraction such as 8/255"
         ) from None
 
 
@@ -41,18 +52,26 @@ def is_fraction(value: object) -> bool:
     return isinstance(value, str) and _FRACTION.match(value) is not None
 
 
-def is_linf_length(parameter: str) -> bool:
-    """Whether a parameter of this name is an L-infinity length on the pixel scale."""
-    known = ("eps", "step_size", "train_step", "augmentation_step")
-    return parameter in known or parameter.endswith("_eps")
+def length_kind(types: Collection[str]) -> str:
+    """``"Length"`` or ``"Radius"`` if an annotation has it among its alternatives, else ``""``."""
+    return next((kind for kind in ("Length", "Radius") if kind in types), "")
 
 
-def check_linf_length(parameter: str, value: float, where: str) -> None:
-    """Refuse an L-infinity length outside [0, 1].
+def read_length(kind: str, value: str | float, where: str) -> float:
+    """A length as a number.
+
+    Args:
+        kind: ``"Length"``: an L-infinity distance on the [0, 1] scale. ``"Radius"``: an L2
+            distance over all pixels of an image.
+        where: begins the message; names the parameter.
 
     Raises:
-        UserError: typically eps given in grey levels (8) and not as a fraction (8/255).
+        UserError: no length, or out of range: typically eps in grey levels (8, not 8/255).
     """
-    if not 0.0 <= value <= 1.0:
-        mend = f"; write {value:g}/255 for {value:g} grey levels" if value > 1 else ""
-        raise UserError(f"{where}: {parameter} is {value:g}, but images live in [0, 1]{mend}")
+    number = fraction(value, where)
+    if kind == "Length" and not 0.0 <= number <= 1.0:
+        mend = f"; write {number:g}/255 for {number:g} grey levels" if number > 1 else ""
+        raise UserError(f"{where} is {number:g}, but images live in [0, 1]{mend}")
+    if kind == "Radius" and not number > 0.0:
+        raise UserError(f"{where} is {number:g}, but a length above 0 is needed")
+    return number

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from purifiers.core.component import Component
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.traits import DatasetTraits
 
 SPLITS = ("train", "test")
 
@@ -25,21 +27,32 @@ class Source(NamedTuple):
     note: str = ""
 
 
-class Dataset(ABC):
+class Dataset(Component, ABC):
     """A labelled set of images of one shape, in a training and a test split.
 
-    A component's file has the module-level literals ``VERSION``, ``SHAPE`` (C, H, W),
-    ``CLASSES``, ``TRAIN`` and ``TEST`` (numbers of images; None where only the files can tell)
-    and, if its images are not the ones a paper means, ``STAND_IN_NOTE``. The class takes them
-    as its attributes, so that a subclass can expect something else. Files are looked for below
-    the data folder; an official one that is missing is downloaded.
+    ``traits`` declare shape, classes and numbers of images. Files are read from the data folder; an
+    official file that is missing is downloaded.
+
+    Attributes:
+        shape: (C, H, W).
+        classes: number of classes; None until the files are read, where only they can tell.
+        train, test: expected numbers of images; None as above.
+        origin: the layout that is read.
     """
 
+    traits: ClassVar[DatasetTraits]
     shape: tuple[int, int, int]
     classes: int | None
     train: int | None
     test: int | None
     origin: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "traits" in vars(cls):
+            traits = cls.traits
+            cls.shape, cls.classes = traits.shape, traits.classes
+            cls.train, cls.test = traits.train, traits.test
 
     def load(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         """Read one split, whole and in its fixed order.

@@ -10,15 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets._base import Dataset, Source
-
-VERSION = 1
-SHAPE = (1, 8, 8)  # channels, height, width
-CLASSES = 4
-TRAIN = 64
-TEST = 32
-# Only if these are not the images a paper means; it is printed beside every number.
-STAND_IN_NOTE = "drawn stripes, for trying things out"
 
 
 class Template(Dataset):
@@ -33,15 +26,23 @@ class Template(Dataset):
             return file["images"], file["labels"]
     """
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(
+        version=1,
+        shape=(1, 8, 8),  # channels, height, width
+        classes=4,
+        train=64,
+        test=32,
+        # Only if these are not the images a paper means; it is printed beside every number.
+        stand_in_note="drawn stripes, for trying things out",
+    )
 
     def source(self, root: Path) -> Source:
-        return Source("drawn", STAND_IN_NOTE)
+        return Source("drawn", self.traits.stand_in_note)
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        count, seed = (TRAIN, 0) if split == "train" else (TEST, 1)
-        labels = np.arange(count) % CLASSES
-        images = np.random.RandomState(seed).randint(0, 64, (count, *SHAPE), dtype=np.uint8)
-        rows = np.arange(SHAPE[1]) // 2 == labels[:, np.newaxis]
+        count, seed = (64, 0) if split == "train" else (32, 1)
+        labels = np.arange(count) % 4
+        images = np.random.RandomState(seed).randint(0, 64, (count, *self.shape), dtype=np.uint8)
+        rows = np.arange(self.shape[1]) // 2 == labels[:, np.newaxis]
         images += np.uint8(160) * rows[:, np.newaxis, :, np.newaxis].astype(np.uint8)
         return images, labels

@@ -7,18 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from purifiers.core.errors import UserError
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images
 from purifiers.datasets._base import SPLITS, Source
 from purifiers.datasets._cifar import CifarBinary
 from purifiers.datasets._download import Remote
-
-VERSION = 1
-SHAPE = (3, 32, 32)
-CLASSES = 10
-TRAIN = 50_000
-TEST = 10_000
-# Holds only where the images found are JPEG: `Cifar10.source(root).note` tells.
-STAND_IN_NOTE = "recompressed as JPEG, not bit-exact"
 
 # Size and SHA-256: tensorflow/datasets, url_checksums/cifar10.txt.
 ARCHIVE = Remote(
@@ -55,7 +48,15 @@ class Cifar10(CifarBinary):
     4. the archive, downloaded.
     """
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(
+        version=1,
+        shape=(3, 32, 32),
+        classes=10,
+        train=50_000,
+        test=10_000,
+        stand_in_note="recompressed as JPEG, not bit-exact",  # where the files hold JPEG
+    )
+
     folder, archive, members, checksums = "cifar-10-batches-bin", ARCHIVE, MEMBERS, CHECKSUMS
     label_bytes = 1
 
@@ -64,7 +65,7 @@ class Cifar10(CifarBinary):
         if folder is None:
             return super().source(root)
         blobs = [blob for split in SPLITS for blob in _rows(folder, split)[0]]
-        note = STAND_IN_NOTE if any(_images.is_jpeg(blob) for blob in blobs) else ""
+        note = self.traits.stand_in_note if any(_images.is_jpeg(blob) for blob in blobs) else ""
         return Source(f"parquet files in {folder.name}/, without a checksum", note)
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets._cifar import CifarBinary
 from purifiers.datasets._download import Remote
-
-VERSION = 1
-SHAPE = (3, 32, 32)
-CLASSES = 100
-TRAIN = 50_000
-TEST = 10_000
 
 # Size and SHA-256: tensorflow/datasets, url_checksums/cifar100.txt.
 ARCHIVE = Remote(
@@ -31,6 +26,7 @@ class Cifar100(CifarBinary):
     A record has the coarse label, then the fine one; the fine one is used.
     """
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(version=1, shape=(3, 32, 32), classes=100, train=50_000, test=10_000)
+
     folder, archive, members, checksums = "cifar-100-binary", ARCHIVE, MEMBERS, CHECKSUMS
     label_bytes = 2

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets._base import Dataset, Source
-
-VERSION = 1
-SHAPE = (1, 16, 16)
-CLASSES = 10
-TRAIN = 1_400
-TEST = 397
-STAND_IN_NOTE = "scikit-learn's 16x16 digits stand in for the paper's images"
 
 SEED = 0
 """Of the split; our choice."""
@@ -31,18 +25,25 @@ class Digits(Dataset):
     255. The split is a fixed permutation: the first 1,400 train, the other 397 test.
     """
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(
+        version=1,
+        shape=(1, 16, 16),
+        classes=10,
+        train=1_400,
+        test=397,
+        stand_in_note="scikit-learn's 16x16 digits stand in for the paper's images",
+    )
 
     def source(self, root: Path) -> Source:
-        return Source("scikit-learn's load_digits", STAND_IN_NOTE)
+        return Source("scikit-learn's load_digits", self.traits.stand_in_note)
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         # RandomState, because NumPy promises that its stream never changes.
-        order = np.random.RandomState(SEED).permutation(TRAIN + TEST)
-        chosen = order[:TRAIN] if split == "train" else order[TRAIN:]
+        order = np.random.RandomState(SEED).permutation(len(digits.images))
+        chosen = order[:1_400] if split == "train" else order[1_400:]
         enlarge = _bilinear(8, 16)
         images = enlarge @ (digits.images[chosen] / 16.0) @ enlarge.T
         return _stretch(images)[:, np.newaxis], digits.target[chosen]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets._download import Remote
 from purifiers.datasets._idx import IdxDataset
-
-VERSION = 1
-SHAPE = (1, 28, 28)
-CLASSES = 10
-TRAIN = 60_000
-TEST = 10_000
 
 # SHA-256 of the uncompressed files. The labels' are those of zalandoresearch/fashion-mnist's own
 # files; the images' are as several public repositories record them beside the same labels'.
@@ -53,6 +48,7 @@ REMOTES = {
 class FashionMnist(IdxDataset):
     """Fashion-MNIST below ``FashionMNIST/raw/`` (torchvision's folders), compressed or not."""
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(version=1, shape=(1, 28, 28), classes=10, train=60_000, test=10_000)
+
     folder, remotes, checksums = "FashionMNIST", REMOTES, CHECKSUMS
     origin = "Fashion-MNIST, idx files, byte-identical to the original"

@@ -8,15 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
-
-VERSION = 1
-# The default; the parameter `shape` has the last word. The folders tell the rest.
-SHAPE = (3, 32, 32)
-CLASSES = None
-TRAIN = None
-TEST = None
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 
@@ -36,8 +30,13 @@ class ImageFolder(Dataset):
         UserError: a shape with other channels or sides below 1.
     """
 
-    train = TRAIN
-    test = TEST
+    traits = DatasetTraits(
+        version=1,
+        shape=(3, 32, 32),  # by default; the parameter `shape` decides
+        classes=None,
+        train=None,
+        test=None,
+    )
 
     def __init__(self, path: str = "image_folder", shape: Sequence[int] = (3, 32, 32)) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
@@ -47,7 +46,7 @@ class ImageFolder(Dataset):
             )
         self.path = path
         self.shape = (shape[0], shape[1], shape[2])
-        self.classes = CLASSES
+        self.classes = None
 
     def source(self, root: Path) -> Source:
         return Source(f"images in {self.path}/")

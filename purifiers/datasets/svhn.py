@@ -9,15 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _checksum
 from purifiers.datasets._base import Dataset
 from purifiers.datasets._download import Remote, obtain
-
-VERSION = 1
-SHAPE = (3, 32, 32)
-CLASSES = 10
-TRAIN = 73_257
-TEST = 26_032
 
 # Sizes and SHA-256: tensorflow/datasets, url_checksums/svhn_cropped.txt.
 REMOTES = {
@@ -39,7 +34,8 @@ class Svhn(Dataset):
     (where torchvision leaves them). The files call the digit 0 label 10; here it is 0.
     """
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(version=1, shape=(3, 32, 32), classes=10, train=73_257, test=26_032)
+
     origin = "SVHN cropped digits, official .mat files"
     remotes: ClassVar[Mapping[str, Remote]] = REMOTES
 
@@ -65,6 +61,6 @@ def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path}: not a MATLAB 5 file with X and y ({error})") from error
     if images.ndim != 4:
         raise UserError(f"{path}: X has shape {images.shape}, expected (32, 32, 3, n)")
-    if len(labels) and not 1 <= labels.min() <= labels.max() <= CLASSES:
+    if len(labels) and not 1 <= labels.min() <= labels.max() <= 10:
         raise UserError(f"{path}: y lies in {labels.min()}..{labels.max()}, expected 1..10")
-    return images.transpose(3, 2, 0, 1), labels % CLASSES
+    return images.transpose(3, 2, 0, 1), labels % 10

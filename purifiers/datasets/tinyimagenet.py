@@ -11,15 +11,10 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
-
-VERSION = 1
-SHAPE = (3, 64, 64)
-CLASSES = 200
-TRAIN = 100_000
-TEST = 10_000
 
 # Size and SHA-256: the pointer of this file in Hugging Face's cnak47/cv-datasets; the same
 # SHA-256 stands in several public repositories that fetched it from this URL.
@@ -42,7 +37,8 @@ class Tinyimagenet(Dataset):
     Grey images become RGB. The folder's images have no checksum; their numbers are checked.
     """
 
-    shape, classes, train, test = SHAPE, CLASSES, TRAIN, TEST
+    traits = DatasetTraits(version=1, shape=(3, 64, 64), classes=200, train=100_000, test=10_000)
+
     archive: ClassVar[Remote] = ARCHIVE
 
     def source(self, root: Path) -> Source:

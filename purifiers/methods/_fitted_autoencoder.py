@@ -13,10 +13,11 @@ from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier, Method, frozen
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.precision import PRECISIONS, computing
 from purifiers.core.prepare import Prepared
 from purifiers.core.recipe import Recipe
+from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._autoencoder import Autoencoder, MnistAutoencoder
 from purifiers.methods._unet import PaperUnet, Unet
 
@@ -56,7 +57,26 @@ class FittedAutoencoder(Method):
             after 4 epochs without a lower validation loss and stops after 10.
     """
 
-    fitted = True
+    traits = MethodTraits(
+        version=1,
+        budget=(
+            "width",
+            "norm_momentum",
+            "steps",
+            "step_size",
+            "attack_precision",
+            "compiled",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "schedule",
+            "validation",
+            "early_stopping",
+        ),
+        joined_later=("compiled",),
+        fit=Fit(several_classifiers=True),
+        network=Network(sized_by=("variant", "width"), passes="1"),
+    )
     VARIANTS: ClassVar[Makers] = {
         "mnist": MnistAutoencoder,
         "unet": lambda channels, width, _: Unet(channels, width),
@@ -69,9 +89,9 @@ class FittedAutoencoder(Method):
         variant: str = "mnist",
         width: int = 32,
         norm_momentum: float = 0.01,
-        eps: float | str = 0.3,
+        eps: Length = 0.3,
         steps: int = 40,
-        step_size: float | str = 0.01,
+        step_size: Length = 0.01,
         attack_labels: str = "true",
         attack_precision: str = "float32",
         compiled: bool = False,
@@ -94,7 +114,7 @@ class FittedAutoencoder(Method):
         check_choice(f"{owner}: attack_precision", attack_precision, PRECISIONS)
         check_choice(f"{owner}: dropout", dropout, DROPOUTS)
         self.variant, self.width, self.norm_momentum = variant, width, norm_momentum
-        self.eps, self.steps, self.step_size = fraction(eps), steps, fraction(step_size)
+        self.eps, self.steps, self.step_size = eps, steps, step_size
         self.attack_labels, self.dropout = attack_labels, dropout
         self.attack_precision, self.compiled = attack_precision, compiled
         self.recipe = Recipe(

@@ -11,9 +11,10 @@ from torch.nn import functional
 from purifiers.attacks._linf import ascend, check_count, random_start
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.numbers import check_linf_length, fraction
+from purifiers.core.numbers import Length
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import as_target, input_gradient
+from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._nrp_critic import RelativisticCritic, critic_loss, generator_loss
 from purifiers.methods._nrp_generators import GENERATORS
 
@@ -51,7 +52,23 @@ class RepresentationPurifier(Method):
             [0, 1], or a classifier that shows no features.
     """
 
-    fitted = True
+    traits = MethodTraits(
+        version=1,
+        budget=(
+            "blocks",
+            "channels",
+            "attack_step",
+            "attack_steps",
+            "learning_rate",
+            "epochs",
+            "batch_size",
+            "schedule",
+        ),
+        fit=Fit(passes="epochs * (3 * attack_steps + 2.5)"),
+        network=Network(  # the critic's passes count as the generator's
+            sized_by=("generator", "blocks", "channels"), passes="1", fit_passes="4.5 * epochs"
+        ),
+    )
 
     def __init__(
         self,
@@ -60,8 +77,8 @@ class RepresentationPurifier(Method):
         blocks: int = 23,
         channels: int = 64,
         tap: str = "deepest",
-        eps: float | str = "16/255",
-        attack_step: float | str = 0.01,
+        eps: Length = "16/255",
+        attack_step: Length = 0.01,
         attack_steps: int = 100,
         adversarial_weight: float = 0.005,
         pixel_weight: float = 0.01,
@@ -82,8 +99,7 @@ class RepresentationPurifier(Method):
             if weight < 0.0:
                 raise UserError(f"nrp: {name} is {weight}: a weight, at least 0")
         self.kind, self.blocks, self.channels, self.tap = generator, blocks, channels, tap
-        self.eps, self.attack_step = fraction(eps), fraction(attack_step)
-        check_linf_length("attack_step", self.attack_step, "nrp")
+        self.eps, self.attack_step = eps, attack_step
         self.attack_steps = attack_steps
         self.adversarial_weight = adversarial_weight
         self.pixel_weight, self.feature_weight = pixel_weight, feature_weight

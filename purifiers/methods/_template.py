@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from purifiers.core.component import Method
-
-VERSION = 1  # raise it whenever the same declaration would give other images
-PASSES = "0"  # cost per image, in forward passes of the classifier; a backward counts two
+from purifiers.core.traits import MethodTraits
 
 
 class Template(Method):
@@ -18,6 +16,11 @@ class Template(Method):
     Args:
         levels: number of levels, at least 2; our choice.
     """
+
+    traits = MethodTraits(
+        version=1,  # raise it whenever the same declaration would give other images
+        differentiable=False,
+    )
 
     def __init__(self, *, levels: int = 16) -> None:
         super().__init__()

@@ -14,31 +14,8 @@ from purifiers.core.component import Classifier
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
+from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder, under_attack
-
-VERSION = 1
-BUDGET = (
-    "width",
-    "norm_momentum",
-    "steps",
-    "step_size",
-    "attack_precision",
-    "compiled",
-    "eps_ramp",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "validation",
-    "early_stopping",
-)
-LATER = ("compiled",)
-PASSES = "0"
-FIT_PASSES = "3 * epochs * (steps + 1)"
-SIZES = ("variant", "width")
-OWN_PASSES = "1"
-OWN_FIT_PASSES = "3 * epochs * (steps + 1)"
-ENSEMBLE = True
 
 
 class AdvAe(FittedAutoencoder):
@@ -54,6 +31,29 @@ class AdvAe(FittedAutoencoder):
             their length; 0 in the paper. Our choice for short trainings on MNIST, which otherwise
             stay where all images get the same answer. Held-out images are always attacked in full.
     """
+
+    traits = FittedAutoencoder.traits.replace(
+        version=1,
+        budget=(
+            "width",
+            "norm_momentum",
+            "steps",
+            "step_size",
+            "attack_precision",
+            "compiled",
+            "eps_ramp",
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "schedule",
+            "validation",
+            "early_stopping",
+        ),
+        fit=Fit(passes="3 * epochs * (steps + 1)", several_classifiers=True),
+        network=Network(
+            sized_by=("variant", "width"), passes="1", fit_passes="3 * epochs * (steps + 1)"
+        ),
+    )
 
     batches: Tensor
 

@@ -14,17 +14,10 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Attack, Classifier, Method
 from purifiers.core.errors import UserError, check_choice, did_you_mean
 from purifiers.core.noise import derive_seed, uniform
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.recipe import Recipe
+from purifiers.core.traits import Fit, MethodTraits
 from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscriminator, pooled
-
-VERSION = 1
-BUDGET = ("epochs", "width", "train_steps", "train_step", "learning_rate")
-PASSES = "3 * iterations"
-PURIFYING = ("eps", "step_size", "iterations")
-FIT_PASSES = "epochs * (3 * train_steps + 1)"
-PROVIDES = ("verdict",)
-LATER = ("train_cw_const", "train_cw_learning_rate")
 
 MIXINGS = ("avmixup", "mixup", "av", "none")
 TARGETS = ("bce", "contrastive")
@@ -58,7 +51,17 @@ class Aid(Method):
     Weights are saved without the classifier's.
     """
 
-    fitted = True
+    traits = MethodTraits(
+        version=1,
+        budget=("epochs", "width", "train_steps", "train_step", "learning_rate"),
+        joined_later=("train_cw_const", "train_cw_learning_rate"),
+        passes="3 * iterations",
+        provides=("verdict",),
+        fit=Fit(
+            passes="epochs * (3 * train_steps + 1)",
+            inference_only=("eps", "step_size", "iterations"),
+        ),
+    )
 
     def __init__(
         self,
@@ -67,12 +70,12 @@ class Aid(Method):
         taps: Sequence[str] = ("conv1", "stage3"),
         width: int = 1024,
         extra_layers: int = 1,
-        eps: float | str = "8/255",
-        step_size: float | str = "2/255",
+        eps: Length = "8/255",
+        step_size: Length = "2/255",
         iterations: int = 10,
         gamma: float = 1.5,
-        train_eps: float | str = 0.031,
-        train_step: float | str = 0.004,
+        train_eps: Length = 0.031,
+        train_step: Length = 0.004,
         train_steps: int = 10,
         epochs: float = 1,
         batch_size: int = 128,
@@ -92,10 +95,10 @@ class Aid(Method):
         check_choice("aid: mixing", mixing, MIXINGS)
         self.variant, self.taps, self.width = variant, tuple(taps), width
         self.extra_layers = extra_layers
-        self.eps, self.step_size, self.iterations = fraction(eps), fraction(step_size), iterations
+        self.eps, self.step_size, self.iterations = eps, step_size, iterations
         self.gamma = gamma if mixing in ("avmixup", "av") else 1.0
         self.target, self.mixing = target, mixing
-        self.train_eps, self.train_step = fraction(train_eps), fraction(train_step)
+        self.train_eps, self.train_step = train_eps, train_step
         self.train_steps = train_steps
         self.train_cw_const, self.train_cw_learning_rate = train_cw_const, train_cw_learning_rate
         self.attacks = [self._training_attack(name) for name in train_attacks]

@@ -12,29 +12,8 @@ from purifiers.core.component import Classifier, Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.noise import generator, normal
 from purifiers.core.recipe import Recipe
+from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._wgan import Critic, Generator, critic_loss, generator_loss
-
-VERSION = 1
-STOCHASTIC = True
-ALONE = True
-PURIFYING = ("steps", "restarts", "learning_rate", "momentum", "learning_rate_decay")
-SQUARE_ABOVE = 4  # its smallest feature map
-BUDGET = (
-    "latent",
-    "width",
-    "generator_iterations",
-    "generator_learning_rate",
-    "critic_steps",
-    "steps",
-    "restarts",
-    "learning_rate",
-)
-PASSES = "0"
-FIT_PASSES = "0"
-SIZES = ("latent", "width")
-OWN_PASSES = "3 * steps * restarts"
-# by our measurement; the cost does not depend on the number of images
-OWN_FIT_PASSES = "generator_iterations * batch_size * (8 * critic_steps + 4) / images"
 
 BETAS = (0.5, 0.9)
 """Adam's, of both networks (`kabkabm/defensegan`)."""
@@ -67,8 +46,38 @@ class DefenseGan(Method):
     [0, 1] for grey images, in [-1, 1] for others), so that batch mates do not matter.
     """
 
-    stochastic = STOCHASTIC
-    fitted = True
+    traits = MethodTraits(
+        version=1,
+        budget=(
+            "latent",
+            "width",
+            "generator_iterations",
+            "generator_learning_rate",
+            "critic_steps",
+            "steps",
+            "restarts",
+            "learning_rate",
+        ),
+        random=True,
+        differentiable=False,
+        fit=Fit(
+            uses_classifier=False,
+            inference_only=(
+                "steps",
+                "restarts",
+                "learning_rate",
+                "momentum",
+                "learning_rate_decay",
+            ),
+        ),
+        # by our measurement; the cost does not depend on the number of images
+        network=Network(
+            sized_by=("latent", "width"),
+            passes="3 * steps * restarts",
+            fit_passes="generator_iterations * batch_size * (8 * critic_steps + 4) / images",
+        ),
+        images=Images(square_above=4),  # its smallest feature map
+    )
 
     def __init__(
         self,

@@ -10,31 +10,9 @@ from torch.nn import functional
 
 from purifiers.core.errors import check_choice
 from purifiers.core.noise import derive_seed
+from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers, under_attack
 from purifiers.methods._unet import DenoisingUnet
-
-VERSION = 1
-BUDGET = (
-    "width",
-    "norm_momentum",
-    "steps",
-    "step_size",
-    "attack_precision",
-    "compiled",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "validation",
-    "early_stopping",
-)
-LATER = ("compiled",)
-PASSES = "0"
-FIT_PASSES = "3 * steps + 4 * epochs"
-SIZES = ("variant", "width")
-OWN_PASSES = "1"
-OWN_FIT_PASSES = "3 * epochs"
-ENSEMBLE = True
 
 GUIDANCES = ("class", "logits")
 
@@ -54,7 +32,12 @@ class Hgd(FittedAutoencoder):
             divided by 10 at 60 % and by 100 at 90 % of 100 epochs.
     """
 
-    learns_examples = True
+    traits = FittedAutoencoder.traits.replace(
+        version=1,
+        fit=Fit(passes="3 * steps + 4 * epochs", several_classifiers=True, stored_examples=True),
+        network=Network(sized_by=("variant", "width"), passes="1", fit_passes="3 * epochs"),
+    )
+
     VARIANTS: ClassVar[Makers] = {**FittedAutoencoder.VARIANTS, "dunet": DenoisingUnet}
 
     def __init__(self, *, guidance: str = "class", **common: Any) -> None:
@@ -66,8 +49,8 @@ class Hgd(FittedAutoencoder):
         """The guided loss of one batch, summed over the classifiers."""
         loss = images.new_zeros(())
         for number, target in enumerate(self.targets()):
-            if self.kept_examples:
-                kept = self.kept_examples[number][indices.numpy()]
+            if self.stored_examples:
+                kept = self.stored_examples[number][indices.numpy()]
                 examples = torch.from_numpy(kept).to(images.device)
             else:
                 examples = self.example(number, images, labels, indices)

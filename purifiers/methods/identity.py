@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from purifiers.core.component import Method
-
-VERSION = 1
-PASSES = "0"
+from purifiers.core.traits import MethodTraits
 
 
 class Identity(Method):
     """Gives the images back unchanged."""
+
+    traits = MethodTraits(version=1)
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None

@@ -13,21 +13,13 @@ from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.noise import generator
 from purifiers.core.recipe import Recipe
+from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._autoencoder import Autoencoder
 from purifiers.methods._magnet_autoencoder import (
     ACTIVATIONS,
     FlatAutoencoder,
     PooledAutoencoder,
 )
-
-VERSION = 1
-BUDGET = ("width", "activation", "epochs", "batch_size", "learning_rate", "validation")
-PASSES = "0"
-FIT_PASSES = "0"
-SIZES = ("variant", "width")
-OWN_PASSES = "1"  # of the reformer
-OWN_FIT_PASSES = "6 * epochs"
-PROVIDES = ("verdict", "detected")
 
 VARIANTS = ("two_scale", "single_scale")
 SMALLEST = 1e-12
@@ -66,7 +58,16 @@ class Magnet(Method):
     Upstream's penalty of 1e-9 on squared activations is left out.
     """
 
-    fitted = True
+    traits = MethodTraits(
+        version=1,
+        budget=("width", "activation", "epochs", "batch_size", "learning_rate", "validation"),
+        provides=("verdict", "detected"),
+        fit=Fit(),
+        network=Network(  # the reformer
+            sized_by=("variant", "width"), passes="1", fit_passes="6 * epochs"
+        ),
+    )
+
     thresholds: Tensor
 
     def __init__(

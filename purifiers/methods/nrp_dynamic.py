@@ -10,26 +10,8 @@ from torch import Tensor
 from purifiers.core.component import default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.noise import normal
+from purifiers.core.traits import Fit
 from purifiers.methods._nrp import RepresentationPurifier
-
-VERSION = 1
-STOCHASTIC = True
-PURIFYING = ("noise",)
-BUDGET = (
-    "blocks",
-    "channels",
-    "attack_step",
-    "attack_steps",
-    "learning_rate",
-    "epochs",
-    "batch_size",
-    "schedule",
-)
-PASSES = "0"
-FIT_PASSES = "epochs * (3 * attack_steps + 2.5)"
-SIZES = ("generator", "blocks", "channels")
-OWN_PASSES = "1"
-OWN_FIT_PASSES = "4.5 * epochs"  # the critic's passes counted likewise
 
 
 class NrpDynamic(RepresentationPurifier):
@@ -46,7 +28,11 @@ class NrpDynamic(RepresentationPurifier):
         UserError: negative noise.
     """
 
-    stochastic = STOCHASTIC
+    traits = RepresentationPurifier.traits.replace(
+        version=1,
+        random=True,
+        fit=Fit(passes="epochs * (3 * attack_steps + 2.5)", inference_only=("noise",)),
+    )
 
     def __init__(self, *, noise: float = 0.05, **common: Any) -> None:
         super().__init__(**common)

@@ -13,35 +13,11 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.recipe import Recipe
+from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
 from purifiers.methods._pixel_cnn_decoding import decode
-
-VERSION = 1
-STOCHASTIC = False
-ALONE = True
-PURIFYING = ("eps",)
-CHANNELS = (1, 3)
-SIDE_MULTIPLE = "2 ** (scales - 1)"
-BUDGET = (
-    "scales",
-    "blocks",
-    "filters",
-    "mixtures",
-    "dropout",
-    "learning_rate",
-    "schedule",
-    "batch_size",
-    "epochs",
-)
-# By our measurement on a processor: an image alone takes as long as 58 passes of WRN-34-10 (9.5 s),
-# and a training pass 3.9. A reduced network stands before a reduced classifier: only blocks count.
-PASSES = "0"
-FIT_PASSES = "0"
-SIZES = ("scales", "blocks", "filters", "mixtures")
-OWN_PASSES = "10"  # an image on its own 13, many together 5 (results/tables/timing/purification.md)
-OWN_FIT_PASSES = "3 * epochs"
 
 BETAS = (0.95, 0.9995)
 """Adam's (`microsoft/PixelDefend`)."""
@@ -79,15 +55,38 @@ class PixelDefend(Method):
         UserError: a count below 1, or an average that is not a share.
     """
 
-    stochastic = STOCHASTIC
-    fitted = True
+    traits = MethodTraits(
+        version=1,
+        budget=(
+            "scales",
+            "blocks",
+            "filters",
+            "mixtures",
+            "dropout",
+            "learning_rate",
+            "schedule",
+            "batch_size",
+            "epochs",
+        ),
+        differentiable=False,
+        fit=Fit(uses_classifier=False, inference_only=("eps",)),
+        # Measured on a processor: an image alone takes 13 passes, many together take 5
+        # (results/tables/timing/purification.md).
+        network=Network(
+            sized_by=("scales", "blocks", "filters", "mixtures"),
+            passes="10",
+            fit_passes="3 * epochs",
+        ),
+        images=Images(channels=(1, 3), side_multiple="2 ** (scales - 1)"),
+    )
+
     averaged: Tensor
     steps: Tensor
 
     def __init__(
         self,
         *,
-        eps: float | str = "16/255",
+        eps: Length = "16/255",
         scales: int = 3,
         blocks: int = 5,
         filters: int = 160,
@@ -111,7 +110,7 @@ class PixelDefend(Method):
         for name, share in (("dropout", dropout), ("average", average)):
             if not 0.0 <= share < 1.0:
                 raise UserError(f"pixel_defend: {name} is {share}: at least 0 and below 1")
-        self.eps, self.average = fraction(eps), average
+        self.eps, self.average = eps, average
         self.scales, self.blocks, self.filters = scales, blocks, filters
         self.mixtures, self.dropout = mixtures, dropout
         self.recipe = Recipe(

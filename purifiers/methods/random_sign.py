@@ -8,11 +8,8 @@ from torch import Tensor
 
 from purifiers.core.component import Method, default_indices
 from purifiers.core.noise import signs
-from purifiers.core.numbers import fraction
-
-VERSION = 1
-PASSES = "0"
-STOCHASTIC = True
+from purifiers.core.numbers import Length
+from purifiers.core.traits import MethodTraits
 
 
 class RandomSign(Method):
@@ -23,11 +20,11 @@ class RandomSign(Method):
             stands beside.
     """
 
-    stochastic = STOCHASTIC
+    traits = MethodTraits(version=1, random=True)
 
-    def __init__(self, *, eps: float | str = "8/255") -> None:
+    def __init__(self, *, eps: Length = "8/255") -> None:
         super().__init__()
-        self.eps = fraction(eps)
+        self.eps = eps
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None

@@ -10,15 +10,8 @@ from torch import Tensor
 from purifiers.core.auxiliary import Joint, Views, auxiliary_losses, check_task, head_of
 from purifiers.core.component import Classifier, Method, default_indices
 from purifiers.core.errors import UserError
-from purifiers.core.numbers import check_linf_length, fraction
-
-VERSION = 1
-STOCHASTIC = True  # label consistency, the default, looks at random views; other tasks do not
-TRAINED_BY = "soap"
-SHARED = ("task",)
-BUDGET = ("steps", "levels")
-PASSES = "3 * steps * (steps + 1)"  # two views; what radii share is computed once
-PROVIDES = ("verdict",)
+from purifiers.core.numbers import Length
+from purifiers.core.traits import MethodTraits, TrainedWith
 
 VERDICT_SCALE = 100.0
 """Weight of the auxiliary loss in upstream's auxiliary-aware attack, CE - 100 beta L_aux."""
@@ -43,26 +36,32 @@ class Soap(Method):
     upstream lets the whole batch choose one radius.
     """
 
-    stochastic = STOCHASTIC
+    traits = MethodTraits(
+        version=1,
+        budget=("steps", "levels"),
+        passes="3 * steps * (steps + 1)",  # two views; what radii share is computed once
+        random={
+            "task": ("label_consistency",)
+        },  # label consistency, the default, looks at random views; other tasks do not
+        provides=("verdict",),
+        trained_with=TrainedWith(training="soap", same=("task",)),
+    )
 
     def __init__(
         self,
         *,
         task: str = "label_consistency",
-        delta: float | str = "4/255",
+        delta: Length = "4/255",
         steps: int = 5,
         levels: int = 10,
     ) -> None:
         super().__init__()
         check_task("soap", task)
-        self.task, self.delta = task, fraction(delta)
-        check_linf_length("delta", self.delta, "soap")
+        self.task, self.delta = task, delta
         for name, value in (("steps", steps), ("levels", levels)):
             if value < 1:
                 raise UserError(f"soap: {name} is {value}: at least 1")
         self.steps, self.levels = steps, levels
-        # of this one purifier, whatever the file says of them all
-        self.stochastic = task == "label_consistency"  # type: ignore[misc]
         self._classifier: list[Classifier] = []  # in a list, so that its weights are not ours
         self._head: list[Joint | None] = []
 

@@ -7,19 +7,15 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.formula import evaluate
+from purifiers.core.traits import MethodTraits
 from purifiers.plan.resolve import Setting
-from purifiers.plan.runs import evaluate
 
 
 def check_method(
     setting: Setting, name: str, method: Mapping[str, Any], shape: Sequence[int]
 ) -> None:
-    """Compare what a method's file says of itself with the cell that wants it.
-
-    Its constants, all optional: ``TRAINED_BY``, the training that its classifier must come from,
-    with the same values of the parameters ``SHARED``; ``CHANNELS``, the numbers of channels that it
-    takes; ``SQUARE_ABOVE``, square images with longer sides only; ``SIDE_MULTIPLE``, arithmetic
-    over its parameters of which both sides must be multiples.
+    """Compare the traits of a method with the cell that uses it.
 
     Args:
         method: its component spec.
@@ -28,34 +24,34 @@ def check_method(
     Raises:
         UserError: they do not fit.
     """
-    constants = registry.describe("method", method["component"]).constants
+    traits: MethodTraits = registry.describe("method", method["component"]).traits
     where = f"{setting.where}: method {name!r}"
     channels, height, width = shape
-    if "TRAINED_BY" in constants:
+    if traits.trained_with is not None:
         training = setting.recipe("training", setting.cell["training"])
-        wanted = [constants["TRAINED_BY"]]
-        found = [training["component"]]
-        for shared in constants.get("SHARED", ()):
-            wanted.append(f"{shared} {method['parameters'][shared]}")
-            found.append(f"{shared} {training['parameters'].get(shared)}")
-        if wanted != found:
+        required = [traits.trained_with.training]
+        actual = [training["component"]]
+        for name in traits.trained_with.same:
+            required.append(f"{name} {method['parameters'][name]}")
+            actual.append(f"{name} {training['parameters'].get(name)}")
+        if required != actual:
             raise UserError(
-                f"{where} purifies with what its classifier was trained to do: it needs a training "
-                f"by {', '.join(wanted)}, not {setting.cell['training']!r}, which is "
-                f"{', '.join(found)}"
+                f"{where} requires a classifier trained with {', '.join(required)}, but "
+                f"{setting.cell['training']!r} is {', '.join(actual)}: choose another training"
             )
-    if channels not in constants.get("CHANNELS", (channels,)):
-        known = " or ".join(str(count) for count in constants["CHANNELS"])
-        raise UserError(f"{where} takes images of {known} channels; these have {channels}")
-    above = constants.get("SQUARE_ABOVE")
+    images = traits.images
+    if images.channels and channels not in images.channels:
+        allowed = " or ".join(str(count) for count in images.channels)
+        raise UserError(f"{where} takes images of {allowed} channels; these have {channels}")
+    above = images.square_above
     if above is not None and (height != width or height <= above):
         raise UserError(
             f"{where} has no network for {height}x{width} images: square ones above "
             f"{above}x{above} only"
         )
-    multiple = int(evaluate(constants.get("SIDE_MULTIPLE", "1"), method["parameters"]))
+    multiple = int(evaluate(images.side_multiple, method["parameters"]))
     if height % multiple or width % multiple:
         raise UserError(
             f"{where}: the sides of {height}x{width} images are no multiples of {multiple}, "
-            f"{constants['SIDE_MULTIPLE']}"
+            f"{images.side_multiple}"
         )

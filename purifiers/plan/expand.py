@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.traits import AttackTraits
 from purifiers.plan.cells import DOUBT, STAGE_OF, WORDS, Cell, Document, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.lineage import Lineage
 from purifiers.plan.measurements import Measurements
-from purifiers.plan.resolve import NotImplementedHere, Setting, merge, told
+from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
-from purifiers.plan.threats import GRADIENTS, THREAT_MODELS, check_threat, eot, is_random
+from purifiers.plan.threats import GRADIENTS, THREAT_MODELS, Method, Parts, check_threat, eot
 
 COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
 """Keys of a cell whose number is the lowest, or the mean, of several."""
@@ -168,13 +169,11 @@ class Expander:
             if cell.get(key, known[0]) not in known:
                 raise NotImplementedHere(f"{key} {cell[key]} is not implemented")
         used = self.scale.dataset(cell["dataset"])
-        constants: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for kind, name in _named(cell):
+        for kind, name in _components(cell):
             component_name = paper.recipe(kind, name, where)["component"]
             if not registry.exists(kind, component_name):
                 raise NotImplementedHere(f"{kind} {component_name} is not implemented")
-            constants[kind].append(registry.describe(kind, component_name).constants)
-        check_threat(cell, constants, where)
+        check_threat(cell, _threat_parts(paper, cell, where), where)
         if used is None:
             return None
         # no more images than the paper looked at: some of its attacks cost hours for each
@@ -182,9 +181,40 @@ class Expander:
         used = replace(used, test=min(used.test, most))
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":
-            for reason in told("attack", setting.recipe("attack", cell["attack"]), "REFUSED"):
+            attack = setting.recipe("attack", cell["attack"])
+            for reason in notes_on(attack, _attack_traits(attack).refused):
                 raise NotImplementedHere(reason)
         return setting
+
+
+def _attack_traits(attack: dict[str, Any]) -> AttackTraits:
+    traits: AttackTraits = registry.describe("attack", attack["component"]).traits
+    return traits
+
+
+def _methods(paper: Paper, cell: dict[str, Any], names: Sequence[str], where: str) -> list[Method]:
+    """Traits and parameters of methods at any scale: a budget changes no choice between modes."""
+    methods = []
+    for name in names:
+        recipe = paper.recipe("method", name, where)
+        described = registry.describe("method", recipe.pop("component"))
+        override = cell.get("override", {}).get(f"method.{name}", {})
+        parameters = {**described.parameters, **recipe, **override}
+        methods.append(Method(name, described.traits, parameters))
+    return methods
+
+
+def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> Parts:
+    def one(key: str) -> Method | None:
+        return _methods(paper, cell, [cell[key]], where)[0] if key in cell else None
+
+    attack = cell.get("attack", "none")
+    return Parts(
+        methods=_methods(paper, cell, cell.get("methods", ()), where),
+        attack=None if attack == "none" else _attack_traits(paper.recipe("attack", attack, where)),
+        auxiliary=one("auxiliary") if attack != "none" else None,
+        detector=one("detector"),
+    )
 
 
 def _image_grid(content: dict[str, Any]) -> ImageGrid | None:
@@ -235,40 +265,38 @@ def _is_mean(declared: dict[str, Any]) -> bool:
 
 
 def _remarks(lineage: Lineage, scores: tuple[tuple[str, ...], ...]) -> list[str]:
-    """What readers of a cell must know of its attacks and its detector."""
-    said: list[str] = []
+    """What a table must add about a cell's attacks and its detector."""
+    remarks: list[str] = []
     for spec in (lineage.runs[run].spec for ids in scores for run in ids):
         if spec.get("attack"):
-            said += told("attack", spec["attack"], "REMARKS")
+            remarks += notes_on(spec["attack"], _attack_traits(spec["attack"]).remarks)
         if "detector" in spec:
             name = spec["detector"]["component"]
-            said.append(
+            remarks.append(
                 f"images that {name} detects count as correct when attacked, as wrong when clean"
             )
-    return list(dict.fromkeys(said))
+    return list(dict.fromkeys(remarks))
 
 
 def _is_blind(lineage: Lineage, scores: tuple[tuple[str, ...], ...]) -> bool:
     attacks = [lineage.runs[run].spec.get("attack") for ids in scores for run in ids]
-    return all(
-        attack and registry.describe("attack", attack["component"]).constants.get("BLIND")
-        for attack in attacks
-    )
+    return all(attack and _attack_traits(attack).model_free for attack in attacks)
 
 
-def _named(cell: dict[str, Any]) -> list[tuple[str, str]]:
-    found = [("classifier", cell["classifier"]), ("training", cell["training"])]
-    found += [("classifier", name) for name in cell.get("fit_classifiers", ())]
-    found += [("method", name) for name in cell.get("methods", ())]
+def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:
+    """Kind and recipe name of everything that a cell names."""
+    named = [("classifier", cell["classifier"]), ("training", cell["training"])]
+    named += [("classifier", name) for name in cell.get("fit_classifiers", ())]
+    named += [("method", name) for name in cell.get("methods", ())]
     if "detector" in cell:
-        found.append(("method", cell["detector"]))
+        named.append(("method", cell["detector"]))
     if cell.get("attack", "none") != "none":
-        found.append(("attack", cell["attack"]))
+        named.append(("attack", cell["attack"]))
         if "auxiliary" in cell:
-            found.append(("method", cell["auxiliary"]))
+            named.append(("method", cell["auxiliary"]))
         if "source" in cell:
-            found += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
-    return found
+            named += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
+    return named
 
 
 def _draws(declared: dict[str, Any]) -> int:
@@ -277,8 +305,8 @@ def _draws(declared: dict[str, Any]) -> int:
 
 
 def _is_random(paper: Paper, declared: dict[str, Any], where: str) -> bool:
-    recipes = [paper.recipe("method", name, where) for name in declared.get("methods", ())]
-    return any(is_random(recipe["component"]) for recipe in recipes)
+    methods = _methods(paper, declared, declared.get("methods", ()), where)
+    return any(method.random for method in methods)
 
 
 def _source_label(declared: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.traits import AttackTraits
 from purifiers.plan.resolve import NotImplementedHere, Setting
 from purifiers.plan.runs import Run, added, passes, times
 from purifiers.plan.scale import UsedDataset
@@ -14,9 +15,9 @@ from purifiers.plan.threats import asks_defence, eot, is_random
 from purifiers.plan.trained import (
     MethodRun,
     Trained,
-    method_cost,
     network_key,
     network_of,
+    purify_cost,
     shape_of,
     slug_of,
 )
@@ -96,14 +97,14 @@ class Lineage(Trained):
         """The run that makes the adversarial set, and the words for it in ids."""
         cell = setting.cell
         attack = setting.recipe("attack", cell["attack"])
-        constants = registry.describe("attack", attack["component"]).constants
-        if constants.get("BLIND"):
+        traits: AttackTraits = registry.describe("attack", attack["component"]).traits
+        if traits.model_free:
             return self._corruption(setting, attack, classifier.inputs[0], images, seed)
         threat = cell.get("threat_model", "oblivious")
         attacked = methods if asks_defence(cell) else []
         source = cell.get("source") if threat in ("transfer", "black_box") else None
-        random = any(is_random(method["component"]) for method, _ in attacked)
-        if constants.get("LUCKY") and random:
+        random = any(is_random(method) for method, _ in attacked)
+        if traits.stops_at_first_success and random:
             raise NotImplementedHere(
                 f"{attack['component']} on a random defence, where its package takes one lucky "
                 "draw for a broken image and returns it unattacked"
@@ -135,12 +136,12 @@ class Lineage(Trained):
             spec["auxiliary"], run = self._method(setting, cell["auxiliary"], seed)
             fitted += [run] if run else []
         precision = setting.scale.setting("attack_precision", "float32")
-        if precision != "float32" and not constants.get("FLOAT32_ONLY"):
+        if precision != "float32" and not traits.float32_only:
             spec["precision"] = precision
-        asked = passes("attack", attack, "PASSES") * draws * setting.used.test
+        asked = passes(traits.passes, attack) * draws * setting.used.test
         # a query with its gradient counts three passes, and BPDA's gradient leaves the methods out
         share = 1.0 if gradient in ("exact", "second_order", "none") else 1 / 3
-        behind = [method_cost(setting.used, victim, method) for method, _ in attacked]
+        behind = [purify_cost(setting.used, victim, method) for method, _ in attacked]
         cost = added(
             {network_of(victim, setting.used): asked}, times(asked * share, added(*behind))
         )
@@ -189,7 +190,7 @@ class Lineage(Trained):
         """
         recipe = setting.recipe("training", source["training"])
         described = registry.describe("training", recipe["component"])
-        if not described.constants.get("ORACLE"):
+        if not described.traits.uses_oracle:
             return self._classifier(setting, seed + source.get("seed_offset", 0), source)
         substitute = setting.recipe("classifier", source["classifier"])
         seeds, rounds = recipe["parameters"]["seed_images"], recipe["parameters"]["rounds"]
@@ -204,9 +205,9 @@ class Lineage(Trained):
         }
         # the set doubles after each round but the last
         trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
-        own = passes("training", recipe, "FIT_PASSES") * trained + 3 * grown
+        own = passes(described.traits.passes, recipe) * trained + 3 * grown
         answer = {network_of(classifier, setting.used): 1.0}
-        asked = [method_cost(setting.used, classifier, method) for method, _ in methods]
+        asked = [purify_cost(setting.used, classifier, method) for method, _ in methods]
         network = network_key(substitute, shape_of(setting.used))
         cost = added({network: own}, times(grown, added(answer, *asked)))
         chain = [method["component"] for method, _ in methods]
@@ -226,7 +227,7 @@ class Lineage(Trained):
     ) -> Run:
         declared, fitted = method
         spec = {"images": images, "classifier": classifier.id, "method": declared, "seed": seed}
-        cost = times(setting.used.test, method_cost(setting.used, classifier, declared))
+        cost = times(setting.used.test, purify_cost(setting.used, classifier, declared))
         inputs = (classifier.inputs[0], classifier, made_by, *([fitted] if fitted else []))
         slug = slug_of(classifier, story, seed)
         size = _float_bytes(setting.used)
@@ -250,7 +251,7 @@ def _check_first_success(setting: Setting, elsewhere: bool, random: bool) -> Non
 def _check_seeds(setting: Setting, seeds: int) -> None:
     """Evaluated images are the first of the shuffled test split, seed images the last."""
     used = setting.used
-    there = registry.describe("dataset", used.name).constants["TEST"]
+    there = registry.describe("dataset", used.name).traits.test
     if used.test + seeds > there:
         raise UserError(
             f"{setting.where}: {used.test} evaluated images and {seeds} seed images of the "

@@ -6,7 +6,7 @@ from purifiers.core.errors import UserError
 from purifiers.plan.lineage import Lineage
 from purifiers.plan.resolve import Setting
 from purifiers.plan.runs import Run, added, times
-from purifiers.plan.trained import method_cost, network_of, slug_of
+from purifiers.plan.trained import network_of, purify_cost, slug_of
 
 ESTIMATOR_VERSION = 1
 """Raised when :mod:`purifiers.core.information` finds other numbers."""
@@ -67,7 +67,7 @@ class Measurements(Lineage):
             "seed": seed,
         }
         tried = [size for size in timing["batches"] if size <= setting.used.test]
-        each = added(*(method_cost(setting.used, classifier, method) for method, _ in methods))
+        each = added(*(purify_cost(setting.used, classifier, method) for method, _ in methods))
         cost = times(1 + timing["images"] + sum(tried), each)
         fitted = (run for _, run in methods if run)
         inputs = (classifier.inputs[0], classifier, made.made_by, *fitted)

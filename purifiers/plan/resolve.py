@@ -9,7 +9,9 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.numbers import check_linf_length, fraction, is_fraction, is_linf_length
+from purifiers.core.numbers import fraction, length_kind
+from purifiers.core.registry import Description
+from purifiers.core.traits import Note
 from purifiers.plan.declarations import Paper
 from purifiers.plan.runs import component
 from purifiers.plan.scale import Scale, UsedDataset
@@ -68,52 +70,54 @@ class Setting:
             value = described.parameters[key]
             for layer in (declared, budget, override):
                 if key in layer:
-                    value = _changed(key, value, layer[key], settings, where)
+                    value = _changed(described, key, value, layer[key], settings, where)
             resolved[key] = described.checked(key, value, where)
         return component(kind, component_name, resolved)
 
 
-def told(kind: str, spec: dict[str, Any], constant: str) -> list[str]:
-    """What a component says of its parameters: ``REFUSED``, why it cannot be had with them, or
-    ``REMARKS``, what its readers must know. Both list pairs of parameters with their values and of
-    a sentence, in which a parameter may stand in braces."""
-    said = registry.describe(kind, spec["component"]).constants.get(constant, ())
-    given = spec["parameters"]
-    return [
-        sentence.format(**given)
-        for values, sentence in said
-        if all(given[name] in known for name, known in values.items())
-    ]
+def notes_on(spec: dict[str, Any], notes: Iterable[Note]) -> list[str]:
+    """The notes that apply to a component's parameters, as sentences."""
+    texts = (note.applies(spec["parameters"]) for note in notes)
+    return [text for text in texts if text is not None]
 
 
 def _has_reference(parameters: Iterable[Any]) -> bool:
     return any(isinstance(value, str) and value.startswith("$") for value in parameters)
 
 
-def _changed(parameter: str, value: Any, to: Any, settings: dict[str, Any], where: str) -> Any:
+def _changed(
+    described: Description,
+    parameter: str,
+    value: Any,
+    to: Any,
+    settings: dict[str, Any],
+    where: str,
+) -> Any:
+    """A parameter's value after one layer of changes."""
+    is_length = bool(length_kind(described.types[parameter]))
     if isinstance(to, dict) and len(to) == 1 and set(to) <= set(RELATIVE):
-        ((how, number),) = to.items()
-        value = _resolve(parameter, value, settings, where)
-        number = _resolve(how, number, settings, where)
-        if not all(type(operand) in (int, float) for operand in (value, number)):
-            raise UserError(f"{where}: {parameter}: {how} is {number!r}, of {value!r}: not numbers")
-        to = RELATIVE[how](value, number)
-    return _resolve(parameter, to, settings, where)
+        ((how, amount),) = to.items()
+        value = _number(_resolved(value, settings, where), is_length, f"{where}: {parameter}")
+        amount = _number(_resolved(amount, settings, where), False, f"{where}: {how}")
+        if not all(type(operand) in (int, float) for operand in (value, amount)):
+            raise UserError(f"{where}: {parameter}: {how} is {amount!r}, of {value!r}: not numbers")
+        return RELATIVE[how](value, amount)
+    return _resolved(to, settings, where)
 
 
-def _resolve(parameter: str, value: Any, settings: dict[str, Any], where: str) -> Any:
-    if isinstance(value, str) and value.startswith("$"):
-        if value[1:] not in settings:
-            raise UserError(
-                f"{where}: settings has no {value[1:]!r}{did_you_mean(value[1:], settings)}"
-            )
-        value = settings[value[1:]]
-    if is_fraction(value):
-        value = fraction(value)
-    if is_linf_length(parameter) and value is not None:
-        value = fraction(value)
-        check_linf_length(parameter, value, where)
-    return value
+def _number(value: Any, is_length: bool, where: str) -> Any:
+    return fraction(value, where) if is_length and value is not None else value
+
+
+def _resolved(value: Any, settings: dict[str, Any], where: str) -> Any:
+    """A value, or the setting that ``$name`` refers to."""
+    if not isinstance(value, str) or not value.startswith("$"):
+        return value
+    if value[1:] not in settings:
+        raise UserError(
+            f"{where}: settings has no {value[1:]!r}{did_you_mean(value[1:], settings)}"
+        )
+    return settings[value[1:]]
 
 
 def merge(*fragments: dict[str, Any]) -> dict[str, Any]:

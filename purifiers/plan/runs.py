@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.artifacts import short_hash
-
-_OPERATORS: dict[type, Any] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
-
+from purifiers.core.formula import evaluate
 
 Cost = Mapping[str, float]
 """Forward passes of one image, by network."""
@@ -71,12 +61,12 @@ def make_run(
 def component(kind: str, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """A component as it stands in a spec: name, version and every parameter.
 
-    Parameters in its ``LATER`` joined when there were runs of its version already. At their
-    defaults they are left out, so that those runs keep their names.
+    Parameters that ``joined_later`` are left out at their defaults: runs that are older than the
+    parameter keep their identity.
     """
     described = registry.describe(kind, name)
     filled = {**described.parameters, **parameters}
-    for joined in described.constants.get("LATER", ()):
+    for joined in described.traits.joined_later:
         if filled[joined] == described.parameters[joined]:
             del filled[joined]
     return {"component": name, "version": described.version, "parameters": _plain(filled)}
@@ -90,10 +80,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def passes(kind: str, spec: dict[str, Any], constant: str, images: int = 1) -> float:
-    """Value of a component's cost formula (``PASSES``, ``FIT_PASSES``, or the same of its own
-    network) for its parameters and the number of training images."""
-    formula = registry.describe(kind, spec["component"]).constants.get(constant, "0")
+def passes(formula: str, spec: dict[str, Any], images: int = 1) -> float:
+    """Value of a cost formula for a component's parameters and the number of training images."""
     return evaluate(formula, {**spec["parameters"], "images": images})
 
 
@@ -109,19 +97,3 @@ def added(*costs: Cost) -> Cost:
 def times(factor: float, cost: Cost) -> Cost:
     """A cost so many times."""
     return {network: factor * count for network, count in cost.items()}
-
-
-def evaluate(formula: str, values: Mapping[str, Any]) -> float:
-    """Value of arithmetic over parameters."""
-    return float(_evaluate(ast.parse(formula, mode="eval").body, values))
-
-
-def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return node.value
-    if isinstance(node, ast.Name):
-        return float(values[node.id])
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        left, right = _evaluate(node.left, values), _evaluate(node.right, values)
-        return _OPERATORS[type(node.op)](left, right)
-    raise ValueError(f"a cost formula is arithmetic over parameters, not {ast.dump(node)}")

@@ -72,8 +72,8 @@ class Scale:
         return UsedDataset(
             entry["use"],
             entry.get("parameters", {}),
-            entry.get("train") or described.constants["TRAIN"],
-            entry.get("test") or described.constants["TEST"],
+            entry.get("train") or described.traits.train,
+            entry.get("test") or described.traits.test,
             entry.get("budgets", {}),
             stand_in=entry["use"] != name,
         )
@@ -110,7 +110,7 @@ def load_scale(root: Path, name: str) -> Scale:
     for place, budgets in everywhere:
         for key, changes in budgets.items():
             kind, _, component = key.partition(".")
-            allowed = registry.describe(kind, component).constants.get("BUDGET", ())
+            allowed = registry.describe(kind, component).traits.budget
             for parameter in changes:
                 if parameter not in allowed:
                     raise UserError(
@@ -131,6 +131,6 @@ def _check_dataset(entry: dict[str, Any], where: str) -> None:
     described = registry.describe("dataset", entry["use"])
     described.check_parameters(entry.get("parameters", {}), where)
     for split in ("train", "test"):
-        most = described.constants[split.upper()]
+        most = getattr(described.traits, split)
         if most is not None and (entry.get(split) or 0) > most:
             raise UserError(f"{where}.{split} is {entry[split]}, but there are {most} images")

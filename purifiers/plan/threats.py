@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.traits import AttackTraits, MethodTraits
 
 THREAT_MODELS = ("oblivious", "white_box", "transfer", "black_box")
 GRADIENTS = ("exact", "bpda", "one_step", "second_order")
@@ -23,54 +26,98 @@ def asks_defence(cell: dict[str, Any]) -> bool:
     return threat == "white_box" or (threat == "black_box" and "source" not in cell)
 
 
-def is_random(method: str) -> bool:
-    """Whether a method's component says that it is random."""
-    return bool(registry.describe("method", method).constants.get("STOCHASTIC", False))
+@dataclass(frozen=True)
+class Method:
+    """A method of a cell, by its name in the paper's recipes."""
+
+    name: str
+    traits: MethodTraits
+    parameters: Mapping[str, Any]
+
+    @property
+    def random(self) -> bool:
+        """Whether two seeds give two outputs."""
+        return self.traits.is_random(self.parameters)
 
 
-def check_threat(
-    cell: dict[str, Any], constants: dict[str, list[dict[str, Any]]], where: str
-) -> None:
-    """Refuse attacks that cannot be, or that would flatter the defence.
+@dataclass(frozen=True)
+class Parts:
+    """The components of a cell that decide which attacks are possible.
+
+    Attributes:
+        methods: the purifiers, first to last.
+        attack: traits of the attack; None where nothing is attacked.
+        auxiliary: the method whose detector is attacked too.
+        detector: the method whose detected images count as its success.
+    """
+
+    methods: Sequence[Method] = ()
+    attack: AttackTraits | None = None
+    auxiliary: Method | None = None
+    detector: Method | None = None
+
+
+def is_random(method: dict[str, Any]) -> bool:
+    """Whether a method is random, given its spec."""
+    traits: MethodTraits = registry.describe("method", method["component"]).traits
+    return traits.is_random(method["parameters"])
+
+
+def check_threat(cell: dict[str, Any], parts: Parts, where: str) -> None:
+    """Refuse attacks that are impossible, or that would overstate the defence.
 
     Raises:
-        UserError: a random defence attacked without a word on EOT, a transfer without a source,
-            a detector attacked by somebody who does not know it, an attack on a part of the
-            defence that it does not have, one that knows no model but should, or a detector that
-            detects nothing.
+        UserError: a random defence attacked without a word on EOT, an exact gradient through a
+            method that has none, a transfer without a source, an attacked detector outside the
+            threat model, an attack on a part that no attacked method has, a corruption with a
+            threat model, or a detector that detects nothing.
     """
-    methods = constants["method"][: len(cell.get("methods", ()))]
-    if "detector" in cell and "detected" not in constants["method"][len(methods)].get(
-        "PROVIDES", ()
-    ):
-        raise UserError(f"{where}: method {cell['detector']!r} detects nothing; name one that does")
-    if cell.get("attack", "none") == "none":
+    if parts.detector is not None and "detected" not in parts.detector.traits.provides:
+        raise UserError(
+            f"{where}: method {parts.detector.name!r} detects nothing; name one that does"
+        )
+    if parts.attack is None:
         return
     threat = cell.get("threat_model", "oblivious")
-    random = any(method.get("STOCHASTIC") for method in methods)
-    if asks_defence(cell) and random and "eot" not in cell:
+    _check_gradient(cell, parts, where)
+    if parts.attack.model_free and threat != "oblivious":
         raise UserError(
-            f"{where}: a random defence is attacked {threat} without expectation over its draws; "
-            "say `eot: 20`, or `eot: 1` if the paper attacked single draws"
-        )
-    if constants["attack"][0].get("BLIND") and threat != "oblivious":
-        raise UserError(
-            f"{where}: attack {cell['attack']!r} knows no model; its threat model is oblivious"
+            f"{where}: attack {cell['attack']!r} queries no model; its threat model is oblivious"
         )
     if threat == "transfer" and "source" not in cell:
         raise UserError(f"{where}: threat model transfer needs a `source` to carry over from")
-    known = methods if threat == "white_box" else []
-    if "auxiliary" in cell:
+    attacked = list(parts.methods) if threat == "white_box" else []
+    if parts.auxiliary is not None:
         if threat not in ("oblivious", "white_box"):
             raise UserError(
                 f"{where}: threat model {threat} does not know the `auxiliary` method; take "
                 "oblivious or white_box"
             )
-        known = [*known, constants["method"][-1]]
-    offered = {part for method in known for part in method.get("PROVIDES", ())}
-    for part in constants["attack"][0].get("NEEDS", ()):
+        attacked.append(parts.auxiliary)
+    offered = {part for method in attacked for part in method.traits.provides}
+    for part in parts.attack.needs:
         if part not in offered:
             raise UserError(
-                f"{where}: attack {cell['attack']!r} goes against a method's {part}, and none of "
+                f"{where}: attack {cell['attack']!r} attacks a method's {part}, and none of "
                 "the attacked methods has one"
+            )
+
+
+def _check_gradient(cell: dict[str, Any], parts: Parts, where: str) -> None:
+    """Refuse gradients through the defence that do not exist, or that average nothing."""
+    if not asks_defence(cell):
+        return
+    threat, gradient = cell["threat_model"], cell.get("gradient", "exact")
+    if any(method.random for method in parts.methods) and "eot" not in cell:
+        raise UserError(
+            f"{where}: a random defence is attacked {threat} without expectation over its draws; "
+            "say `eot: 20`, or `eot: 1` if the paper attacked single draws"
+        )
+    if threat != "white_box" or gradient == "bpda":
+        return
+    for method in parts.methods:
+        if not method.traits.differentiable:
+            raise UserError(
+                f"{where}: method {method.name!r} has no gradient, but the cell asks for "
+                f"`gradient: {gradient}`; write `gradient: bpda`"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.traits import DatasetTraits, MethodTraits
 from purifiers.plan.chains import check_method
 from purifiers.plan.resolve import Setting
 from purifiers.plan.runs import Cost, Run, added, component, make_run, passes, times
@@ -43,8 +44,8 @@ class Trained:
 
     def _dataset(self, used: UsedDataset) -> Run:
         spec = {"dataset": component("dataset", used.name, used.parameters)}
-        constants = registry.describe("dataset", used.name).constants
-        pixels = math.prod(constants["SHAPE"]) * (constants["TRAIN"] + constants["TEST"])
+        traits: DatasetTraits = registry.describe("dataset", used.name).traits
+        pixels = math.prod(traits.shape) * ((traits.train or 0) + (traits.test or 0))
         run = make_run("dataset", used.name, spec, size_bytes=pixels)
         return self.runs.setdefault(run.id, run)
 
@@ -60,7 +61,8 @@ class Trained:
             "training": training,
             "seed": seed,
         }
-        cost = passes("training", training, "FIT_PASSES") * setting.used.train
+        formula = registry.describe("training", training["component"]).traits.passes
+        cost = passes(formula, training) * setting.used.train
         slug = f"{setting.used.name}-{classifier['component']}-{training['component']}-s{seed}"
         network = network_key(classifier, shape_of(setting.used))
         run = make_run("classifier", slug, spec, (data,), cost={network: cost})
@@ -75,45 +77,65 @@ class Trained:
         """
         method = setting.recipe("method", name)
         check_method(setting, name, method, shape_of(setting.used))
-        constants = registry.describe("method", method["component"]).constants
-        if "FIT_PASSES" not in constants:
+        fit = method_traits(method).fit
+        if fit is None:
             return {**method, "run": None}, None
         cell = setting.cell
         names = cell.get("fit_classifiers") or [cell["classifier"]]
-        if names != [cell["classifier"]] and not constants.get("ENSEMBLE", False):
+        if names != [cell["classifier"]] and not fit.several_classifiers:
             raise UserError(
                 f"{setting.where}: method {name!r} listens to the classifier it protects and "
                 f"cannot be fitted on {', '.join(names)}: leave fit_classifiers out"
             )
         classifiers = [self._classifier(setting, seed, {**cell, "classifier": n}) for n in names]
         first, *others = classifiers
-        alone = constants.get("ALONE", False)
         spec = {
             "data": first.spec["data"],
             "train": setting.used.train,
-            "classifier": None if alone else first.id,
-            "method": _as_fitted(method, constants.get("PURIFYING", ())),
+            "classifier": first.id if fit.uses_classifier else None,
+            "method": _as_fitted(method, fit.inference_only),
             "seed": seed,
         }
         if others:
             spec["ensemble"] = [run.id for run in others]
-        each = [method_cost(setting.used, run, method, "FIT_") for run in classifiers]
+        each = [fit_cost(setting.used, run, method) for run in classifiers]
         cost = times(setting.used.train, added(*each))
         beside = [run.spec["classifier"]["component"] for run in others]
         slug = slug_of(first, ["_and_".join([method["component"], *beside])], seed)
         inputs = (*first.inputs, *classifiers)
-        if alone:
+        if not fit.uses_classifier:
             slug, inputs = f"{setting.used.name}-{method['component']}-s{seed}", first.inputs
         run = self._keep("purifier", slug, spec, inputs, cost, first)
         return {**method, "run": run.id}, run
 
 
-def method_cost(used: UsedDataset, classifier: Run, method: dict[str, Any], of: str = "") -> Cost:
-    """What purifying one image costs or, with ``of="FIT_"``, fitting on one training image:
-    passes of the classifier, and of the network that the method brings."""
-    asked = passes("method", method, f"{of}PASSES", used.train)
-    own = passes("method", method, f"OWN_{of}PASSES", used.train)
-    both = {network_of(classifier, used): asked, own_network_key(method, used): own}
+def method_traits(method: dict[str, Any]) -> MethodTraits:
+    """The traits of a method, given its spec."""
+    traits: MethodTraits = registry.describe("method", method["component"]).traits
+    return traits
+
+
+def purify_cost(used: UsedDataset, classifier: Run, method: dict[str, Any]) -> Cost:
+    """Passes that purify one image: of the classifier, and of the network the method brings."""
+    traits = method_traits(method)
+    own = traits.network.passes if traits.network else "0"
+    return _method_cost(used, classifier, method, traits.passes, own)
+
+
+def fit_cost(used: UsedDataset, classifier: Run, method: dict[str, Any]) -> Cost:
+    """Passes that fit a method, per training image."""
+    traits = method_traits(method)
+    own = traits.network.fit_passes if traits.network else "0"
+    return _method_cost(used, classifier, method, traits.fit.passes if traits.fit else "0", own)
+
+
+def _method_cost(
+    used: UsedDataset, classifier: Run, method: dict[str, Any], classifier_passes: str, own: str
+) -> Cost:
+    both = {
+        network_of(classifier, used): passes(classifier_passes, method, used.train),
+        own_network_key(method, used): passes(own, method, used.train),
+    }
     return {network: count for network, count in both.items() if count}
 
 
@@ -124,14 +146,17 @@ def network_of(trained: Run, used: UsedDataset) -> str:
 
 def own_network_key(method: dict[str, Any], used: UsedDataset) -> str:
     """The network that a method brings: its component, its sizes and the image shape."""
-    sizes = registry.describe("method", method["component"]).constants.get("SIZES", ())
+    network = method_traits(method).network
+    sizes = network.sized_by if network else ()
     kept = {name: method["parameters"][name] for name in sizes}
     return network_key({**method, "parameters": kept}, shape_of(used))
 
 
-def _as_fitted(method: dict[str, Any], purifying: tuple[str, ...]) -> dict[str, Any]:
+def _as_fitted(method: dict[str, Any], inference_only: tuple[str, ...]) -> dict[str, Any]:
     """A method's spec without what matters to its purification alone: one fit serves all values."""
-    kept = {name: value for name, value in method["parameters"].items() if name not in purifying}
+    kept = {
+        name: value for name, value in method["parameters"].items() if name not in inference_only
+    }
     return {**method, "parameters": kept}
 
 
@@ -142,7 +167,9 @@ def network_key(classifier: dict[str, Any], shape: tuple[int, ...]) -> str:
 
 
 def shape_of(used: UsedDataset) -> tuple[int, ...]:
-    return registry.describe("dataset", used.name).constants["SHAPE"]
+    """(C, H, W) of the images."""
+    shape: tuple[int, ...] = registry.describe("dataset", used.name).traits.shape
+    return shape
 
 
 def slug_of(classifier: Run, story: list[str], seed: int) -> str:

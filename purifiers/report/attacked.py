@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from purifiers.core import registry
+from purifiers.core.formula import evaluate
 from purifiers.plan.cells import Cell, Document
-from purifiers.plan.runs import passes
 from purifiers.report.layout import place
 from purifiers.report.runs import Found, Runs, ScoreRun, worst
 from purifiers.report.signs import NOT_PROBED, Attacked, AttackedRun, signs
@@ -103,10 +104,16 @@ def _attacked(
         name=f"{name} / {first.attack}" if shared else name,
         threat_model=cell.threat_model,
         recipe=first.record["spec"]["attack"],
-        one_step=made is not None and passes("attack", made["attack"], "PASSES") <= ONE_GRADIENT,
+        one_step=made is not None and _passes(made["attack"]) <= ONE_GRADIENT,
         stochastic=cell.stochastic,
         seeds=seeds,
     )
+
+
+def _passes(attack: Mapping[str, Any]) -> float:
+    """Forward passes per image that an attack takes, given its spec."""
+    formula = registry.describe("attack", attack["component"]).traits.passes
+    return evaluate(formula, attack["parameters"])
 
 
 def _run(score: ScoreRun, runs: Runs) -> AttackedRun:

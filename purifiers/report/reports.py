@@ -18,7 +18,7 @@ from purifiers.report.status import status_markdown
 from purifiers.report.write import write_document
 
 STATUS = "benchmarks/README.md"
-"""The page that says what runs."""
+"""The status page: cells done, runnable and missing."""
 MARKS = ("<!-- status: written by `python -m purifiers status` -->", "<!-- end of status -->")
 SCALE_ORDER = ("smoke", "desk", "paper")
 
@@ -110,10 +110,15 @@ def _index(
 
 
 def write_status(root: Path, check: bool) -> int:
-    """Bring the tables of ``benchmarks/README.md`` up to date, or only say whether they are.
+    """Renew the status in ``benchmarks/README.md``, or check that it is up to date.
+
+    It depends on the declarations, the components and the tables in ``results/tables``.
+
+    Args:
+        check: write nothing; print a message if the status is out of date.
 
     Returns:
-        0, or 1 if ``check`` finds them out of date.
+        1 if ``check`` and the status is out of date, else 0.
 
     Raises:
         UserError: the page lacks the two marks.
@@ -133,12 +138,13 @@ def write_status(root: Path, check: bool) -> int:
     before, start, rest = text.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not start or not end:
-        raise UserError(f"{path}: the lines {MARKS[0]} and {MARKS[1]} are missing")
-    renewed = f"{before}{MARKS[0]}\n\n{status_markdown(documents, components)}\n{MARKS[1]}{after}"
+        raise UserError(f"{path}: the lines {MARKS[0]} and {MARKS[1]} are missing; add them")
+    status = status_markdown(documents, components, root)
+    renewed = f"{before}{MARKS[0]}\n\n{status}\n{MARKS[1]}{after}"
     if renewed == text:
         return 0
     if check:
-        print(f"{STATUS}: the status is out of date; run python -m purifiers status")
+        print(f"{STATUS}: the status is out of date; run `python -m purifiers status`")
         return 1
     write_text(path, renewed)
     return 0

@@ -1,86 +1,189 @@
-"""What the suite covers, as Markdown."""
+"""The status page in Markdown: cells done, runnable and missing per paper and scale."""
 
 from __future__ import annotations
 
+import csv
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from purifiers.core import registry
 from purifiers.plan.cells import Document
 
+Documents = Mapping[str, Sequence[Document]]
+"""Per scale, in the order of the columns: all documents; the same ones in the same order."""
 
-def status_markdown(
-    documents: Mapping[str, Sequence[Document]], components: Mapping[str, Mapping[str, str]]
-) -> str:
-    """Two tables: what of each document runs at each scale, and which methods are there.
+Components = Mapping[str, Mapping[str, str]]
+"""Per paper: the component of each method recipe, by the recipe's name."""
+
+Row = Mapping[str, Document]
+"""One document at each scale."""
+
+TABLES = "results/tables/{scale}"
+"""Folder of the committed tables of a scale."""
+
+WORDS = {"not implemented": "missing", "not run": "left out", "quoted": "quoted"}
+"""State of a cell that does not run, and its word on the page."""
+
+LEGEND = """\
+- **Cells**: numbers to reproduce; configuration and qualitative documents are not counted.
+- **n of m done**: of m cells that run at this scale, n have a value in `results/tables/<scale>/`.
+- **missing**: needs a method, classifier, metric or data file that is not implemented.
+- **left out**: implemented, but its data set is not part of this scale.
+- **quoted**: copied by the paper from another publication; the suite does not measure it.
+"""
+
+
+def status_markdown(documents: Documents, components: Components, root: Path) -> str:
+    """Matrix of papers and scales, legend, documents per paper, methods.
 
     Args:
-        documents: per scale (in the order of the columns) the documents of all papers; the same
-            documents at every scale.
-        components: per paper, from the name of a method's recipe to its component.
+        root: root of the repository, for the committed tables and the papers' READMEs.
     """
-    return f"{coverage(documents)}\n{methods(documents, components)}"
+    papers = _by_paper(documents)
+    sections = [_section(root, paper, rows) for paper, rows in papers.items()]
+    methods = _methods(root, documents, components)
+    return "\n".join([_matrix(root, papers, list(documents)), LEGEND, *sections, methods])
 
 
-def coverage(documents: Mapping[str, Sequence[Document]]) -> str:
-    """A row per document: its cells, and per scale runnable / not implemented / quoted ones.
-
-    What is left over is excluded at that scale or a configuration.
-    """
-    lines = [
-        _row(["Paper", "Document", "Title", "Cells", *documents]),
-        "|:--|:--|:--|--:|" + "--:|" * len(documents),
-    ]
-    by_scale = [
-        {(document.paper, document.document): document for document in listed}
-        for listed in documents.values()
-    ]
-    for place, document in _merged(by_scale).items():
-        told = [_counts(scale[place]) if place in scale else "–" for scale in by_scale]
-        name = document.document.replace("_", " ")
-        lines.append(_row([document.paper, name, document.title, str(len(document.cells)), *told]))
-    lines += ["", "Per scale: cells that run / are not implemented / are quoted by the paper.", ""]
-    return "\n".join(lines)
+def _by_paper(documents: Documents) -> dict[str, list[Row]]:
+    papers: dict[str, list[Row]] = {}
+    for same in zip(*documents.values(), strict=True):
+        papers.setdefault(same[0].paper, []).append(dict(zip(documents, same, strict=True)))
+    return papers
 
 
-def methods(
-    documents: Mapping[str, Sequence[Document]], components: Mapping[str, Mapping[str, str]]
+def _matrix(root: Path, papers: Mapping[str, Sequence[Row]], scales: Sequence[str]) -> str:
+    """One row per paper and a total; an entry links to the paper's committed index."""
+    lines = _header(["Paper", "Cells", *scales])
+    for paper, rows in papers.items():
+        readme = _target(root, [f"benchmarks/{paper}/README.md"])
+        name = _linked(_heading(root, paper), readme)
+        lines.append(_counted(root, [name], rows, [TABLES + f"/{paper}/README.md"]))
+    everything = [row for rows in papers.values() for row in rows]
+    return "\n".join([*lines, _counted(root, ["All"], everything), ""])
+
+
+def _section(root: Path, paper: str, rows: Sequence[Row]) -> str:
+    """One row per measured document, then one line with the names of all others."""
+    scales = list(rows[0])
+    lines = [f"## {_heading(root, paper)} (`{paper}`)", ""]
+    lines += _header(["Document", "Title", "Cells", *scales])
+    others: dict[str, list[str]] = {}
+    for row in rows:
+        document = row[scales[0]]
+        if document.status == "measured":
+            names = [document.document.replace("_", " "), document.title]
+            table = TABLES + f"/{paper}/{document.document}"
+            lines.append(_counted(root, names, [row], [f"{table}.md", f"{table}.csv"]))
+        else:
+            others.setdefault(document.status, []).append(document.document)
+    if others:
+        listed = (f"{_gathered(stems)} ({status})" for status, stems in others.items())
+        lines += ["", f"Not measured: {'; '.join(listed)}."]
+    return "\n".join([*lines, ""])
+
+
+def _counted(
+    root: Path, names: Sequence[str], rows: Sequence[Row], links: Sequence[str] = ()
 ) -> str:
-    """A row per method component: whether its file is there, and which documents need it."""
-    needed: dict[str, dict[str, dict[str, None]]] = {}
+    """Names, number of cells, and an entry per scale that links to the first existing file.
+
+    Args:
+        links: paths below ``root`` with ``{scale}`` in them.
+    """
+    totals = {
+        scale: sum((_count(root, scale, row[scale]) for row in rows), Counter[str]())
+        for scale in rows[0]
+    }
+    entries = [
+        _entry(counts, _target(root, [link.format(scale=scale) for link in links]))
+        for scale, counts in totals.items()
+    ]
+    first = [next(iter(row.values())) for row in rows]
+    cells = sum(len(document.cells) for document in first if document.status == "measured")
+    return _row([*names, f"{cells:,}", *entries])
+
+
+def _methods(root: Path, documents: Documents, components: Components) -> str:
+    """The implemented methods with their papers, then the missing ones with their documents."""
+    implemented, missing = [], []
+    for method, by_paper in sorted(_needed(documents, components).items()):
+        papers = {_heading(root, paper): stems for paper, stems in by_paper.items()}
+        if registry.exists("method", method):
+            implemented.append(_row([f"`{method}`", "yes", ", ".join(papers)]))
+        else:
+            needed = "; ".join(f"{paper}: {_gathered(stems)}" for paper, stems in papers.items())
+            missing.append(_row([f"`{method}`", "no", needed]))
+    header = _header(["Method", "Implemented", "Needed by"])
+    return "\n".join(["## Methods", "", *header, *implemented, *missing, ""])
+
+
+def _needed(documents: Documents, components: Components) -> dict[str, dict[str, list[str]]]:
+    """Per method component and paper, the documents whose cells use it."""
+    needed: dict[str, dict[str, list[str]]] = {}
     for document in (document for listed in documents.values() for document in listed):
         for recipe in (recipe for cell in document.cells for recipe in cell.methods):
             by_paper = needed.setdefault(components[document.paper][recipe], {})
-            by_paper.setdefault(document.paper, {})[document.document] = None
-    lines = [_row(["Method", "Implemented", "Needed by"]), "|:--|:--|:--|"]
-    for method, by_paper in sorted(needed.items()):
-        told = [f"{paper}: {_gathered(stems)}" for paper, stems in by_paper.items()]
-        there = "yes" if registry.exists("method", method) else "no"
-        lines.append(_row([method, there, "; ".join(told)]))
-    return "\n".join([*lines, ""])
+            stems = by_paper.setdefault(document.paper, [])
+            if document.document not in stems:
+                stems.append(document.document)
+    return needed
+
+
+def _count(root: Path, scale: str, document: Document) -> Counter[str]:
+    """Cells of a measured document by state, and ``done`` from its committed table."""
+    if document.status != "measured":
+        return Counter()
+    counts = Counter(cell.state for cell in document.cells)
+    table = root / TABLES.format(scale=scale) / document.paper / f"{document.document}.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as lines:
+            counts["done"] = sum(bool(row["reproduced"]) for row in csv.DictReader(lines))
+    return counts
+
+
+def _entry(counts: Counter[str], target: str = "") -> str:
+    """Such as ``"8 of 20 done, 298 missing, 82 quoted"``; its first item links to ``target``."""
+    texts = [f"{counts[state]:,} {word}" for state, word in WORDS.items() if counts[state]]
+    if counts["planned"] or counts["done"]:
+        texts.insert(0, f"{counts['done']:,} of {counts['planned']:,} done")
+    return ", ".join([_linked(text, target) for text in texts[:1]] + texts[1:])
+
+
+def _heading(root: Path, paper: str) -> str:
+    """The paper's short name: its README's title up to a colon; its id if it has no README."""
+    readme = root / f"benchmarks/{paper}/README.md"
+    if not readme.is_file():
+        return paper
+    title = readme.read_text(encoding="utf-8").partition("\n")[0]
+    return title.removeprefix("# ").partition(":")[0]
+
+
+def _target(root: Path, candidates: Sequence[str]) -> str:
+    """The first candidate that exists, relative to ``benchmarks/``; empty if none does."""
+    existing = (path for path in candidates if (root / path).is_file())
+    return next((os.path.relpath(path, "benchmarks").replace(os.sep, "/") for path in existing), "")
+
+
+def _linked(text: str, target: str) -> str:
+    return f"[{text}]({target})" if target else text
 
 
 def _gathered(stems: Iterable[str]) -> str:
     """``table_1, table_2, audit, audit_eps`` as ``"table 1, 2, audit, audit eps"``."""
-    kinds: dict[str, list[str]] = {}
+    kinds: set[str] = set()
+    texts: list[str] = []
     for kind, _, number in (stem.partition("_") for stem in stems):
-        told = number if kind in kinds and kind != "audit" else f"{kind} {number}".strip()
-        kinds.setdefault(kind, []).append(told)
-    return ", ".join(told for listed in kinds.values() for told in listed)
+        repeated = kind in kinds and kind != "audit"
+        texts.append(number if repeated else f"{kind} {number}".strip())
+        kinds.add(kind)
+    return ", ".join(texts)
 
 
-def _merged(by_scale: Iterable[dict[tuple[str, str], Document]]) -> dict[tuple[str, str], Document]:
-    merged: dict[tuple[str, str], Document] = {}
-    for scale in by_scale:
-        for place, document in scale.items():
-            merged.setdefault(place, document)
-    return merged
-
-
-def _counts(document: Document) -> str:
-    if document.status != "measured":
-        return document.status
-    states = [cell.state for cell in document.cells]
-    return " / ".join(str(states.count(s)) for s in ("planned", "not implemented", "quoted"))
+def _header(names: Sequence[str]) -> list[str]:
+    return [_row(names), "|" + "|".join("--:" if n == "Cells" else ":--" for n in names) + "|"]
 
 
 def _row(texts: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
         f"attack {folder.id}",
     )
     told: dict[str, Any] = {"n": len(images), **halved}
-    if attack.batch_dependent:
+    if attack.traits.batch_dependent:
         told["batch_size"] = context.batch_size
     if defence is not None:  # else no gradient, no loss to look at
         told["probe"] = probe(defence, *_probed(folder, images, context))
@@ -81,7 +81,7 @@ def _defence(spec: dict[str, Any], context: Context) -> Defence:
 
 
 def _nobody(images: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("an attack that says it is BLIND asked a model")
+    raise RuntimeError("an attack that declares model_free=True queried a model")
 
 
 def _probed(

@@ -28,7 +28,7 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     """Fit from scratch or from the last checkpoint, and write the weights.
 
     ``spec["ensemble"]`` names the classifiers that it is fitted on beside ``spec["classifier"]``,
-    which is None for a method that needs none (``ALONE``).
+    which is None for a method that needs none.
     """
     data = open_data(context, spec["data"])
     fitted_on = (spec["classifier"], *spec.get("ensemble", ()))
@@ -38,11 +38,12 @@ def run(folder: RunFolder, spec: dict[str, Any], context: Context) -> Outcome:
     method.fit_on(classifiers, spec["train"])
 
     def make_examples() -> None:
-        method.kept_examples = [
+        method.stored_examples = [
             _examples(number, method, folder, spec, context) for number in range(len(classifiers))
         ]
 
-    prepare = make_examples if method.learns_examples else None
+    fit = method.traits.fit
+    prepare = make_examples if fit and fit.stored_examples else None
     return fit_and_save(
         folder, spec, context, data, method, method.fit_loss, method.recipe, prepare
     )

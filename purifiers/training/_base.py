@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from purifiers.core.component import Classifier
+from purifiers.core.component import Classifier, Component
 from purifiers.core.errors import UserError
 from purifiers.core.recipe import Recipe
+from purifiers.core.traits import TrainingTraits
 
 
-class Training:
+class Training(Component):
     """A recipe: optimizer, schedule, augmentation, and the loss of a batch.
 
     The defaults are those of `MadryLab/cifar10_challenge`: SGD .1 with momentum .9, weight
@@ -28,6 +30,8 @@ class Training:
             :class:`purifiers.core.recipe.Recipe`; its loss is the training's own, in evaluation
             mode.
     """
+
+    traits: ClassVar[TrainingTraits] = TrainingTraits(version=0, passes="0")
 
     def __init__(
         self,

@@ -8,11 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
+from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
-
-VERSION = 1  # raise it whenever the same declaration would give other weights
-BUDGET = ("epochs",)  # the parameters a reduced scale may change
-FIT_PASSES = "3 * epochs"  # cost per training image, in forward passes; a backward counts two
 
 
 class Template(Training):
@@ -21,6 +18,12 @@ class Template(Training):
     Args:
         smoothing: weight taken from the true class (0 to 1); our choice.
     """
+
+    traits = TrainingTraits(
+        version=1,  # raise it whenever the same declaration would give other weights
+        budget=("epochs",),  # the parameters a reduced scale may change
+        passes="3 * epochs",  # cost per training image, in forward passes; a backward counts two
+    )
 
     def __init__(self, *, smoothing: float = 0.1, **common: Any) -> None:
         super().__init__(**common)

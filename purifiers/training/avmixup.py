@@ -10,11 +10,8 @@ from torch.nn import functional
 
 from purifiers.core.component import Classifier
 from purifiers.core.noise import uniform
+from purifiers.core.traits import TrainingTraits
 from purifiers.training.madry import Madry
-
-VERSION = 1
-BUDGET = ("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule")
-FIT_PASSES = "3 * epochs * (steps + 1)"
 
 
 class Avmixup(Madry):
@@ -28,6 +25,12 @@ class Avmixup(Madry):
         lambda1: weight of the true class in a clean image's label; 1.0 upstream for CIFAR-10.
         lambda2: weight of the true class in a vertex's label; 0.1 upstream for CIFAR-10.
     """
+
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule"),
+        passes="3 * epochs * (steps + 1)",
+    )
 
     def __init__(
         self, *, gamma: float = 2.0, lambda1: float = 1.0, lambda2: float = 0.1, **common: Any

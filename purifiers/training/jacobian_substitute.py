@@ -8,14 +8,10 @@ from torch import Tensor
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import input_gradient
+from purifiers.core.traits import TrainingTraits
 from purifiers.training.plateau import Plateau
-
-VERSION = 1
-BUDGET = ("epochs", "learning_rate", "optimizer", "schedule", "seed_images", "rounds")
-FIT_PASSES = "3 * epochs"  # per image and round
-ORACLE = True  # trained on answers of the attacked defence, by the stage `substitute`
 
 SEED_LABELS = ("dataset", "oracle")
 
@@ -46,12 +42,19 @@ class JacobianSubstitute(Plateau):
         UserError: no seed image, no round, or an unknown source of the seed images' labels.
     """
 
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "learning_rate", "optimizer", "schedule", "seed_images", "rounds"),
+        passes="3 * epochs",  # per image and round
+        uses_oracle=True,  # trained on answers of the attacked defence, by the stage `substitute`
+    )
+
     def __init__(
         self,
         *,
         seed_images: int = 150,
         rounds: int = 6,
-        augmentation_step: float | str = 0.1,
+        augmentation_step: Length = 0.1,
         negative_rounds: int = 3,
         seed_labels: str = "dataset",
         **common: Any,
@@ -62,7 +65,7 @@ class JacobianSubstitute(Plateau):
                 raise UserError(f"{name} is {value}, but a substitute needs at least 1")
         check_choice("seed_labels", seed_labels, SEED_LABELS)
         self.seed_images, self.rounds = seed_images, rounds
-        self.augmentation_step = fraction(augmentation_step)
+        self.augmentation_step = augmentation_step
         self.negative_rounds = negative_rounds
         self.seed_labels = seed_labels
 

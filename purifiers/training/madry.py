@@ -9,12 +9,9 @@ from torch.nn import functional
 
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
+from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training, attack_mode
-
-VERSION = 1
-BUDGET = ("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule")
-FIT_PASSES = "3 * epochs * (steps + 1)"
 
 
 class Madry(Training):
@@ -26,17 +23,23 @@ class Madry(Training):
         attack_mode: batch normalisation during the attack; ``train`` as upstream.
     """
 
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule"),
+        passes="3 * epochs * (steps + 1)",
+    )
+
     def __init__(
         self,
         *,
-        eps: float | str = "8/255",
+        eps: Length = "8/255",
         steps: int = 10,
-        step_size: float | str = "2/255",
+        step_size: Length = "2/255",
         attack_mode: str = "train",
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.attack = Pgd(eps=fraction(eps), steps=steps, step_size=fraction(step_size))
+        self.attack = Pgd(eps=eps, steps=steps, step_size=step_size)
         self.attack_mode = attack_mode
 
     def adversarial(

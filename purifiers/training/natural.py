@@ -8,11 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
+from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
-
-VERSION = 1
-BUDGET = ("epochs", "learning_rate", "optimizer", "schedule")
-FIT_PASSES = "3 * epochs"
 
 
 class Natural(Training):
@@ -20,6 +17,12 @@ class Natural(Training):
 
     That paper gives no recipe; the schedule is that of its adversarial bases.
     """
+
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "learning_rate", "optimizer", "schedule"),
+        passes="3 * epochs",
+    )
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)

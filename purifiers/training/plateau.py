@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from purifiers.core.traits import TrainingTraits
 from purifiers.training.natural import Natural
-
-VERSION = 1
-BUDGET = ("epochs", "learning_rate", "optimizer", "schedule")
-FIT_PASSES = "3 * epochs"
 
 
 class Plateau(Natural):
@@ -21,6 +18,12 @@ class Plateau(Natural):
 
     Its budgets are its own, for what suits :class:`Natural`'s SGD does not suit Adam.
     """
+
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "learning_rate", "optimizer", "schedule"),
+        passes="3 * epochs",
+    )
 
     def __init__(
         self,

@@ -12,11 +12,8 @@ from purifiers.core.auxiliary import NOISE, ROTATIONS, Views, check_task, head_o
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.core.noise import generator
+from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
-
-VERSION = 1
-BUDGET = ("epochs", "learning_rate", "optimizer", "schedule")
-FIT_PASSES = "6 * epochs"  # label consistency; 3 for reconstruction, 12 for rotation
 
 
 class Soap(Training):
@@ -36,6 +33,12 @@ class Soap(Training):
     Upstream's views are one for a whole batch, their noise is never negative, and the second one
     is always the same; here each image has two random views of its own.
     """
+
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "learning_rate", "optimizer", "schedule"),
+        passes="6 * epochs",  # label consistency; 3 for reconstruction, 12 for rotation
+    )
 
     def __init__(
         self,

@@ -9,13 +9,11 @@ from torch.nn import functional
 
 from purifiers.core.component import Classifier
 from purifiers.core.noise import normal
-from purifiers.core.numbers import fraction
+from purifiers.core.numbers import Length
 from purifiers.core.target import input_gradient
+from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training, attack_mode
 
-VERSION = 1
-BUDGET = ("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule")
-FIT_PASSES = "3 * epochs * (steps + 2)"
 START_SPREAD = 0.001  # standard deviation of the inner start, `yaodongyu/TRADES`
 
 
@@ -28,19 +26,25 @@ class Trades(Training):
         attack_mode: batch normalisation during the attack; ``eval`` upstream.
     """
 
+    traits = TrainingTraits(
+        version=1,
+        budget=("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule"),
+        passes="3 * epochs * (steps + 2)",
+    )
+
     def __init__(
         self,
         *,
         beta: float = 6.0,
-        eps: float | str = 0.031,
+        eps: Length = 0.031,
         steps: int = 10,
-        step_size: float | str = 0.007,
+        step_size: Length = 0.007,
         attack_mode: str = "eval",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.beta, self.steps, self.attack_mode = beta, steps, attack_mode
-        self.eps, self.step_size = fraction(eps), fraction(step_size)
+        self.eps, self.step_size = eps, step_size
 
     def loss(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int

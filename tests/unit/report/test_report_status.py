@@ -1,48 +1,111 @@
+"""Counts, links and sections of the status page."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from purifiers.core import registry
+from purifiers.plan.cells import Document
 from purifiers.report.status import status_markdown
 
 Make = Callable[..., Any]
 
+COMPONENTS = {
+    "aid": {"aid": "aid", "aid_strong": "aid", "pd": "pixel_defend"},
+    "idfr": {"pd": "pixel_defend"},
+}
 
-def test_counts_per_scale_and_methods(
-    a_cell: Make, a_document: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+@pytest.fixture(autouse=True)
+def _only_aid_is_implemented(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "exists", lambda kind, name: (kind, name) == ("method", "aid"))
-    absent = {"state": "not implemented", "reason": "method pixel_defend is not implemented"}
+
+
+@pytest.fixture
+def documents(a_cell: Make, a_document: Make) -> dict[str, list[Document]]:
+    """Two papers; at desk the planned cells of table 3 are left out."""
     cells = [
         a_cell(methods=("aid",)),
-        a_cell(methods=("pd",), **absent),
-        a_cell(methods=("pd", "aid_strong"), **absent),
+        a_cell(methods=("aid_strong",)),
+        a_cell(methods=("pd", "aid"), state="not implemented"),
         a_cell(methods=(), state="quoted"),
     ]
-    excluded = [a_cell(methods=cell.methods, state="not run") for cell in cells]
-    settings = a_document(
-        a_cell(document="table_5", state="configuration"), title="Set|up", status="configuration"
+    left_out = [a_cell(state="not run") if cell.state == "planned" else cell for cell in cells]
+    rest = [
+        a_document(a_cell(document="table_11a", methods=("aid",)), title="Set|up"),
+        a_document(a_cell(document="table_5", state="configuration"), status="configuration"),
+        a_document(document="table_6", status="configuration"),
+        a_document(document="figure_1", status="qualitative"),
+        a_document(
+            a_cell(document="audit", methods=("pd",), state="not implemented"), paper="idfr"
+        ),
+    ]
+    return {"smoke": [a_document(*cells), *rest], "desk": [a_document(*left_out), *rest]}
+
+
+def _commit(root: Path, path: str, text: str = "") -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text, encoding="utf-8")
+
+
+def test_counts_without_committed_tables(
+    documents: dict[str, list[Document]], tmp_path: Path
+) -> None:
+    lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
+    smoke = "0 of 3 done, 1 missing, 1 quoted"
+    desk = "0 of 1 done, 1 missing, 2 left out, 1 quoted"
+    assert lines[:3] == [
+        "| Paper | Cells | smoke | desk |",
+        "|:--|--:|:--|:--|",
+        f"| aid | 5 | {smoke} | {desk} |",
+    ]
+    assert lines[3] == "| idfr | 1 | 1 missing | 1 missing |"
+    assert lines[4] == (
+        "| All | 6 | 0 of 3 done, 2 missing, 1 quoted "
+        "| 0 of 1 done, 2 missing, 2 left out, 1 quoted |"
     )
-    other = a_document(*(a_cell(document=stem, methods=("aid",)) for stem in ("table_11a", "")))
-    audit = a_document(a_cell(document="audit", methods=("aid",), state="quoted"), paper="idfr")
-    components = {
-        "aid": {"aid": "aid", "aid_strong": "aid", "pd": "pixel_defend"},
-        "idfr": {"aid": "aid"},
-    }
-    text = status_markdown(
-        {
-            "smoke": [a_document(*cells), other, settings, audit],
-            "desk": [a_document(*excluded), settings],
-        },
-        components,
+    assert "## aid (`aid`)" in lines
+    assert "| table 11a | Set\\|up | 1 | 0 of 1 done | 0 of 1 done |" in lines
+    assert "Not measured: table 5, 6 (configuration); figure 1 (qualitative)." in lines
+    assert not any("](" in line for line in lines)
+
+
+def test_done_cells_are_those_reproduced_in_the_committed_table(
+    documents: dict[str, list[Document]], tmp_path: Path
+) -> None:
+    table = 'row,published,reproduced,flags\na,60.0,0.0,\nb,60.0,,"failed,\ntwice"\nc,,,\nd,1.0,,\n'
+    _commit(tmp_path, "results/tables/smoke/aid/table_3.csv", table)
+    _commit(tmp_path, "results/tables/smoke/aid/table_5.csv", "row,reproduced\na,1.0\n")
+    lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
+    assert lines[2].startswith("| aid | 5 | 1 of 3 done, 1 missing, 1 quoted | 0 of 1 done")
+    assert lines[4].startswith("| All | 6 | 1 of 3 done,")
+    link = "[1 of 2 done](../results/tables/smoke/aid/table_3.csv), 1 missing, 1 quoted"
+    assert f"| table 3 | Accuracy | 4 | {link} | 1 missing, 2 left out, 1 quoted |" in lines
+
+
+def test_links_only_to_existing_files(documents: dict[str, list[Document]], tmp_path: Path) -> None:
+    _commit(tmp_path, "benchmarks/aid/README.md", "# AID-Purifier: a light network\n\nText\n")
+    _commit(tmp_path, "results/tables/desk/aid/README.md")
+    _commit(tmp_path, "results/tables/desk/aid/table_11a.md")
+    _commit(tmp_path, "results/tables/desk/aid/table_11a.csv", "row,reproduced\na,1.0\n")
+    lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
+    index = "[1 of 1 done](../results/tables/desk/aid/README.md), 1 missing"
+    assert lines[2].startswith("| [AID-Purifier](aid/README.md) | 5 | 0 of 3 done,")
+    assert index in lines[2]
+    assert "## AID-Purifier (`aid`)" in lines
+    link = "[1 of 1 done](../results/tables/desk/aid/table_11a.md)"
+    assert f"| table 11a | Set\\|up | 1 | 0 of 1 done | {link} |" in lines
+
+
+def test_methods_with_their_papers_and_missing_ones_with_documents(
+    documents: dict[str, list[Document]], tmp_path: Path
+) -> None:
+    text = status_markdown(documents, COMPONENTS, tmp_path)
+    assert text.endswith(
+        "## Methods\n\n| Method | Implemented | Needed by |\n|:--|:--|:--|\n"
+        "| `aid` | yes | aid |\n| `pixel_defend` | no | aid: table 3; idfr: audit |\n"
     )
-    lines = text.splitlines()
-    assert lines[0] == "| Paper | Document | Title | Cells | smoke | desk |"
-    assert "| aid | table 3 | Accuracy | 4 | 1 / 2 / 1 | 0 / 0 / 0 |" in lines
-    assert "| aid | table 5 | Set\\|up | 1 | configuration | configuration |" in lines
-    assert "| idfr | audit | Accuracy | 1 | 0 / 0 / 1 | – |" in lines
-    assert "| aid | yes | aid: table 3, 11a; idfr: audit |" in lines
-    assert "| pixel_defend | no | aid: table 3 |" in lines

@@ -1,0 +1,55 @@
+"""Arithmetic over parameters, as components declare their cost."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from purifiers.core.errors import UserError, did_you_mean
+
+_OPERATORS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+
+
+def evaluate(formula: str, values: Mapping[str, Any]) -> float:
+    """Value of a formula such as ``"3 * steps"``."""
+    return float(_evaluate(ast.parse(formula, mode="eval").body, values))
+
+
+def check_formula(formula: str, parameters: Collection[str], where: str) -> None:
+    """Refuse a formula that cannot be evaluated.
+
+    Raises:
+        UserError: it is no arithmetic, or names something that is no parameter.
+    """
+    try:
+        tree = ast.parse(formula, mode="eval")
+    except SyntaxError:
+        raise UserError(f"{where} is {formula!r}: not arithmetic over parameters") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id not in parameters:
+            hint = did_you_mean(node.id, parameters)
+            raise UserError(f"{where} is {formula!r}: there is no parameter {node.id!r}{hint}")
+    try:
+        _evaluate(tree.body, dict.fromkeys(parameters, 1))
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{where} is {formula!r}: {error}") from None
+
+
+def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return float(node.value) if isinstance(node.value, float) else node.value  # type: ignore
+    if isinstance(node, ast.Name):
+        return float(values[node.id])
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _evaluate(node.left, values), _evaluate(node.right, values)
+        result: float = _OPERATORS[type(node.op)](left, right)
+        return result
+    raise ValueError(f"{ast.unparse(node)} is no number, parameter, or +, -, *, /, ** of them")

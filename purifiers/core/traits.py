@@ -1,0 +1,208 @@
+"""What a component promises beside its output, as typed literals in its class body.
+
+The registry reads them from the source, so that planning never imports a component; the class uses
+the same object. CONTRIBUTING.md lists all fields in a table made from the comments below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+Condition = Mapping[str, tuple[Any, ...]]
+"""Parameter to values: met where every named parameter has one of its values."""
+
+
+def met(condition: Condition, parameters: Mapping[str, Any]) -> bool:
+    """Whether the parameters meet a condition; the empty condition is always met."""
+    return all(parameters[name] in values for name, values in condition.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Declared:
+    # read by pydantic, which checks what the registry finds in a component's source
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+
+    def replace(self, **changes: Any) -> Self:
+        """The same with some fields changed, for a component that builds on another one."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(_Declared):
+    """A sentence about some values of a component's parameters."""
+
+    when: Condition  # the parameter values it is about
+    text: str  # may contain {parameter}
+
+    def applies(self, parameters: Mapping[str, Any]) -> str | None:
+        """The text with its parameters filled in, or None where the condition is not met."""
+        return self.text.format(**parameters) if met(self.when, parameters) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits(_Declared):
+    """Fields of every component."""
+
+    version: int  # raised whenever the same declaration gives another output; from 1
+    budget: tuple[str, ...] = ()  # parameters that a reduced scale may change
+    joined_later: tuple[str, ...] = ()  # new parameters that leave identities alone by default
+
+    def formulas(self) -> dict[str, str]:
+        """The arithmetic over parameters among the fields, by field."""
+        return {}
+
+    def parameter_names(self) -> dict[str, tuple[str, ...]]:
+        """The fields that list parameters, by field."""
+        return {"budget": self.budget, "joined_later": self.joined_later}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackTraits(Traits):
+    """Fields of an attack."""
+
+    passes: str  # cost per image in forward passes; with a backward pass it is 3
+    norm: str = "linf"  # of the perturbation: linf, l2, or a name for what has none
+    needs: tuple[str, ...] = ()  # parts of a method that it attacks: verdict, score
+    model_free: bool = False  # queries no model, such as a corruption; no adversary
+    stops_at_first_success: bool = False  # refused on random defences: a lucky draw would count
+    float32_only: bool = False  # never run in lower precision
+    batch_dependent: bool = False  # an image's result depends on the rest of its batch
+    refused: tuple[Note, ...] = ()  # parameter values that do not work, and why
+    remarks: tuple[Note, ...] = ()  # what a table must add for some parameter values
+
+    def formulas(self) -> dict[str, str]:
+        return {"passes": self.passes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(_Declared):
+    """How a method is fitted before use."""
+
+    passes: str = "0"  # classifier passes per training image
+    uses_classifier: bool = True  # False: one fit serves all classifiers
+    several_classifiers: bool = False  # can be fitted on several classifiers at once
+    inference_only: tuple[str, ...] = ()  # parameters without effect on the fit: no refit
+    stored_examples: bool = False  # fitted on adversarial examples that are made once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(_Declared):
+    """A network that a method brings."""
+
+    sized_by: tuple[str, ...]  # parameters that decide its size
+    passes: str  # its forward passes per purified image
+    fit_passes: str = "0"  # its forward passes per training image; `images` is their number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(_Declared):
+    """The images that a method takes."""
+
+    channels: tuple[int, ...] = ()  # allowed numbers of channels; empty: any
+    square_above: int | None = None  # square images only, with longer sides than this
+    side_multiple: str = "1"  # both sides are multiples of this arithmetic over parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedWith(_Declared):
+    """The training that a method's classifier must come from."""
+
+    training: str  # the component's name
+    same: tuple[str, ...] = ()  # parameters in which method and training agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodTraits(Traits):
+    """Fields of a method: a purifier or another defence on the input."""
+
+    passes: str = "0"  # classifier passes per purified image
+    random: bool | Condition = False  # two seeds give two outputs: always, or under a condition
+    differentiable: bool = True  # `purify` has a gradient; else attack with bpda
+    provides: tuple[str, ...] = ()  # parts others may use: verdict, detected, score
+    fit: Fit | None = None  # None: nothing is fitted
+    network: Network | None = None  # None: brings no network
+    images: Images = Images()  # what it takes
+    trained_with: TrainedWith | None = None  # None: any classifier
+
+    def is_random(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether two seeds give two outputs under these parameters."""
+        return self.random if isinstance(self.random, bool) else met(self.random, parameters)
+
+    def formulas(self) -> dict[str, str]:
+        formulas = {"passes": self.passes, "images.side_multiple": self.images.side_multiple}
+        if self.fit is not None:
+            formulas["fit.passes"] = self.fit.passes
+        if self.network is not None:
+            formulas["network.passes"] = self.network.passes
+            formulas["network.fit_passes"] = self.network.fit_passes
+        return formulas
+
+    def parameter_names(self) -> dict[str, tuple[str, ...]]:
+        named = super().parameter_names()
+        if self.fit is not None:
+            named["fit.inference_only"] = self.fit.inference_only
+        if self.network is not None:
+            named["network.sized_by"] = self.network.sized_by
+        if self.trained_with is not None:
+            named["trained_with.same"] = self.trained_with.same
+        if not isinstance(self.random, bool):
+            named["random"] = tuple(self.random)
+        return named
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTraits(Traits):
+    """Fields of a classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTraits(Traits):
+    """Fields of a training recipe."""
+
+    passes: str  # forward passes per training image; with a backward pass it is 3
+    uses_oracle: bool = False  # trained on the answers of an attacked defence
+
+    def formulas(self) -> dict[str, str]:
+        return {"passes": self.passes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetTraits(Traits):
+    """Fields of a data set."""
+
+    shape: tuple[int, int, int]  # channels, height, width
+    classes: int | None  # None: only the files can tell
+    train: int | None  # number of training images; None as above
+    test: int | None  # number of test images; None as above
+    stand_in_note: str = ""  # how the images differ from those a paper means; under every table
+
+
+TRAITS: dict[str, type[Traits]] = {
+    "attack": AttackTraits,
+    "classifier": ClassifierTraits,
+    "dataset": DatasetTraits,
+    "method": MethodTraits,
+    "training": TrainingTraits,
+}
+"""Kind of component to the class of its traits."""
+
+PARTS: dict[str, type[_Declared]] = {
+    "Fit": Fit,
+    "Images": Images,
+    "Network": Network,
+    "Note": Note,
+    "TrainedWith": TrainedWith,
+}
+"""The classes that a field of the traits may hold, by name."""
+
+
+def field_names(kind: str, place: Sequence[str] = ()) -> list[str]:
+    """The fields of a kind's traits, or of the part of them at ``place``."""
+    inside: type = TRAITS[kind]
+    for name in place:
+        annotation = next((f.type for f in dataclasses.fields(inside) if f.name == name), "")
+        inside = next((part for key, part in PARTS.items() if key in str(annotation)), inside)
+    return [field.name for field in dataclasses.fields(inside)]

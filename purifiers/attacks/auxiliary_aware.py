@@ -36,7 +36,7 @@ class AuxiliaryAware(Attack):
         version=1,
         budget=("steps",),
         passes="6 * steps",  # the detector reads inner layers: it costs as much as the classifier
-        needs=("verdict",),
+        needs=("detector_logit",),
     )
 
     def __init__(
@@ -97,6 +97,6 @@ def _detector_gradient(target: Target, images: Tensor) -> Tensor:
     """Gradient of each image's own L_D: softplus is the cross entropy of a logit against 0."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
-        loss = functional.softplus(target.verdict(leaf)).sum()
+        loss = functional.softplus(target.detector_logit(leaf)).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
     return finite(gradient, "gradients")

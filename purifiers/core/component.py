@@ -247,9 +247,9 @@ class Method(Component, nn.Module):
         ``traits.network.passes`` counts."""
         raise TypeError(f"{type(self).__name__} brings no network")
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """How adversarial the method's own detector finds each image: a logit (n,), high for
-        adversarial. Methods that provide ``verdict`` have one."""
+        adversarial. Methods that provide ``detector_logit`` have one."""
         raise UserError(f"{type(self).__name__} has no detector that could be attacked")
 
     def detected(self, images: Tensor) -> Tensor:

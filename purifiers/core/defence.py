@@ -35,7 +35,7 @@ class Defence:
         seed: decides the noise of random purifiers, with each image's index.
         eot_samples: draws behind every answer and gradient of an attacked random defence.
         eot_combine: ``"mean"`` or ``"sign"``, as in :class:`purifiers.core.target.Target`.
-        auxiliary: a method whose verdict an attacker fools beside the classifier, whether or not
+        auxiliary: a method whose detector an attacker fools beside the classifier, whether or not
             it purifies here.
 
     Attributes:
@@ -90,14 +90,14 @@ class Defence:
         self._refuse_hidden(images)
         return self.classifier(images)
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """The logit (n,) of the first detector among ``auxiliary`` and ``methods``, high for
         adversarial; asked of the images as they are, whatever purifies before it.
 
         Raises:
             UserError: there is none, or the attacker sees scores only.
         """
-        return self._providing("verdict").verdict(images)
+        return self._providing("detector_logit").detector_logit(images)
 
     def score(self, images: Tensor) -> Tensor:
         """Gradient (n, C, H, W) of the log-density learned by the first among ``auxiliary`` and

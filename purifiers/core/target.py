@@ -87,13 +87,13 @@ class Target:
         made.chunk = self.chunk
         return made
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """The logit (n,) of the defence's detector at these very images, high for adversarial.
 
         Raises:
             UserError: the model has no detector.
         """
-        return self._part("verdict")(images)
+        return self._part("detector_logit")(images)
 
     def score(self, images: Tensor) -> Tensor:
         """Gradient (n, C, H, W) of the log-density that a purifier of the defence learned.

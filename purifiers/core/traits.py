@@ -65,7 +65,7 @@ class AttackTraits(Traits):
 
     passes: str  # cost per image in forward passes; with a backward pass it is 3
     norm: str = "linf"  # of the perturbation: linf, l2, or a name for what has none
-    needs: tuple[str, ...] = ()  # parts of a method that it attacks: verdict, score
+    needs: tuple[str, ...] = ()  # parts of a method that it attacks: detector_logit, score
     model_free: bool = False  # queries no model, such as a corruption; no adversary
     stops_at_first_success: bool = False  # refused on random defences: a lucky draw would count
     float32_only: bool = False  # never run in lower precision
@@ -121,7 +121,7 @@ class MethodTraits(Traits):
     passes: str = "0"  # classifier passes per purified image
     random: bool | Condition = False  # two seeds give two outputs: always, or under a condition
     differentiable: bool = True  # `purify` has a gradient; else attack with bpda
-    provides: tuple[str, ...] = ()  # parts others may use: verdict, detected, score
+    provides: tuple[str, ...] = ()  # parts others may use: detector_logit, detected, score
     fit: Fit | None = None  # None: nothing is fitted
     network: Network | None = None  # None: brings no network
     images: Images = Images()  # what it takes

@@ -25,7 +25,7 @@ TARGETS = ("bce", "contrastive")
 
 class Aid(Method):
     """Trains a discriminator on two inner representations of the frozen classifier
-    (Algorithm 1), then takes sign steps that lower its verdict "adversarial" (Algorithm 2).
+    (Algorithm 1), then takes sign steps that lower its logit "adversarial" (Algorithm 2).
 
     Args:
         variant: ``paper`` (Table 5) or ``upstream`` (`yelobean/AIDPurifier`).
@@ -56,7 +56,7 @@ class Aid(Method):
         budget=("epochs", "width", "train_steps", "train_step", "learning_rate"),
         joined_later=("train_cw_const", "train_cw_learning_rate"),
         passes="3 * iterations",
-        provides=("verdict",),
+        provides=("detector_logit",),
         fit=Fit(
             passes="epochs * (3 * train_steps + 1)",
             inference_only=("eps", "step_size", "iterations"),
@@ -162,7 +162,7 @@ class Aid(Method):
         attack = self.attacks[derive_seed(seed, "attack") % len(self.attacks)]
         adversarial = attack(self.classifier, images, labels, seed, indices)
         mixed, share = self.mix(images, adversarial, indices, seed)
-        return functional.binary_cross_entropy_with_logits(self.verdict(mixed), 1.0 - share)
+        return functional.binary_cross_entropy_with_logits(self.detector_logit(mixed), 1.0 - share)
 
     def mix(
         self, images: Tensor, adversarial: Tensor, indices: Tensor, seed: int
@@ -194,7 +194,7 @@ class Aid(Method):
         with torch.no_grad():
             return pooled(self.classifier.features(images, self.taps))
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """The discriminator's logit, high for adversarial, (n,)."""
         features = pooled(self.classifier.features(images, self.taps))
         return self.discriminator(features)
@@ -233,7 +233,7 @@ class Aid(Method):
             if not leaf.requires_grad:
                 leaf = leaf.detach().requires_grad_(True)
                 second_order = False
-            logit = self.verdict(leaf).sum()
+            logit = self.detector_logit(leaf).sum()
             (gradient,) = torch.autograd.grad(logit, leaf, create_graph=second_order)
         direction = gradient.sign()
         if second_order:

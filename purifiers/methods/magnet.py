@@ -29,9 +29,9 @@ SMALLEST = 1e-12
 class Magnet(Method):
     """x -> AE(x), clipped, where AE takes noise of images away; whatever AE changes much is odd.
 
-    Only the reformer purifies. The detectors are :meth:`detected` and :meth:`verdict`; upstream
-    counts an adversarial image as handled when it is detected *or* classified correctly after the
-    reformer, and a clean one when it is not detected *and* classified correctly.
+    Only the reformer purifies. The detectors are :meth:`detected` and :meth:`detector_logit`.
+    Upstream counts an adversarial image as handled when it is detected *or* classified correctly
+    after the reformer, and a clean one when it is not detected *and* classified correctly.
 
     Defaults are those of `Trevillie/MagNet`, which has MNIST alone. For CIFAR-10 the paper has
     ``single_scale`` with temperatures 10 and 40, and ports of it agree on noise .025, 400 epochs
@@ -61,7 +61,7 @@ class Magnet(Method):
     traits = MethodTraits(
         version=1,
         budget=("width", "activation", "epochs", "batch_size", "learning_rate", "validation"),
-        provides=("verdict", "detected"),
+        provides=("detector_logit", "detected"),
         fit=Fit(),
         network=Network(  # the reformer
             sized_by=("variant", "width"), passes="1", fit_passes="6 * epochs"
@@ -167,7 +167,7 @@ class Magnet(Method):
             marks += [divergence(*(logits / t for logits in both)) for t in self.temperatures]
         return torch.stack(marks, dim=1)
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """log(mark / threshold) of the detector that is surest, (n,): above 0 where an image is
         detected. The logarithm, and so one scale for all detectors, is our choice."""
         ratios = self.marks(images).clamp_min(SMALLEST) / self.thresholds.clamp_min(SMALLEST)
@@ -175,7 +175,7 @@ class Magnet(Method):
 
     def detected(self, images: Tensor) -> Tensor:
         """Whether at least one detector finds the image odd, bool (n,)."""
-        return self.verdict(images) > 0.0
+        return self.detector_logit(images) > 0.0
 
 
 def thresholds(marks: Tensor, drop_rate: float) -> Tensor:

@@ -13,7 +13,7 @@ from purifiers.core.numbers import Length
 from purifiers.core.self_supervision import Joint, Views, auxiliary_losses, check_task, head_of
 from purifiers.core.traits import MethodTraits, TrainedWith
 
-VERDICT_SCALE = 100.0
+DETECTOR_SCALE = 100.0
 """Weight of the auxiliary loss in upstream's auxiliary-aware attack, CE - 100 beta L_aux."""
 
 
@@ -43,7 +43,7 @@ class Soap(Method):
         random={
             "task": ("label_consistency",)
         },  # label consistency, the default, looks at random views; other tasks do not
-        provides=("verdict",),
+        provides=("detector_logit",),
         trained_with=TrainedWith(training="soap", same=("task",)),
     )
 
@@ -101,11 +101,11 @@ class Soap(Method):
         """One descending step at the smallest radius."""
         return self._descend(images, images, self.delta, self._views(images, seed, indices))
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """100 L_aux, (n,), so that an auxiliary-aware attack with trade-off t is upstream's with
         beta = t / (1 - t), but for a constant. Random views are replaced by upstream's fixed one,
         for an attacker does not know the draw."""
-        return VERDICT_SCALE * auxiliary_losses(*self._bound(), images, Views.fixed(images))
+        return DETECTOR_SCALE * auxiliary_losses(*self._bound(), images, Views.fixed(images))
 
     def _bound(self) -> tuple[Classifier, Joint | None]:
         if not self._classifier:

@@ -103,7 +103,7 @@ class Attackable:
     def __call__(self, images: Tensor) -> Tensor:
         return self.model(images)
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """High for images of much contrast."""
         return (images - 0.5).square().flatten(1).mean(dim=1)
 

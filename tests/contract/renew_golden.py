@@ -101,7 +101,7 @@ class Net(Classifier):
         hidden = self.stage3(torch.tanh(self.norm(self.conv1(images.double()))))
         return 0.3 * self.head(torch.tanh(hidden).flatten(1)).float()
 
-    def verdict(self, images: Tensor) -> Tensor:
+    def detector_logit(self, images: Tensor) -> Tensor:
         """A detector, for attacks that go against one."""
         return self.stage3(self.conv1(images.double())).mean(dim=(1, 2, 3)).float()
 

@@ -274,7 +274,7 @@ def test_needs_a_classifier_with_its_taps(toy):
     with pytest.raises(UserError, match="give it one"):
         Aid().bind(None, SHAPE)
     with pytest.raises(UserError, match="bind a classifier first"):
-        Aid().verdict(torch.rand(1, *SHAPE))
+        Aid().detector_logit(torch.rand(1, *SHAPE))
     with pytest.raises(UserError, match=r"no tap 'stage4' \(did you mean 'stage"):
         Aid(taps=("conv1", "stage4")).bind(WideResnet(SHAPE, 4, depth=10, widen_factor=1), SHAPE)
 
@@ -302,7 +302,7 @@ def test_algorithm_2_step_by_step(toy, images):
         purified = purified.clamp(0.0, 1.0)  # line 6
     torch.testing.assert_close(found.double(), purified, atol=1e-6, rtol=0)
     assert (found - images).abs().max() == pytest.approx(0.05, abs=1e-6)
-    assert (method.verdict(found) < method.verdict(images)).all()
+    assert (method.detector_logit(found) < method.detector_logit(images)).all()
 
 
 def test_a_step_is_one_iteration(toy, images):
@@ -361,7 +361,7 @@ def test_second_order_gradient_is_the_product_of_its_jacobians(toy, images):
     jacobian = torch.eye(point.numel(), dtype=torch.float64)
     for _ in range(2):
         g, h = (
-            derivative(lambda x: method.verdict(x.view(shape)).sum(), point.flatten())
+            derivative(lambda x: method.detector_logit(x.view(shape)).sum(), point.flatten())
             for derivative in (
                 torch.autograd.functional.jacobian,
                 torch.autograd.functional.hessian,
@@ -411,12 +411,12 @@ def test_upstream_feeds_zeros_to_the_unused_encoders(toy, images):
     method = aid(toy, variant="upstream", taps=("conv1", "stage3"))
     frozen(method)
     assert list(method.discriminator.branches) == ["conv1", "middle", "stage3"]
-    before = method.verdict(images)
+    before = method.detector_logit(images)
     first = method.discriminator.branches["middle"][0]
     first.weight.mul_(100.0)  # on zeros a weight means nothing
-    assert torch.equal(method.verdict(images), before)
+    assert torch.equal(method.detector_logit(images), before)
     first.bias.add_(1.0)
-    assert not torch.equal(method.verdict(images), before)
+    assert not torch.equal(method.detector_logit(images), before)
 
 
 def test_only_upstream_normalises(toy):

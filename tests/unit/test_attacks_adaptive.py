@@ -87,7 +87,7 @@ class Informed(Method):
     def score(self, images):
         return 0.4 - images
 
-    def verdict(self, images):
+    def detector_logit(self, images):
         return (images * verdict_weights()).sum(dim=(1, 2, 3))
 
 
@@ -246,7 +246,7 @@ def test_between_them_equation_2_is_climbed(linear, images, trade_off):
         leaf = current.clone().requires_grad_(True)
         classifier_loss = functional.cross_entropy(linear(leaf), LABELS, reduction="sum")
         detector_loss = functional.binary_cross_entropy_with_logits(
-            detector.verdict(leaf), torch.zeros(4), reduction="sum"
+            detector.detector_logit(leaf), torch.zeros(4), reduction="sum"
         )
         objective = (1 - trade_off) * classifier_loss - trade_off * detector_loss
         (gradient,) = torch.autograd.grad(objective, leaf)
@@ -263,7 +263,7 @@ def test_the_detector_is_attacked_beside_any_gradient_of_the_defence(victim):
         def purify(self, images, seed=0, indices=None):
             return (images * 7).round() / 7
 
-        def verdict(self, images):
+        def detector_logit(self, images):
             return images.flatten(1).mean(dim=1)
 
     attack = AuxiliaryAware(**BUDGET, trade_off=0.5)
@@ -289,8 +289,8 @@ def test_the_discriminator_of_aid_is_deceived():
     verdicts = []
     for trade_off in (0.0, 1.0):
         attack = AuxiliaryAware(**BUDGET, trade_off=trade_off, random_start=False)
-        verdicts.append(method.verdict(attack(defence, images, labels)))
-    before = method.verdict(images)
+        verdicts.append(method.detector_logit(attack(defence, images, labels)))
+    before = method.detector_logit(images)
     assert (verdicts[1] < before).all() and (verdicts[1] < verdicts[0]).all()
 
 
@@ -306,7 +306,7 @@ def test_what_the_auxiliary_aware_attack_refuses(linear, images):
 
 def test_a_verdict_that_is_not_finite_is_an_error(linear, images):
     class Lost(Informed):
-        def verdict(self, images):
+        def detector_logit(self, images):
             return images.flatten(1).sum(dim=1).sqrt()
 
     with pytest.raises(RuntimeError, match="gradients that are not finite"):
@@ -322,11 +322,14 @@ def test_a_verdict_that_is_not_finite_is_an_error(linear, images):
 def test_what_a_method_says_it_provides_it_has(name):
     provides = registry.describe("method", name).constants.get("PROVIDES", ())
     cls = registry.load("method", name)
-    parts = ("verdict", "score", "detected")
+    parts = ("detector_logit", "score", "detected")
     has = {part for part in parts if getattr(cls, part) is not getattr(Method, part)}
     assert set(provides) == has
 
 
 @pytest.mark.parametrize("name", registry.names("attack"))
 def test_attacks_need_what_a_method_can_provide(name):
-    assert set(registry.describe("attack", name).constants.get("NEEDS", ())) <= {"verdict", "score"}
+    assert set(registry.describe("attack", name).constants.get("NEEDS", ())) <= {
+        "detector_logit",
+        "score",
+    }

@@ -54,7 +54,7 @@ class Judge(Method):
     def purify(self, images, seed=0, indices=None):
         return images.round()
 
-    def verdict(self, images):
+    def detector_logit(self, images):
         return self.times * images.flatten(1).sum(dim=1)
 
 
@@ -148,7 +148,7 @@ def test_scores_only_gives_scores_and_no_gradient():
         with torch.no_grad():
             query(leaf)
         query(IMAGES)
-    for part in ("verdict", "score"):
+    for part in ("detector_logit", "score"):
         with pytest.raises(UserError, match=f"reads a method's {part}, but the attacker sees"):
             getattr(defence, part)(IMAGES)
 
@@ -191,19 +191,19 @@ def test_impossible_draws_are_refused(arguments, message):
 def test_the_verdict_is_the_auxiliary_methods_or_the_first_detectors():
     brightness = IMAGES.flatten(1).sum(dim=1)
     chain = [Halve(), Judge(2.0), Judge(3.0)]
-    torch.testing.assert_close(Defence(Cube(), chain).verdict(IMAGES), 2 * brightness)
+    torch.testing.assert_close(Defence(Cube(), chain).detector_logit(IMAGES), 2 * brightness)
     beside = Defence(Cube(), chain, auxiliary=Judge(5.0))
-    torch.testing.assert_close(beside.verdict(IMAGES), 5 * brightness)
+    torch.testing.assert_close(beside.detector_logit(IMAGES), 5 * brightness)
     torch.testing.assert_close(beside(IMAGES), Cube()((IMAGES / 2).round()))  # does not purify
     torch.testing.assert_close(
-        Defence(Cube(), auxiliary=Judge(5.0)).verdict(IMAGES), 5 * brightness
+        Defence(Cube(), auxiliary=Judge(5.0)).detector_logit(IMAGES), 5 * brightness
     )
     torch.testing.assert_close(Defence(Cube(), [Judge(1.0), Slope()]).score(IMAGES), 0.5 - IMAGES)
 
 
 def test_a_defence_without_a_detector_says_so():
     with pytest.raises(UserError, match="goes against a method's verdict, but none"):
-        Defence(Cube(), [Halve(), Slope()], auxiliary=Round()).verdict(IMAGES)
+        Defence(Cube(), [Halve(), Slope()], auxiliary=Round()).detector_logit(IMAGES)
     with pytest.raises(UserError, match="goes against a method's score, but none"):
         Defence(Cube(), [Judge(1.0)]).score(IMAGES)
 

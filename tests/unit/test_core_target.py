@@ -324,7 +324,7 @@ def test_logits_that_are_not_finite_are_an_error(classifier, images, value):
     assert calls == [20]
 
 
-@pytest.mark.parametrize("part", ["verdict", "score"])
+@pytest.mark.parametrize("part", ["detector_logit", "score"])
 def test_a_part_that_is_not_there_is_told(classifier, images, part):
     with pytest.raises(UserError, match=f"goes against a {part} and the model has none"):
         getattr(Target(classifier), part)(images)

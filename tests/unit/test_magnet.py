@@ -200,17 +200,17 @@ def test_thresholds_are_saved_with_the_weights(tmp_path):
     other = magnet()
     assert not other.detected(held_out).any()  # nothing before it is fitted
     other.load_state_dict(method.state_dict())
-    assert torch.equal(other.verdict(held_out), method.verdict(held_out))
+    assert torch.equal(other.detector_logit(held_out), method.detector_logit(held_out))
 
 
 def test_verdict_is_the_logarithm_of_the_largest_ratio(images):
     method = magnet()
     marks = method.marks(images).detach()
     method.thresholds.copy_(torch.tensor([marks[0, 0] / 2.0, marks[0, 1] * 4.0]))
-    assert method.verdict(images)[0].item() == pytest.approx(math.log(2.0), abs=1e-5)
+    assert method.detector_logit(images)[0].item() == pytest.approx(math.log(2.0), abs=1e-5)
     assert bool(method.detected(images)[0])
     method.thresholds.copy_(torch.tensor([marks[0, 0] * 2.0, marks[0, 1] * 4.0]))
-    assert method.verdict(images)[0].item() == pytest.approx(-math.log(2.0), abs=1e-5)
+    assert method.detector_logit(images)[0].item() == pytest.approx(-math.log(2.0), abs=1e-5)
     assert not bool(method.detected(images)[0])
 
 
@@ -221,7 +221,7 @@ def test_an_auxiliary_aware_attack_gets_past_the_detectors(classifier, images):
     assert method.detected(images).all()
     attack = AuxiliaryAware(eps=0.3, step_size=0.05, steps=20, trade_off=1.0)
     fooling = attack(Defence(classifier, [method]), images, LABELS)
-    assert (method.verdict(fooling) < method.verdict(images)).all()
+    assert (method.detector_logit(fooling) < method.detector_logit(images)).all()
     assert not method.detected(fooling).any()
 
 

@@ -346,9 +346,9 @@ def test_gradients_reach_the_image(images):
 
 def test_the_verdict_is_a_hundred_losses(images):
     network = cae()
-    verdict = soap(network, task="reconstruction").verdict(images)
+    verdict = soap(network, task="reconstruction").detector_logit(images)
     torch.testing.assert_close(verdict, 100 * auxiliary_losses(network, network, images, None))
-    consistency = soap(toy()).verdict(images)
+    consistency = soap(toy()).detector_logit(images)
     views = Views.fixed(images)
     torch.testing.assert_close(consistency, 100 * auxiliary_losses(toy(), None, images, views))
 
@@ -358,7 +358,7 @@ def test_an_auxiliary_aware_attack_lowers_the_loss(images):
     method = soap(network, task="reconstruction")
     attack = AuxiliaryAware(eps=0.1, step_size=0.02, steps=10, trade_off=1.0)
     fooling = attack(Defence(network, [], auxiliary=method), images, LABELS)
-    assert (method.verdict(fooling) < method.verdict(images)).all()
+    assert (method.detector_logit(fooling) < method.detector_logit(images)).all()
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.methods.magnet import Magnet
 from purifiers.plan.plan import Plan
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 from purifiers.stages.job import run_batch
 
 PAPER = {
@@ -124,7 +124,7 @@ def test_detected_counts_for_attacked_and_against_clean(
             content = {"stage": batch.stage, "batch": batch.id, "runs": entries, "device": "cpu"}
             content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
             assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
-    runs = Runs(plan.runs_root, lambda _: None)
+    runs = Results(plan.runs_root, lambda _: None)
     found = {
         cell.row: runs.find(cell).seeds[0][0].scores for cell in plan.documents["toy/table_1"].cells
     }

@@ -15,7 +15,7 @@ from purifiers.core.errors import UserError
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.plan.plan import Plan
 from purifiers.plan.graph import Run
-from purifiers.report.results import Runs, ScoreRun
+from purifiers.report.results import Results, ScoreRun
 from purifiers.stages.job import run_batch
 
 NETWORK = {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
@@ -175,7 +175,7 @@ def test_from_fit_to_score(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     run(plan)
     assert told == [(["WideResnet", "AdvaeD"], 200)]
-    runs = Runs(plan.runs_root, lambda _: None)
+    runs = Results(plan.runs_root, lambda _: None)
     cells = {cell.row: cell for cell in plan.documents["toy/table_1"].cells}
     found = {row: runs.find(cell).seeds[0][0] for row, cell in cells.items()}
     assert found["ensemble"].id == found["distance"].id
@@ -212,6 +212,6 @@ def test_what_is_fitted_on_images_alone_is_fitted_once(make: Make) -> None:
     assert {run.stage for run in fit.inputs} == {"dataset"}
     assert fit.spec["classifier"] is None
     run(plan)
-    runs = Runs(plan.runs_root, lambda _: None)
+    runs = Results(plan.runs_root, lambda _: None)
     for cell in plan.documents["toy/table_1"].cells:
         assert len(runs.find(cell).seeds[0][0].scores) == 64

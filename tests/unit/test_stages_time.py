@@ -21,7 +21,7 @@ from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.plan.graph import component
 from purifiers.report.aggregate import aggregate
 from purifiers.report.layout import remarks
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 from purifiers.stages import classifier, dataset, information, time
 from purifiers.stages._context import Context
 
@@ -175,7 +175,7 @@ def report(context: Context) -> Callable[..., tuple[dict[str, Any], list[str]]]:
         )
         cell = replace(cell, **changes)
         document = Document("aid", "table_2", "Times", "Table 2", (), "measured", (cell,))
-        runs = Runs(context.runs_root, lambda _: None)
+        runs = Results(context.runs_root, lambda _: None)
         frame = aggregate(document, ScaleInfo("paper", "paper", "", False), runs)
         return frame.to_dict("records")[0], remarks(document, frame)
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import ClassifierSpec, DatasetSpec
+from purifiers.plan.graph import component_spec
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.graph import component
 from purifiers.stages import dataset
-from purifiers.stages._context import Context, new_classifier, open_data, save_weights
+from purifiers.stages._context import Context, save_weights
+from purifiers.stages._opening import new_classifier, open_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,16 +113,22 @@ def untrained_runs(tmp_path: Path) -> Path:
         folder.path.mkdir(parents=True)
         return folder
 
-    spec: dict[str, Any] = {"dataset": component("dataset", "digits", {})}
+    digits = DatasetSpec(dataset=component_spec("dataset", "digits", {}))
     folder = folder_of("dataset", "digits")
-    outcome = dataset.run(folder, spec, context)
-    folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
+    outcome = dataset.run(folder, digits, context)
+    folder.finish(digits, outcome.files, outcome.summary, 0.0, {})
     small = {"depth": 10, "widen_factor": 1, "first_stride": 2}
-    spec = {"data": "digits", "classifier": component("classifier", "wide_resnet", small)}
     for seed, name in enumerate(("one", "two")):
+        spec = ClassifierSpec(
+            data="digits",
+            train=0,
+            classifier=component_spec("classifier", "wide_resnet", small),
+            training=component_spec("training", "natural", {"epochs": 0}),
+            seed=seed,
+        )
         folder = folder_of("classifier", name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            save_weights(new_classifier(spec["classifier"], open_data(context, "digits")), folder)
+            save_weights(new_classifier(spec.classifier, open_data(context, "digits")), folder)
         folder.finish(spec, ["weights.safetensors"], {}, 0.0, {})
     return context.runs_root

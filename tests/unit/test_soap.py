@@ -12,10 +12,10 @@ from torch.nn import functional
 from purifiers.attacks.auxiliary_aware import AuxiliaryAware
 from purifiers.classifiers.soap_cae import SoapCae
 from purifiers.classifiers.soap_resnet import SoapResnet
-from purifiers.core.self_supervision import Views, auxiliary_losses, head_of, rotated
 from purifiers.core.component import Classifier, frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.self_supervision import Views, auxiliary_losses, head_of, rotated
 from purifiers.methods.soap import Soap
 from purifiers.training.soap import Soap as JointTraining
 

@@ -1,22 +1,56 @@
-"""A workspace: the workflow and a tiny paper in a folder of its own, where Snakemake may run."""
+"""What all tests share: a workspace where Snakemake may run, and the plans of this repository.
+
+A workspace is the workflow and a tiny paper in a folder of its own.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from purifiers.plan.plan import Plan, make_plan
+
 ROOT = Path(__file__).resolve().parents[1]
+# Read when torch is imported, here and in the processes that tests start. The networks are too
+# small for more threads, whose waiting for each other makes a busy machine many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+FOLDERS = ("workflow", "regression", "contract", "unit")
+"""Order of the tests: the longest files first, so that parallel workers end together."""
 SAME = (
     *("runs/*/*/scores.parquet", "runs/*/*/weights.safetensors", "runs/*/*/images.npy"),
     *("tables/*/*/*.csv", "tables/*/*/*.md", "tables/*/*/*.tex"),
 )
 """Results that must not depend on how often the work was interrupted."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0])
+
+    items.sort(key=place)
+
+
+class Plans(dict[str, Plan]):
+    """Plan of everything by the name of the scale, made when it is first read."""
+
+    def __missing__(self, scale: str) -> Plan:
+        self[scale] = make_plan(ROOT, scale)
+        return self[scale]
+
+
+@pytest.fixture(scope="session")
+def plans() -> Plans:
+    """The plans of this repository's scales; only to be read."""
+    return Plans()
 
 
 @dataclass(frozen=True)
@@ -35,7 +69,7 @@ class Workspace:
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=self.path,
-            env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+            env={**inherited, **environment},
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if arguments[0] == "snakemake" else subprocess.PIPE,
@@ -112,13 +146,36 @@ def workspace(tmp_path: Path) -> Workspace:
     return make_workspace(tmp_path / "workspace")
 
 
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """Folder ``name``, made by the first of the parallel workers that needs it.
+
+    Args:
+        make: fills the folder, which does not exist before.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in this one
+        base = base.parent
+    folder, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace where everything has run without interruption; only to be read and copied."""
-    made = make_workspace(tmp_path_factory.mktemp("undisturbed") / "workspace")
-    done = made.snakemake()
-    assert done.returncode == 0, done.stdout
-    return made
+
+    def make(path: Path) -> None:
+        done = make_workspace(path).snakemake()
+        assert done.returncode == 0, done.stdout
+
+    return Workspace(made_once(tmp_path_factory, "undisturbed", make))
 
 
 @pytest.fixture

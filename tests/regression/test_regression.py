@@ -16,10 +16,9 @@ from purifiers.core.artifacts import read_json
 from purifiers.core.noise import normal
 from purifiers.core.provenance import fingerprint
 from purifiers.methods.aid import Aid
-from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.plan import Plan
 
 from .reference import (
-    ROOT,
     SCALE,
     STORED,
     Counts,
@@ -32,8 +31,8 @@ from .reference import (
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return make_plan(ROOT, SCALE)
+def plan(plans: dict[str, Plan]) -> Plan:
+    return plans[SCALE]
 
 
 @pytest.fixture(scope="module")

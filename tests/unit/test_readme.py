@@ -8,18 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from purifiers.plan.plan import Plan
+from purifiers.report import reports
 from purifiers.report.reports import MARKS, STATUS, write_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_status_is_up_to_date() -> None:
+def test_status_is_up_to_date(plans: dict[str, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "make_plan", lambda _, scale: plans[scale])
     assert write_status(ROOT, check=True) == 0, "run python -m purifiers status"
 
 
 def test_an_outdated_status_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder in ("benchmarks", "workflow"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    (tmp_path / "benchmarks/aid").mkdir(parents=True)
+    for file in ("paper.yaml", "table_3.yaml"):
+        shutil.copy(ROOT / "benchmarks/aid" / file, tmp_path / "benchmarks/aid")
     (tmp_path / STATUS).write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     assert write_status(tmp_path, check=True) == 1
     assert "out of date" in capsys.readouterr().out

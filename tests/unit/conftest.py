@@ -40,6 +40,12 @@ class Victim:
             return self.model(images).argmax(dim=1) == self.labels
 
 
+@pytest.fixture
+def images() -> Tensor:
+    """Six random images of the shape of ``toys.Toy``, float32 (6, 1, 8, 8)."""
+    return torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.fixture(scope="session")
 def victim() -> Victim:
     digits = load_digits()

@@ -44,7 +44,8 @@ def attack_purify_score(root, n):
     files = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
     summary = {"shape": [3, 32, 32], "classes": 10, "sizes": {}, "source": "", "note": ""}
     data.finish({}, files, summary, 0.0, {})
-    spec = {"component": "wide_resnet", "parameters": {"depth": 10, "widen_factor": 1}}
+    small = {"depth": 10, "widen_factor": 1, "first_stride": 2}
+    spec = {"component": "wide_resnet", "parameters": small}
     folder = RunFolder(root, "classifier", "toy-11111111")
     folder.path.mkdir(parents=True)
     save_weights(new_classifier(spec, open_data(context, data.id)), folder)

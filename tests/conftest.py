@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -37,20 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0])
 
     items.sort(key=place)
-
-
-class Plans(dict[str, Plan]):
-    """Plan of everything by the name of the scale, made when it is first read."""
-
-    def __missing__(self, scale: str) -> Plan:
-        self[scale] = make_plan(ROOT, scale)
-        return self[scale]
-
-
-@pytest.fixture(scope="session")
-def plans() -> Plans:
-    """The plans of this repository's scales; only to be read."""
-    return Plans()
 
 
 @dataclass(frozen=True)
@@ -134,7 +121,8 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = make_workspace(tmp_path_factory.mktemp("masked") / "workspace", "masked")
     package = made.path / "purifiers"
     package.unlink()
-    shutil.copytree(ROOT / "purifiers", package)
+    unfinished = shutil.ignore_patterns("*.pyc.*")  # another process may be compiling
+    shutil.copytree(ROOT / "purifiers", package, ignore=unfinished)
     template = (package / "methods" / "_template.py").read_text()
     (package / "methods" / "rounding.py").write_text(template.replace("Template", "Rounding"))
     scale = made.path / "workflow" / "scales" / "tiny.yaml"  # nothing is killed here
@@ -151,22 +139,42 @@ def workspace(tmp_path: Path) -> Workspace:
 def made_once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
 ) -> Path:
-    """Folder ``name``, made by the first of the parallel workers that needs it.
+    """File or folder ``name``, made by the first of the parallel workers that needs it.
 
     Args:
-        make: fills the folder, which does not exist before.
+        make: is called with the path, where nothing is or what an earlier call left unfinished.
     """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in this one
         base = base.parent
-    folder, done = base / name, base / f"{name}.done"
+    path, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            make(folder)
+            make(path)
             done.touch()
-    return folder
+    return path
+
+
+class Plans(dict[str, Plan]):
+    """Plan of everything by the name of the scale, made when it is first read."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.tmp_path_factory = tmp_path_factory
+
+    def __missing__(self, scale: str) -> Plan:
+        def make(path: Path) -> None:
+            path.write_bytes(pickle.dumps(make_plan(ROOT, scale)))
+
+        made = made_once(self.tmp_path_factory, f"{scale}.plan", make)
+        self[scale] = pickle.loads(made.read_bytes())
+        return self[scale]
+
+
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Plans:
+    """The plans of this repository's scales; only to be read."""
+    return Plans(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -174,6 +182,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace where everything has run without interruption; only to be read and copied."""
 
     def make(path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
         done = make_workspace(path).snakemake()
         assert done.returncode == 0, done.stdout
 

@@ -5,6 +5,7 @@ A workspace is the workflow and a tiny paper in a folder of its own.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pickle
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from purifiers.__main__ import main
 from purifiers.plan.plan import Plan, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,11 +75,12 @@ class Workspace:
         """Run the workflow at scale ``tiny``."""
         return self.run("snakemake", *arguments, "--config", "scale=tiny", **environment)
 
-    def job(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the one job of a stage, as its rule does."""
+    def job(self, stage: str) -> int:
+        """Run the one job of a stage in this process; returns the exit status."""
         (spec,) = (self.runs / "batches" / stage).glob("*.spec.json")
         manifest = spec.with_name(spec.name.replace(".spec.", ".done."))
-        return self.run("purifiers", "run", str(spec), str(manifest), **environment)
+        with contextlib.chdir(self.path):
+            return main(["run", str(spec), str(manifest)])
 
     def folder(self, stage: str, pattern: str = "*") -> Path:
         """The one run folder of a stage whose name fits."""

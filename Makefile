@@ -6,6 +6,7 @@
 SCALE ?= smoke
 T ?= aid/3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
+# Processes that share the tests; each trains networks of its own, so that more gain little.
 WORKERS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 PYTHON ?= python3
 

@@ -36,10 +36,8 @@ SAME = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        return FOLDERS.index(item.path.relative_to(ROOT / "tests").parts[0])
-
-    items.sort(key=place)
+    folders = [ROOT / "tests" / name for name in FOLDERS]
+    items.sort(key=lambda item: [folder not in item.path.parents for folder in folders])
 
 
 @dataclass(frozen=True)

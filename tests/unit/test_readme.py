@@ -23,7 +23,7 @@ def test_status_is_up_to_date(plans: dict[str, Plan], monkeypatch: pytest.Monkey
 def test_an_outdated_status_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
     (tmp_path / "benchmarks/aid").mkdir(parents=True)
-    for file in ("paper.yaml", "table_3.yaml"):
+    for file in ("paper.yaml", "table_1.yaml"):
         shutil.copy(ROOT / "benchmarks/aid" / file, tmp_path / "benchmarks/aid")
     (tmp_path / STATUS).write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     assert write_status(tmp_path, check=True) == 1
@@ -31,7 +31,7 @@ def test_an_outdated_status_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert write_status(tmp_path, check=False) == 0
     assert write_status(tmp_path, check=True) == 0
     text = (tmp_path / STATUS).read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "| aid | table 3 |" in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "| aid | table 1 |" in text
 
 
 def test_links_lead_somewhere() -> None:

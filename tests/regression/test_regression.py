@@ -17,10 +17,9 @@ from purifiers.core.noise import normal
 from purifiers.core.provenance import fingerprint
 from purifiers.core.spec import ScoreSpec
 from purifiers.methods.aid import Aid
-from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.plan import Plan
 
 from .reference import (
-    ROOT,
     SCALE,
     STORED,
     Counts,
@@ -33,8 +32,8 @@ from .reference import (
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return make_plan(ROOT, SCALE)
+def plan(plans: dict[str, Plan]) -> Plan:
+    return plans[SCALE]
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,12 @@ class Victim:
             return self.model(images).argmax(dim=1) == self.labels
 
 
+@pytest.fixture
+def images() -> Tensor:
+    """Six random images of the shape of ``toys.Toy``, float32 (6, 1, 8, 8)."""
+    return torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.fixture(scope="session")
 def victim() -> Victim:
     digits = load_digits()
@@ -72,11 +78,14 @@ def victim() -> Victim:
 @pytest.fixture
 def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
     """``toy_plan(paper, defaults, rows, columns)``: the plan of one table with one block; rows and
-    columns are cells by their ids."""
+    columns are cells by their ids. The paper knows the data set ``digits`` and adds its recipes."""
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
     shutil.copy(ROOT / "tests/workflow/tiny.yaml", tmp_path / "workflow/scales")
     folder = tmp_path / "benchmarks" / "toy"
     folder.mkdir(parents=True)
+
+    declared: dict[str, Any] = {"id": "toy", "title": "A paper of the tests' own"}
+    declared |= {"seed_document": "none", "settings": {"digits": {}}}
 
     def entries(cells: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"id": name, "cell": cell} for name, cell in cells.items()]
@@ -87,7 +96,7 @@ def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
         rows: Mapping[str, dict[str, Any]],
         columns: Mapping[str, dict[str, Any]],
     ) -> Plan:
-        (folder / "paper.yaml").write_text(yaml.safe_dump(paper))
+        (folder / "paper.yaml").write_text(yaml.safe_dump(declared | dict(paper)))
         table = {
             "table": "1",
             "title": "A table of the tests' own",

@@ -13,10 +13,6 @@ from purifiers.plan.graph import with_ancestors
 from purifiers.plan.plan import Plan
 
 PAPER = {
-    "id": "toy",
-    "title": "A paper of the tests' own",
-    "seed_document": "none",
-    "settings": {"digits": {}},
     "classifiers": {
         "small": {"component": "wide_resnet", "depth": 10, "widen_factor": 1},
         "deeper": {"component": "wide_resnet", "depth": 16, "widen_factor": 1},

@@ -19,10 +19,6 @@ from purifiers.report.results import Results
 from purifiers.stages.job import run_batch
 
 PAPER = {
-    "id": "toy",
-    "title": "A paper of the tests' own",
-    "seed_document": "none",
-    "settings": {"digits": {}},
     "classifiers": {
         "x": {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
     },

@@ -29,10 +29,6 @@ from purifiers.stages.job import run_batch
 NETWORK = {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
 BRIEF = {"width": 2, "steps": 1, "step_size": 0.1, "epochs": 0.2, "batch_size": 16}
 PAPER = {
-    "id": "toy",
-    "title": "A paper of the tests' own",
-    "seed_document": "none",
-    "settings": {"digits": {}},
     "classifiers": {
         "x": NETWORK,
         "a": {"component": "advae_d", "width": 20},

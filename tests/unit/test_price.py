@@ -82,10 +82,10 @@ def test_a_price_says_what_may_stop_early(tmp_path: Path, document: str, told: b
     assert "counted to their last epoch" not in describe_price(asked)
 
 
-def test_all_planned_networks_are_measured() -> None:
+def test_all_planned_networks_are_measured(plans: dict[str, Plan]) -> None:
     known = Throughput.load(ROOT)
     for scale in ("smoke", "desk", "paper"):
-        planned = {n for run in make_plan(ROOT, scale).runs.values() for n in run.cost}
+        planned = {n for run in plans[scale].runs.values() for n in run.cost}
         assert planned <= known.networks.keys(), "run python -m purifiers measure"
 
 

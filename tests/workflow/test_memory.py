@@ -52,7 +52,7 @@ def attack_purify_score(root, n):
     files = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
     summary = {"shape": [3, 32, 32], "classes": 10, "sizes": {}, "source": "", "note": ""}
     data.finish(DatasetSpec(dataset=recipe("toy")), files, summary, 0.0, {})
-    network = recipe("wide_resnet", depth=10, widen_factor=1)
+    network = recipe("wide_resnet", depth=10, widen_factor=1, first_stride=2)
     trained = ClassifierSpec(
         data=data.id, train=8, classifier=network, training=recipe("natural"), seed=0
     )

@@ -13,16 +13,16 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
 from purifiers.plan.cells import Cell, Combine, Document
-from purifiers.plan.plan import make_plan
+from purifiers.plan.plan import Plan
 from purifiers.report.aggregate import aggregate
 from purifiers.report.audit_chart import COLOURS, AuditRow, _side, audit_rows, draw_audit
 from purifiers.report.results import Results
 
-ROOT = Path(__file__).resolve().parents[3]
 
-
-def test_carried_over_attacks_count_in_the_audit_alone(tmp_path: Path) -> None:
-    plan = make_plan(ROOT, "smoke", ["aid/audit"])
+def test_carried_over_attacks_count_in_the_audit_alone(
+    plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    plan = plans["smoke"]
     document = plan.documents["aid/audit"]
     assert document.plot == "audit"
     frame = aggregate(document, plan.scale.info(), Results(tmp_path, lambda _: None), None)
@@ -37,8 +37,10 @@ def test_carried_over_attacks_count_in_the_audit_alone(tmp_path: Path) -> None:
     assert (aid.base, aid.purifier) == ("Madry", "AID-Purifier")
 
 
-def test_without_an_attack_on_the_defence_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    plan = make_plan(ROOT, "smoke", ["aid/audit"])
+def test_without_an_attack_on_the_defence_there_is_nothing_to_compare(
+    plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    plan = plans["smoke"]
     document = plan.documents["aid/audit"]
     frame = aggregate(document, plan.scale.info(), Results(tmp_path, lambda _: None), None)
     frame["reproduced"] = [

@@ -27,8 +27,8 @@ from purifiers.core.spec import (
     Subset,
 )
 from purifiers.plan.cells import Cell, Combine, Document, ImageGrid, ScaleInfo
-from purifiers.plan.declarations import load_paper, paper_names
-from purifiers.plan.plan import make_plan
+from purifiers.plan.declarations import load_paper
+from purifiers.plan.plan import Plan
 from purifiers.report.images import KINDS, RIGHT, WRONG, collect, grid
 from purifiers.report.results import Results
 from purifiers.report.write import write_document
@@ -260,16 +260,17 @@ def test_blocks_of_the_same_runs_share_a_picture(
     assert names == {"table_3_images_svhn.png", "table_3_images_cifar100.png"}
 
 
-def test_every_declared_picture_is_readable() -> None:
+def test_every_declared_picture_is_readable(plans: dict[str, Plan]) -> None:
     """At most twelve rows of images."""
     asked = {
-        f"{paper}/{stem}": content["images"]
-        for paper in paper_names(ROOT)
-        for stem, content in load_paper(ROOT, paper).documents.items()
+        f"{paper.id}/{stem}": content["images"]
+        for paper in plans["smoke"].papers.values()
+        for stem, content in paper.documents.items()
         if "images" in content
     }
     assert {"advae/table_1", "advae/table_4", "aid/table_3"} <= set(asked)
-    for name, document in make_plan(ROOT, "smoke", list(asked)).documents.items():
+    for name in asked:
+        document = plans["smoke"].documents[name]
         rows, columns = asked[name]["rows"], asked[name]["columns"]
         assert len(rows) * len(columns) <= 12, name
         assert document.images == ImageGrid(asked[name]["each"], tuple(rows), tuple(columns))

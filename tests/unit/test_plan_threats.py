@@ -250,7 +250,7 @@ def test_single_draws_have_to_be_said(make: Make) -> None:
 
 def test_an_attack_on_a_detector_needs_one(make: Make) -> None:
     cell = {"attack": "auxiliary_aware"}
-    message = "attack 'auxiliary_aware' attacks a method's verdict, and none of"
+    message = "attack 'auxiliary_aware' attacks a method's detector_logit, and none of"
     for refused in (
         cell,
         {**cell, "methods": ["aid"]},  # oblivious: it does not know the method

@@ -84,6 +84,5 @@ def test_all_planned_networks_are_measured() -> None:
 
 def test_a_component_names_the_networks_it_prices() -> None:
     for name in registry.names("method"):
-        constants = registry.describe("method", name).constants
-        own = {"SIZES", "OWN_PASSES"} & constants.keys()
-        assert len(own) in (0, 2), f"{name} says {own} alone"
+        network = registry.describe("method", name).traits.network
+        assert network is None or network.sized_by, f"{name} names nothing that sizes its network"

@@ -121,8 +121,8 @@ def test_cells_name_what_is_declared(stem: str) -> None:
         for target, parameters in cell.get("override", {}).items():
             kind, _, recipe = target.partition(".")
             declared = kinds[kind][recipe]
-            constants = registry.describe(kind, declared["component"]).constants
-            assert set(parameters) <= {*declared, *constants.get("LATER", ())}
+            traits = registry.describe(kind, declared["component"]).traits
+            assert set(parameters) <= {*declared, *traits.joined_later}
 
 
 @pytest.mark.parametrize("dataset", PAPER["settings"])

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from purifiers.core.numbers import fraction, is_linf_length
+from purifiers.core import registry
+from purifiers.core.numbers import fraction, length_kind
 
 ROOT = Path(__file__).resolve().parents[2] / "benchmarks"
 PAPERS = ("advae", "adp", "atop", "idfr")
@@ -183,10 +184,16 @@ def test_every_data_set_has_every_setting(paper: str) -> None:
 def test_lengths_lie_on_the_pixel_scale(paper: str) -> None:
     settings = PAPER[paper]["settings"]
     lengths = 0
-    for kind in RECIPES.values():
-        for recipe in PAPER[paper][kind].values():
+    for kind, recipes in RECIPES.items():
+        for recipe in PAPER[paper][recipes].values():
+            name = recipe["component"]
+            types = registry.describe(kind, name).types if registry.exists(kind, name) else None
             for name, value in recipe.items():
-                if is_linf_length(name):
+                if (
+                    length_kind(types.get(name, ())) == "Length"
+                    if types is not None
+                    else re.fullmatch(r"(\w+_)?(eps|step)|step_size", name)  # not implemented
+                ):
                     by_name = [
                         row[str(value)[1:]] for row in settings.values() if str(value)[0] == "$"
                     ]

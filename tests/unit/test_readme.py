@@ -1,4 +1,4 @@
-"""The status page is up to date, and links lead to existing files."""
+"""The generated blocks of pages are up to date, and links lead to existing files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from purifiers.report.reports import MARKS, STATUS, write_status
+from purifiers.report.reports import STATUS, TRAITS, write_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_status_is_up_to_date() -> None:
+def test_status_and_traits_are_up_to_date() -> None:
     assert write_status(ROOT, check=True) == 0, "run python -m purifiers status"
 
 
@@ -22,17 +22,20 @@ def test_a_new_table_makes_the_status_out_of_date(
 ) -> None:
     for folder in ("benchmarks", "workflow"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    (tmp_path / STATUS).write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    shutil.copy(ROOT / TRAITS.page, tmp_path)
+    page = tmp_path / STATUS.page
+    page.write_text(f"before\n{STATUS.start}\nold\n{STATUS.end}\nafter\n")
     assert write_status(tmp_path, check=False) == 0
     assert write_status(tmp_path, check=True) == 0
-    text = (tmp_path / STATUS).read_text()
+    text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "| table 3 |" in text
     table = tmp_path / "results/tables/paper/advae/table_1.csv"
     table.parent.mkdir(parents=True)
     table.write_text("row,reproduced\nno_attack,99.5\n")
     assert write_status(tmp_path, check=True) == 1
-    assert "out of date" in capsys.readouterr().out
-    assert (tmp_path / STATUS).read_text() == text
+    out = capsys.readouterr().out
+    assert "README.md: the status block is out of date; run `python -m purifiers status`" in out
+    assert page.read_text() == text
 
 
 def test_links_lead_somewhere() -> None:

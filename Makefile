@@ -3,6 +3,7 @@
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
 #   make plan                       the price of a scale before anything runs
 #   make bench                      attacks beside other libraries, methods beside plain loops
+#   make register                   after a new component: golden output, status page, traits table
 SCALE ?= smoke
 T ?= aid/3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
@@ -23,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # So that the programs the rules call are those of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce table plan bench test lint env lock clean
+.PHONY: reproduce table plan bench register test lint env lock clean
 
 reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -37,6 +38,10 @@ plan: env
 
 bench: env .peers/.ready
 	$(SNAKEMAKE) results/tables/timing/attacks.csv results/tables/timing/purification.csv
+
+register: env
+	$(BIN)/python tests/contract/renew_golden.py
+	$(BIN)/python -m purifiers status
 
 test: env
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     report.add_argument("documents", nargs="*", help="such as aid/table_3 or aid")
     report.set_defaults(function=_report)
 
-    status = commands.add_parser("status", help="write benchmarks/README.md: what runs")
+    status = commands.add_parser("status", help="renew the generated blocks of two pages")
     status.add_argument("--check", action="store_true", help="only say whether it is up to date")
     status.set_defaults(function=_status)
 

@@ -118,14 +118,16 @@ def make_workspace(path: Path, paper: str = "toy") -> Workspace:
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace for the paper ``masked``: its package has the template of a purifier, which
-    rounds, under a name of its own too."""
+    rounds, under a name of its own too. The copy declares a gradient that it does not have."""
     made = make_workspace(tmp_path_factory.mktemp("masked") / "workspace", "masked")
     package = made.path / "purifiers"
     package.unlink()
     unfinished = shutil.ignore_patterns("*.pyc.*")  # another process may be compiling
     shutil.copytree(ROOT / "purifiers", package, ignore=unfinished)
     template = (package / "methods" / "_template.py").read_text()
-    (package / "methods" / "rounding.py").write_text(template.replace("Template", "Rounding"))
+    assert "differentiable=False" in template
+    dishonest = template.replace("differentiable=False", "differentiable=True")
+    (package / "methods" / "rounding.py").write_text(dishonest.replace("Template", "Rounding"))
     scale = made.path / "workflow" / "scales" / "tiny.yaml"  # nothing is killed here
     scale.write_text(scale.read_text().replace("batch_size: 4\n", "batch_size: 64\n"))
     return made

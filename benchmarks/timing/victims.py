@@ -17,6 +17,7 @@ from purifiers.core.component import Method, default_indices, frozen
 from purifiers.core.data import data_root
 from purifiers.core.loop import to_float
 from purifiers.core.noise import normal
+from purifiers.core.traits import MethodTraits
 
 CLASSES = 10
 JUDGE_DRAWS = 21  # odd, so that a majority always decides
@@ -100,7 +101,7 @@ class Noisy(nn.Module):
 class GaussianNoise(Method):
     """The same defence as a purifier of the suite: an image's noise is that image's own."""
 
-    stochastic = True
+    traits = MethodTraits(version=1, random=True)
 
     def __init__(self, deviation: float) -> None:
         super().__init__()

@@ -41,13 +41,16 @@ def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
     if not kinds:
         return init
 
+    signature = inspect.signature(init)
+
     @functools.wraps(init)
     def converted(self: Any, *context: Any, **parameters: Any) -> None:
+        call = signature.bind(self, *context, **parameters)
+        call.apply_defaults()
         for name, kind in kinds.items():
-            value = parameters.get(name, (init.__kwdefaults__ or {}).get(name))
-            if value is not None:
-                parameters[name] = read_length(kind, value, f"{type(self).__name__}: {name}")
-        init(self, *context, **parameters)
+            if (value := call.arguments[name]) is not None:
+                call.arguments[name] = read_length(kind, value, f"{type(self).__name__}: {name}")
+        init(*call.args, **call.kwargs)
 
     return converted
 

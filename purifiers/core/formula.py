@@ -38,8 +38,8 @@ def check_formula(formula: str, parameters: Collection[str], where: str) -> None
             hint = did_you_mean(node.id, parameters)
             raise UserError(f"{where} is {formula!r}: there is no parameter {node.id!r}{hint}")
     try:
-        _evaluate(tree.body, dict.fromkeys(parameters, 1))
-    except (ValueError, ZeroDivisionError) as error:
+        float(_evaluate(tree.body, dict.fromkeys(parameters, 1)))
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{where} is {formula!r}: {error}") from None
 
 

@@ -42,6 +42,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "Radius": ("a length such as 0.5 or 128/255", lambda value: type(value) in (int, float)),
 }
 """Annotation of a parameter to its description and the check of a value."""
+_TUPLES = "('a', 'b') or ('a',)"
 Types = dict[str, tuple[str, ...]]
 """Parameter to the alternatives of its annotation, without brackets: ``("float", "str")``."""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +153,10 @@ def describe_file(kind: str, name: str, path: Path) -> Description:
     Raises:
         UserError: a declaration in the file that is wrong; the line names file and field.
     """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
     owner = class_name(name)
     if _class(tree, owner) is None:
         raise UserError(f"{path}: expected a class {owner}")
@@ -259,10 +263,13 @@ def _fields(value: ast.expr, chain: list[Place], kind: str, path: Path) -> dict[
 
 
 def _keywords(call: ast.Call, where: str) -> dict[str, Any]:
-    return {
-        str(keyword.arg): _literal(keyword.value, f"{where}.{keyword.arg}")
-        for keyword in call.keywords
-    }
+    fields = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            unpacked = ast.unparse(keyword.value)
+            raise UserError(f"{where}: **{unpacked} is not read; write the fields out")
+        fields[keyword.arg] = _literal(keyword.value, f"{where}.{keyword.arg}")
+    return fields
 
 
 def _literal(value: ast.expr, where: str) -> Any:
@@ -278,22 +285,33 @@ def _literal(value: ast.expr, where: str) -> Any:
         raise UserError(f"{where}: {value.func.id} is none of {', '.join(PARTS)}{hint}")
     if isinstance(value, ast.Tuple):
         return [_literal(item, where) for item in value.elts]
+    if any(isinstance(node, ast.List | ast.Set) for node in ast.walk(value)):
+        raise UserError(f"{where}: {ast.unparse(value)}: write a tuple, {_TUPLES}")
     try:
-        return ast.literal_eval(value)
-    except ValueError:
+        literal = ast.literal_eval(value)
+        json.dumps(literal)  # no bytes
+    except (TypeError, ValueError):
         raise UserError(
             f"{where}: {ast.unparse(value)} is not a literal; planning reads it from the source"
         ) from None
+    return literal
 
 
 def _explained(error: ValidationError, kind: str) -> str:
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
+    # a misspelt field before the one that it leaves missing, then the innermost mistake
+    first = max(
+        error.errors(),
+        key=lambda e: (e["type"] == "unexpected_keyword_argument", len(e["loc"])),
+    )
+    # without the alternatives of a field's type, such as "bool"
+    place = [str(p) for p in first["loc"] if p != "bool" and "[" not in str(p)]
     if first["type"] == "unexpected_keyword_argument":
         hint = did_you_mean(place[-1], field_names(kind, place[:-1]))
         return f"traits.{'.'.join(place)}: no such field{hint}"
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"traits.{'.'.join(place)} is missing"
+    if first["type"] == "tuple_type":
+        return f"traits.{'.'.join(place)} is {first['input']!r}: write a tuple, {_TUPLES}"
     return f"traits.{'.'.join(place)} is {first['input']!r}: {first['msg'].lower()}"
 
 

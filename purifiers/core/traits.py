@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any, ClassVar, Self
 
 Condition = Mapping[str, tuple[Any, ...]]
@@ -40,6 +41,10 @@ class Note(_Declared):
     def applies(self, parameters: Mapping[str, Any]) -> str | None:
         """The text with its parameters filled in, or None where the condition is not met."""
         return self.text.format(**parameters) if met(self.when, parameters) else None
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """The parameters in the condition and in the text."""
+        return (*self.when, *(name for _, name, _, _ in Formatter().parse(self.text) if name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,12 @@ class AttackTraits(Traits):
 
     def formulas(self) -> dict[str, str]:
         return {"passes": self.passes}
+
+    def parameter_names(self) -> dict[str, tuple[str, ...]]:
+        named = super().parameter_names()
+        for field, notes in (("refused", self.refused), ("remarks", self.remarks)):
+            named[field] = tuple(name for note in notes for name in note.parameter_names())
+        return named
 
 
 @dataclass(frozen=True, kw_only=True)

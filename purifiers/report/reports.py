@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, write_text
-from purifiers.core.errors import UserError
 from purifiers.core.spec import DatasetSpec
 from purifiers.plan.cells import Document, Flag
 from purifiers.plan.plan import Plan, make_plan
@@ -15,12 +14,15 @@ from purifiers.plan.scale import scale_names
 from purifiers.report.aggregate import stand_in
 from purifiers.report.claims import write_claims
 from purifiers.report.layout import data_notes
+from purifiers.report.marked import MarkedBlock
 from purifiers.report.status import status_markdown
+from purifiers.report.traits_table import traits_markdown
 from purifiers.report.write import write_document
 
-STATUS = "benchmarks/README.md"
-"""The status page: cells done, runnable and missing."""
-MARKS = ("<!-- status: written by `python -m purifiers status` -->", "<!-- end of status -->")
+STATUS = MarkedBlock("benchmarks/README.md", "status")
+"""Cells done, runnable and missing."""
+TRAITS = MarkedBlock("CONTRIBUTING.md", "traits")
+"""What a component may declare."""
 SCALE_ORDER = ("smoke", "desk", "paper")
 
 
@@ -112,18 +114,19 @@ def _index(
 
 
 def write_status(root: Path, check: bool) -> int:
-    """Renew the status in ``benchmarks/README.md``, or check that it is up to date.
+    """Renew the status in ``benchmarks/README.md`` and the tables of traits in
+    ``CONTRIBUTING.md``, or check that both are up to date.
 
-    It depends on the declarations, the components and the tables in ``results/tables``.
+    The status depends on the declarations, the components and the tables in ``results/tables``.
 
     Args:
-        check: write nothing; print a message if the status is out of date.
+        check: write nothing; print a message for each page that is out of date.
 
     Returns:
-        1 if ``check`` and the status is out of date, else 0.
+        1 if ``check`` and a page is out of date, else 0.
 
     Raises:
-        UserError: the page lacks the two marks.
+        UserError: a page lacks its two marks.
     """
     found = [name for name in SCALE_ORDER if name in scale_names(root)]
     plans = {name: make_plan(root, name) for name in found}
@@ -135,18 +138,9 @@ def write_status(root: Path, check: bool) -> int:
         for plan in plans.values()
         for paper in plan.papers.values()
     }
-    path = root / STATUS
-    text = path.read_text(encoding="utf-8")
-    before, start, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not start or not end:
-        raise UserError(f"{path}: the lines {MARKS[0]} and {MARKS[1]} are missing; add them")
-    status = status_markdown(documents, components, root)
-    renewed = f"{before}{MARKS[0]}\n\n{status}\n{MARKS[1]}{after}"
-    if renewed == text:
-        return 0
-    if check:
-        print(f"{STATUS}: the status is out of date; run `python -m purifiers status`")
-        return 1
-    write_text(path, renewed)
-    return 0
+    blocks = {
+        STATUS: status_markdown(documents, components, root),
+        TRAITS: traits_markdown(),
+    }
+    stale = [block for block, content in blocks.items() if block.renew(root, content, check)]
+    return int(check and bool(stale))

@@ -48,7 +48,7 @@ class Component:
     def description(self) -> registry.Description:
         """What the file says of itself."""
         path = ROOT / "purifiers" / registry.FOLDERS[self.kind] / f"{self.name}.py"
-        return registry._describe_file(self.kind, self.name, path)
+        return registry.describe_file(self.kind, self.name, path)
 
     @property
     def module(self) -> ModuleType:
@@ -65,8 +65,7 @@ class Component:
         chosen = {n: v["at_most"] if isinstance(v, dict) else v for n, v in budget.items()}
         if self.kind == "attack":
             described = self.description
-            budget = described.constants.get("BUDGET", ())
-            default = {n: described.parameters[n] for n in budget} | chosen
+            default = {n: described.parameters[n] for n in described.traits.budget} | chosen
             chosen = {
                 n: min(v, MOST_QUERIES if n == "queries" else MOST_STEPS)
                 for n, v in default.items()
@@ -202,7 +201,7 @@ def ready(victim: Victim, fit_briefly: Fitting) -> Any:
                 torch.manual_seed(0)
                 method = component.make()
                 method.bind(victim.classifier, victim.classifier.shape)
-            if method.fitted:
+            if method.traits.fit is not None:
                 method.fit_on([victim.classifier], FITTED_ON)
                 fit_briefly(method.train(), method.fit_loss, method.recipe, victim)
             made[component.name] = frozen(method)

@@ -1,8 +1,9 @@
 """Golden outputs: a few numbers that each component gives on a tiny problem of fixed numbers.
 
-``python tests/contract/renew_golden.py`` writes ``golden.json`` anew. It refuses while an output
-has moved and the component's ``VERSION`` has not, for then stored results would be taken for
-those of the new code. (Only after a change of the problems below, delete ``golden.json`` first.)
+``make register`` writes ``golden.json`` anew, with all else that a new component needs. It refuses
+while an output has moved and the component's ``traits.version`` has not, for then stored results
+would be taken for those of the new code. (Only after a change of the problems below, delete
+``golden.json`` first.)
 
 An entry keeps the parameters it was made with: a new default, or another budget of the smoke
 scale, is another run anyway and moves nothing here. Everything runs in double precision where it
@@ -28,7 +29,7 @@ from purifiers.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden.json")
-COMMAND = "python tests/contract/renew_golden.py"
+COMMAND = "make register"
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 # Long iterations in float32 amplify rounding, which depends on the instruction set. Measured
 # between processors: 6e-5 and 3e-4, of outputs around .1.
@@ -38,7 +39,7 @@ LENGTHS: dict[str, dict[str, float]] = {
     "attack": {"eps": 0.1, "step_size": 0.004, "learning_rate": 0.05},
     "method": {"eps": 0.05, "step_size": 0.02},
 }
-MOST = 24  # of anything that BUDGET names in an attack or a method
+MOST = 24  # of anything that traits.budget names in an attack or a method
 # Settings besides the defaults that are other algorithms in the same file.
 MODES: dict[str, tuple[dict[str, Any], ...]] = {
     "attack.apgd": ({"stop": "success"}, {"loss": "dlr_targeted", "targets": 3}),
@@ -121,13 +122,13 @@ def problem(count: int, side: int) -> tuple[Net, Tensor, Tensor, Tensor]:
 
 def small_parameters(kind: str, name: str) -> dict[str, Any]:
     """Every parameter of a new entry: the smoke scale's budget, and at most ``MOST`` of anything
-    else that BUDGET counts in an attack or a method."""
+    else that its ``budget`` counts in an attack or a method."""
     described = registry.describe(kind, name)
     smoke = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budgets"]
     budget = smoke.get(f"{kind}.{name}", {})
     reduced = {n: v["at_most"] if isinstance(v, dict) else v for n, v in budget.items()}
     chosen = described.parameters | reduced
-    for size in described.constants.get("BUDGET", ()) if kind in ("attack", "method") else ():
+    for size in described.traits.budget if kind in ("attack", "method") else ():
         if type(chosen[size]) is int:
             chosen[size] = min(chosen[size], MOST)
     return chosen | {n: v for n, v in LENGTHS.get(kind, {}).items() if n in chosen}
@@ -154,7 +155,7 @@ def method_output(name: str, parameters: dict[str, Any]) -> Tensor:
     initial = spreads(method)
     fill(method)
     made = [initial]
-    if method.fitted:
+    if method.traits.fit is not None:
         method.fit_on([net], len(images))
         loss = method.train().fit_loss(images, labels, indices, SEED)
         gradients = torch.autograd.grad(loss, list(method.parameters()))
@@ -247,16 +248,16 @@ def complaint(kind: str, name: str, held: dict[str, Any]) -> str | None:
     file = described.path.relative_to(ROOT)
     entry = held.get(f"{kind}.{name}")
     if entry is None:
-        return f"{file} has no golden output yet: {COMMAND}"
+        return f"{file} has no golden output yet: run {COMMAND}"
     if entry["version"] != described.version:
         return (
-            f"{file} has VERSION {described.version}, golden.json holds {entry['version']}: "
+            f"{file} has traits.version {described.version}, golden.json holds {entry['version']}: "
             f"run {COMMAND} and say in CHANGELOG.md what moved"
         )
     if moved(entry["output"], output(kind, name, entry["parameters"]), f"{kind}.{name}"):
         return (
-            f"the output moved, but VERSION is still {described.version}: "
-            f"raise VERSION in {file} or undo the change"
+            f"{file}: the output moved, but traits.version is still {described.version}: "
+            f"raise version in {file} and run {COMMAND}, or undo the change"
         )
     return None
 
@@ -270,7 +271,7 @@ def renewed(held: dict[str, Any]) -> dict[str, Any]:
     """What ``golden.json`` should hold now.
 
     Raises:
-        UserError: an output has moved while its VERSION has not.
+        UserError: an output has moved while its version has not.
     """
     fresh, refused = {}, []
     for kind, name in subjects():

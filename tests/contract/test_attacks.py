@@ -37,16 +37,16 @@ def test_images_are_images(attack, victim, adversarial):
 
 def test_stays_in_the_eps_ball(attack, victim, adversarial):
     made = attack.make()
-    if made.norm != "linf" or getattr(made, "eps", None) is None:
-        pytest.skip(f"{attack.name} has no L-infinity ball (norm {made.norm})")
+    if made.traits.norm != "linf" or getattr(made, "eps", None) is None:
+        pytest.skip(f"{attack.name} has no L-infinity ball (norm {made.traits.norm})")
     assert made.eps > 0
     assert (adversarial - victim.images).abs().max() <= made.eps + 1e-6
 
 
 def test_lowers_accuracy(attack, victim, adversarial):
-    if attack.description.constants.get("BLIND"):
+    if attack.description.traits.model_free:
         assert not torch.equal(adversarial, victim.images)
-        pytest.skip(f"{attack.name} knows no model (BLIND)")
+        pytest.skip(f"{attack.name} queries no model (model_free)")
     assert victim.accuracy(adversarial) < victim.accuracy(victim.images)
 
 
@@ -77,8 +77,8 @@ def test_another_seed_differs_only_through_noise(attack, victim, adversarial, mo
 
 def test_batches_and_batch_mates_do_not_matter(attack, victim, adversarial):
     made = attack.make()
-    if made.batch_dependent:
-        pytest.skip(f"{attack.name} says that its result depends on the batch (batch_dependent)")
+    if made.traits.batch_dependent:
+        pytest.skip(f"{attack.name} depends on the batch (batch_dependent)")
     backwards = torch.arange(23, -1, -1)
     parts = [
         made(victim.logits, victim.images[r], victim.labels[r], 1, victim.indices[r])
@@ -121,14 +121,14 @@ def test_the_model_stays_as_it_was(attack, attackable):
 
 
 def test_a_broken_model_is_an_error(attack, victim):
-    """Logits that are not numbers must not count as robustness; who is BLIND asks for none."""
+    """NaN logits must not count as robustness; a ``model_free`` attack asks for none."""
     asked = []
 
     def broken(images):
         asked.append(len(images))
         return victim.logits(images) * float("nan")
 
-    if attack.description.constants.get("BLIND"):
+    if attack.description.traits.model_free:
         attack.make()(broken, victim.images, victim.labels)
         assert not asked
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 
 from purifiers.core.component import Attack, Classifier, Method, build
+from purifiers.core.formula import evaluate
+from purifiers.core.traits import TRAITS
 from purifiers.datasets._base import Dataset
 from purifiers.plan import runs
 from purifiers.training._base import Training
@@ -16,13 +17,6 @@ BASES = {
     "dataset": Dataset,
     "method": Method,
     "training": Training,
-}
-NEEDED: dict[str, set[str]] = {
-    "attack": {"PASSES"},
-    "classifier": set(),
-    "dataset": {"SHAPE", "CLASSES", "TRAIN", "TEST"},
-    "method": {"PASSES"},
-    "training": {"FIT_PASSES"},
 }
 
 
@@ -42,22 +36,24 @@ def test_version_is_a_count(component):
 
 def test_lists_of_parameters_name_parameters(component):
     described = component.description
-    for named in ("BUDGET", "LATER", "PURIFYING", "SIZES"):
-        names = described.constants.get(named, ())
-        assert isinstance(names, tuple) and set(names) <= set(described.parameters)
+    for field, names in described.traits.parameter_names().items():
+        assert isinstance(names, tuple) and set(names) <= set(described.parameters), field
+
+
+def test_traits_read_from_the_source_are_those_of_the_class(component):
+    traits = component.description.traits
+    assert type(traits) is TRAITS[component.kind]
+    assert component.cls.traits == traits
 
 
 def test_cost_is_arithmetic_over_parameters(component):
     described = component.description
-    assert NEEDED[component.kind] <= set(described.constants)
-    formulas = {"PASSES", "FIT_PASSES", "OWN_PASSES", "OWN_FIT_PASSES"}
-    for constant in formulas & set(described.constants):
-        formula = ast.parse(described.constants[constant], mode="eval").body
-        cost = runs._evaluate(formula, {**described.parameters, "images": 1})
-        assert cost >= 0
+    for field, formula in described.traits.formulas().items():
+        cost = evaluate(formula, {**described.parameters, "images": 1})
+        assert cost >= 0, field
         if component.name != "_template":
             spec = runs.component(component.kind, component.name, {})
-            assert runs.passes(component.kind, spec, constant) == cost
+            assert runs.passes(formula, spec) == cost, field
 
 
 def test_parameters_read_from_the_source_are_those_of_the_class(component):

@@ -25,37 +25,35 @@ def load(dataset, split, root):
         pytest.skip(f"{dataset.name} needs files; without them it says so in one line")
 
 
-def test_constants_are_literals(dataset):
-    constants = dataset.description.constants
-    channels, height, width = constants["SHAPE"]
+def test_traits_are_of_images(dataset):
+    traits = dataset.description.traits
+    channels, height, width = traits.shape
     assert channels in (1, 3) and height >= 1 and width >= 1
-    for name in ("CLASSES", "TRAIN", "TEST"):
-        assert name in constants
+    for count in (traits.classes, traits.train, traits.test):
         if dataset.name != "image_folder":  # only its folders can tell
-            assert type(constants[name]) is int and constants[name] > 1
-    assert constants.get("STAND_IN_NOTE", "said") != ""
+            assert type(count) is int and count > 1
 
 
-def test_class_and_constants_agree(dataset):
-    made, constants = build(dataset.cls), dataset.description.constants
-    told = (tuple(made.shape), made.classes, made.train, made.test)
-    assert told == tuple(constants[name] for name in ("SHAPE", "CLASSES", "TRAIN", "TEST"))
+def test_class_and_traits_agree(dataset):
+    made, traits = build(dataset.cls), dataset.description.traits
+    attributes = (tuple(made.shape), made.classes, made.train, made.test)
+    assert attributes == (traits.shape, traits.classes, traits.train, traits.test)
 
 
 def test_source_says_what_the_images_are(dataset, without_files):
     source = build(dataset.cls).source(without_files)
     assert source.text
-    assert source.note in ("", dataset.description.constants.get("STAND_IN_NOTE"))
+    assert source.note in ("", dataset.description.traits.stand_in_note)
 
 
 def test_images_and_labels(dataset, without_files):
-    constants, seen = dataset.description.constants, {}
+    traits, seen = dataset.description.traits, {}
     for split in SPLITS:
         images, labels = load(dataset, split, without_files)
         assert images.dtype == np.uint8
-        assert images.shape == (constants[split.upper()], *constants["SHAPE"])
+        assert images.shape == ({"train": traits.train, "test": traits.test}[split], *traits.shape)
         assert labels.dtype == np.int64 and len(labels) == len(images)
-        assert set(labels.tolist()) == set(range(constants["CLASSES"]))
+        assert set(labels.tolist()) == set(range(traits.classes))
         assert images.max() > 127 and images.std() > 0
         again = load(dataset, split, without_files)
         assert np.array_equal(again[0], images) and np.array_equal(again[1], labels)

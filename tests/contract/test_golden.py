@@ -1,8 +1,9 @@
-"""A component whose output moved must have a higher VERSION: stored results depend on it."""
+"""A component whose output moved must have a higher version: stored results depend on it."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -54,12 +55,15 @@ def test_a_moved_output_is_noticed(key, golden, monkeypatch):
 
     monkeypatch.setattr(Fgsm, "perturb", weaker)
     monkeypatch.setattr(Natural, "loss", lambda self, *rest: loss(self, *rest) * 1.001)
-    assert f"raise VERSION in {file} or undo" in golden.complaint(kind, name, held)
-    with pytest.raises(UserError, match=f"raise VERSION in {file}"):
+    assert f"raise version in {file} and run make register, or undo" in golden.complaint(
+        kind, name, held
+    )
+    with pytest.raises(UserError, match=f"raise version in {file}"):
         golden.renewed({key: held[key]})
 
     described = registry.describe(kind, name)
-    raised = dataclasses.replace(described, version=described.version + 1)
+    traits = described.traits.replace(version=described.version + 1)
+    raised = dataclasses.replace(described, traits=traits)
     monkeypatch.setattr(
         registry,
         "describe",
@@ -76,12 +80,12 @@ def test_new_defaults_and_budgets_move_nothing(golden, monkeypatch):
     """They are other runs by their parameters alone."""
     held, real = golden.read(), registry.describe
     monkeypatch.setattr(golden, "small_parameters", None)
-    monkeypatch.setitem(Fgsm.__init__.__kwdefaults__, "eps", 0.5)
+    monkeypatch.setattr(Fgsm, "__init__", partialmethod(Fgsm.__init__, eps=0.5))
     assert Fgsm().eps == 0.5
     assert golden.complaint("attack", "fgsm", held) is None
     fewer = dataclasses.replace(real("attack", "fgsm"), parameters={})
     monkeypatch.setattr(registry, "describe", lambda *_: fewer)
-    assert "raise VERSION" in golden.complaint("attack", "fgsm", held)
+    assert "raise version" in golden.complaint("attack", "fgsm", held)
 
 
 def test_renewing_changes_nothing_when_nothing_moved(golden, monkeypatch, tmp_path):
@@ -101,5 +105,5 @@ def test_renewing_refuses_to_hide_a_change(golden, monkeypatch, tmp_path, capsys
     golden.write(held)
     before = copy.read_text()
     assert golden.main() == 1
-    assert "raise VERSION in purifiers/attacks/fgsm.py" in capsys.readouterr().err
+    assert "raise version in purifiers/attacks/fgsm.py" in capsys.readouterr().err
     assert copy.read_text() == before

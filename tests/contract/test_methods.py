@@ -9,14 +9,24 @@ import pytest
 import torch
 
 import purifiers
+from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.formula import evaluate
 from purifiers.core.numbers import fraction
 from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
 CHANCE = 0.1
+ALTERNATIVES = {
+    "soap": (
+        ("soap_cae", {"width": 4, "units": 8}, {"task": "reconstruction"}),
+        ("soap_resnet", {"width": 4}, {"task": "rotation"}),
+    ),
+}
+"""For a method whose ``random`` is a condition: classifiers, their sizes, and the parameters that
+method and classifier share."""
 
 
 def test_images_are_images(method, ready, victim):
@@ -39,9 +49,45 @@ def test_same_seed_same_images(method, ready, victim):
     assert torch.equal(first, again)
 
 
-def test_stochastic_is_told_truly(method, ready, victim):
-    one, two = (ready(method).purify(victim.images, seed, victim.indices) for seed in (1, 2))
-    assert torch.equal(one, two) is not method.cls.stochastic
+def variants(method, ready, victim):
+    """The method itself; and, where a condition decides on ``random``, one for each alternative,
+    bound to an untrained classifier that has what it needs."""
+    made = [ready(method)]
+    shape = victim.classifier.shape
+    for classifier, sizes, parameters in ALTERNATIVES.get(method.name, ()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = registry.load("classifier", classifier)(shape, 10, **sizes, **parameters)
+            other = method.make(**parameters)
+        other.bind(frozen(network), shape)
+        made.append(frozen(other))
+    condition = method.cls.traits.random
+    if not isinstance(condition, bool):
+        assert {m.random for m in made} == {True, False}, "ALTERNATIVES lacks a side"
+    return made
+
+
+def test_random_exactly_where_two_seeds_give_two_outputs(method, ready, victim):
+    for made in variants(method, ready, victim):
+        one, two = (made.purify(victim.images, seed, victim.indices) for seed in (1, 2))
+        assert made.random is not torch.equal(one, two)
+        assert made.random is method.description.traits.is_random(vars(made))
+
+
+def test_differentiable_exactly_where_purify_has_a_gradient(method, ready, victim):
+    for made in variants(method, ready, victim):
+        leaf = victim.images.clone().requires_grad_(True)
+        gradient = None
+        try:
+            purified = made.purify(leaf, 1, victim.indices)
+        except (UserError, RuntimeError):  # it refuses a gradient
+            assert not made.traits.differentiable
+            continue
+        if purified.requires_grad:
+            weights = torch.linspace(-1, 1, purified.numel()).view_as(purified)
+            (gradient,) = torch.autograd.grad((weights * purified).sum(), leaf, allow_unused=True)
+        assert gradient is None or torch.isfinite(gradient).all()
+        assert made.traits.differentiable is (gradient is not None and bool(gradient.any()))
 
 
 def test_batches_and_batch_mates_do_not_matter(method, ready, victim):
@@ -99,7 +145,7 @@ def test_weights_are_the_purifiers_alone(method, ready, victim):
     theirs = {value.data_ptr() for value in victim.classifier.state_dict().values()}
     ours = {value.data_ptr() for value in ready(method).state_dict().values() if value.numel()}
     assert not theirs & ours
-    assert bool(ours) or not method.cls.fitted
+    assert bool(ours) or method.cls.traits.fit is None
 
 
 def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
@@ -107,7 +153,7 @@ def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
     before = {name: value.clone() for name, value in victim.classifier.state_dict().items()}
     made = method.make()
     made.bind(victim.classifier, victim.classifier.shape)
-    if made.fitted:
+    if made.traits.fit is not None:
         made.fit_on([victim.classifier], len(victim.images))
         made.train()
         loss = made.fit_loss(victim.images, victim.labels, victim.indices, 0)
@@ -121,12 +167,12 @@ def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
-def test_purifying_parameters_do_not_matter_to_the_fit(method, victim, fit_briefly):
-    purifying = method.description.constants.get("PURIFYING", ())
-    if not purifying:
+def test_inference_only_parameters_do_not_matter_to_the_fit(method, victim, fit_briefly):
+    declared = method.description.traits.fit
+    if declared is None or not declared.inference_only:
         return
     full = method.description.parameters | method.small
-    values = {name: full[name] for name in purifying}
+    values = {name: full[name] for name in declared.inference_only}
     other = {n: 2 * v if isinstance(v, int) else 0.5 * fraction(v) for n, v in values.items()}
     weights = []
     for parameters in ({}, other):
@@ -144,7 +190,7 @@ def test_purifying_parameters_do_not_matter_to_the_fit(method, victim, fit_brief
 
 def test_its_own_network_has_a_price(method, ready, victim):
     """What it counts passes of can be run, and needs no classifier."""
-    if "OWN_PASSES" not in method.description.constants:
+    if method.description.traits.network is None:
         with pytest.raises(TypeError, match="brings no network"):
             ready(method).own_pass(victim.images)
         return
@@ -157,10 +203,12 @@ def test_defaults_make_a_purifier(method):
     described = method.description
     assert not described.required
     made = method.cls()
-    assert made.fitted is method.cls.fitted
-    assert hasattr(made, "recipe") or not made.fitted
-    if made.fitted:
-        assert "FIT_PASSES" in described.constants
+    fit = described.traits.fit
+    assert hasattr(made, "recipe") is (fit is not None)
+    if fit is not None:
+        own = described.traits.network.fit_passes if described.traits.network else "0"
+        sizes = {**described.parameters, "images": 1}
+        assert evaluate(fit.passes, sizes) + evaluate(own, sizes) > 0, "a fit without a cost"
     assert {"images", "seed", "indices"} <= set(inspect.signature(made.purify).parameters)
 
 

@@ -22,6 +22,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.noise import uniform
 from purifiers.core.target import Target
+from purifiers.core.traits import MethodTraits
 
 EPS, STEP, STEPS = 0.1, 0.03, 5
 BUDGET = {"eps": EPS, "step_size": STEP, "steps": STEPS}
@@ -70,7 +71,7 @@ class Halve(Method):
 class Shaken(Method):
     """Another shift at each draw."""
 
-    stochastic = True
+    traits = MethodTraits(version=1, random=True)
 
     def purify(self, images, seed=0, indices=None):
         where = default_indices(images, indices)
@@ -191,7 +192,7 @@ def test_joint_purification_adds_up_the_draws(linear, images, climb):
     """Shifts of +.1, +.1 and -.3 point down together, though most draws point up."""
 
     class Three(Method):
-        stochastic = True
+        traits = MethodTraits(version=1, random=True)
         drawn = 0
 
         def purify(self, images, seed=0, indices=None):
@@ -320,7 +321,7 @@ def test_a_verdict_that_is_not_finite_is_an_error(linear, images):
 
 @pytest.mark.parametrize("name", registry.names("method"))
 def test_what_a_method_says_it_provides_it_has(name):
-    provides = registry.describe("method", name).constants.get("PROVIDES", ())
+    provides = registry.describe("method", name).traits.provides
     cls = registry.load("method", name)
     parts = ("detector_logit", "score", "detected")
     has = {part for part in parts if getattr(cls, part) is not getattr(Method, part)}
@@ -329,7 +330,4 @@ def test_what_a_method_says_it_provides_it_has(name):
 
 @pytest.mark.parametrize("name", registry.names("attack"))
 def test_attacks_need_what_a_method_can_provide(name):
-    assert set(registry.describe("attack", name).constants.get("NEEDS", ())) <= {
-        "detector_logit",
-        "score",
-    }
+    assert set(registry.describe("attack", name).traits.needs) <= {"detector_logit", "score"}

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from purifiers.attacks.apgd import Apgd, checkpoints, dlr, dlr_targeted, random_start
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.formula import evaluate
 
 EPS = 0.1
 TARGETS = {"ce": 1, "dlr": 1, "dlr_targeted": 2}
@@ -311,8 +312,7 @@ def test_price_is_not_exceeded(victim):
         seen: list[Tensor] = []
         attack = Apgd(eps=0.01, steps=4, **settings)
         attack(noting(victim.model, seen), victim.images, victim.labels)
-        constants = registry.describe("attack", "apgd").constants
-        price = eval(constants["PASSES"], {}, vars(attack))
+        price = evaluate(registry.describe("attack", "apgd").traits.passes, vars(attack))
         backwards = sum(map(len, seen[1:]))
         assert 0.9 < (sum(map(len, seen)) + 2 * backwards) / 64 / price <= 1
 

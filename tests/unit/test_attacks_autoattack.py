@@ -212,7 +212,7 @@ def test_unknown_version():
 
 
 def test_l2_parameters_and_images():
-    with pytest.raises(UserError, match="autoattack_l2: radius is 0, but"):
+    with pytest.raises(UserError, match="AutoattackL2: radius is 0, but"):
         AutoattackL2(radius=0.0)
     with pytest.raises(UserError, match="autoattack_l2: version is 'random'"):
         AutoattackL2(version="random")

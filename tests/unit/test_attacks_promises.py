@@ -133,8 +133,8 @@ def test_no_images(victim, name):
 def test_the_file_declares_its_price(name):
     described = registry.describe("attack", name)
     assert not described.required
-    assert set(described.constants.get("BUDGET", ())) <= set(described.parameters)
-    passes = eval(described.constants["PASSES"], {}, described.parameters)
+    assert set(described.traits.budget) <= set(described.parameters)
+    passes = eval(described.traits.passes, {}, described.parameters)
     assert passes > 0
 
 
@@ -151,5 +151,5 @@ def test_price_is_not_exceeded(victim, name):
     attack = make(name)
     attack(counted, victim.images, victim.labels)
     described = registry.describe("attack", name)
-    passes = eval(described.constants["PASSES"], {}, vars(attack))
+    passes = eval(described.traits.passes, {}, vars(attack))
     assert forwards <= passes * len(victim.images)

@@ -187,7 +187,7 @@ def test_a_success_is_preferred_to_a_lower_objective():
 
 
 def test_is_not_held_to_an_eps_ball(victim):
-    assert Stadv.norm == "spatial"
+    assert Stadv.traits.norm == "spatial"
     adversarial = Stadv(bound=0.4, steps=15)(victim.model, victim.images, victim.labels)
     assert (adversarial - victim.images).abs().max() > 0.3
 

@@ -171,10 +171,10 @@ def test_missing_and_foreign_files(official: Path) -> None:
 
 
 def test_the_planner_knows_what_cannot_be_made() -> None:
-    """The literal list and the functions do not drift apart."""
+    """The list in the traits and the functions do not drift apart."""
     from purifiers.core import registry
 
-    said = registry.describe("attack", "common_corruption").constants["REFUSED"]
-    refused = set(said[0][0]["corruption"])
+    (note,) = registry.describe("attack", "common_corruption").traits.refused
+    refused = set(note.when["corruption"])
     assert not refused & set(MADE)
     assert json.loads(json.dumps(sorted(refused | set(MADE)))) == list(CORRUPTIONS)

@@ -9,6 +9,7 @@ import pytest
 import purifiers
 from purifiers.core import registry
 from purifiers.core.errors import UserError
+from purifiers.core.traits import AttackTraits, Note, TrainingTraits
 
 
 @pytest.fixture
@@ -58,15 +59,18 @@ def test_describe_reads_without_running(folder):
 
         More."""
         import no_such_module
-        VERSION = 3
-        BUDGET = ("steps", "restarts")
-        PASSES: str = "3 * steps"
-        NEGATIVE = -1
         COMPUTED = 1 + len("x")
-        lower = 5
         raise SystemExit
 
         class MyAttack(Base):
+            traits = AttackTraits(
+                version=3,
+                budget=("steps", "restarts"),
+                passes="3 * steps",
+                norm="l2",
+                refused=(Note(when={"steps": (-1, None)}, text="{steps} steps are none"),),
+            )
+
             def __init__(self, target, *, steps: int = 4, eps="8/255", restarts, sizes=(1, 2)):
                 pass
         ''',
@@ -76,9 +80,13 @@ def test_describe_reads_without_running(folder):
     assert found.summary == "What it does (Somebody 2020)."
     assert found.parameters == {"steps": 4, "eps": "8/255", "restarts": None, "sizes": (1, 2)}
     assert found.required == ("restarts",)
-    assert found.constants == {
-        "VERSION": 3, "BUDGET": ("steps", "restarts"), "PASSES": "3 * steps", "NEGATIVE": -1,
-    }  # fmt: skip
+    assert found.traits == AttackTraits(
+        version=3,
+        budget=("steps", "restarts"),
+        passes="3 * steps",
+        norm="l2",
+        refused=(Note(when={"steps": (-1, None)}, text="{steps} steps are none"),),
+    )
 
 
 def test_common_parameters_are_inherited_across_files(folder):
@@ -93,8 +101,8 @@ def test_common_parameters_are_inherited_across_files(folder):
         "training/middle.py",
         """
         from purifiers.training._base import Training
-        VERSION = 1
         class Middle(Training):
+            traits = TrainingTraits(version=1, passes="3 * epochs")
             def __init__(self, *, steps=7, rate=0.1, **common): pass
         """,
     )
@@ -102,7 +110,6 @@ def test_common_parameters_are_inherited_across_files(folder):
         "training/last.py",
         """
         from purifiers.training.middle import Middle
-        VERSION = 1
         class Near(Middle):
             def __init__(self, *, gamma, **common): pass
         class Last(Near):
@@ -114,16 +121,17 @@ def test_common_parameters_are_inherited_across_files(folder):
     assert middle.required == ()
     assert last.parameters == middle.parameters | {"gamma": None}
     assert last.required == ("gamma",)
+    assert last.traits == middle.traits == TrainingTraits(version=1, passes="3 * epochs")
 
 
 def test_nothing_is_inherited_without_common(folder):
     folder(
         "training/own.py",
         """
-        VERSION = 1
         class Base:
             def __init__(self, *, hidden=1): pass
         class Own(Base):
+            traits = TrainingTraits(version=1, passes="0")
             def __init__(self, *, shown=2): pass
         """,
     )
@@ -138,14 +146,20 @@ def test_the_real_recipes_inherit():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("class Bad: pass", "integer VERSION"),
-        ("VERSION = '1'\nclass Bad: pass", "integer VERSION"),
-        ("VERSION = 1\nclass Other: pass", "expected a class Bad"),
+        ("class Bad: pass", r"class Bad declares no traits: write `traits = MethodTraits\("),
+        ("class Bad(Method): pass", "class Bad declares no traits"),
+        ("class Other: pass", "expected a class Bad"),
     ],
 )
 def test_incomplete_files_are_refused(folder, source, message):
     folder("methods/bad.py", source)
     with pytest.raises(UserError, match=rf"bad\.py: .*{message}"):
+        registry.describe("method", "bad")
+
+
+def test_a_file_that_python_cannot_read_is_named(folder):
+    folder("methods/bad.py", "\nclass Bad(:\n")
+    with pytest.raises(UserError, match=r"bad\.py, line 2: invalid syntax$"):
         registry.describe("method", "bad")
 
 
@@ -168,7 +182,11 @@ def test_unknown_parameters_get_a_suggestion():
 def test_parameters_are_checked_with_their_place(folder):
     folder(
         "methods/strict.py",
-        "VERSION = 1\nclass Strict:\n    def __init__(self, *, path, size=1): pass",
+        """
+        class Strict:
+            traits = MethodTraits(version=1)
+            def __init__(self, *, path, size=1): pass
+        """,
     )
     described = registry.describe("method", "strict")
     described.check_parameters({"path": "x"}, "table_3.yaml")

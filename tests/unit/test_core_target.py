@@ -12,6 +12,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.noise import uniform
 from purifiers.core.target import Target, as_target, input_gradient
+from purifiers.core.traits import MethodTraits
 
 INDICES = torch.tensor([5, 9, 70, 3])
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -20,7 +21,7 @@ LABELS = torch.tensor([0, 1, 2, 0])
 class Shaken(Method):
     """Adds noise to each pixel."""
 
-    stochastic = True
+    traits = MethodTraits(version=1, random=True)
 
     def purify(self, images, seed=0, indices=None):
         where = default_indices(images, indices)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gzip
 import hashlib
 import io
@@ -20,6 +19,7 @@ from PIL import Image
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
+from purifiers.core import registry
 from purifiers.core.data import data_root
 from purifiers.core.errors import UserError
 from purifiers.datasets._base import Dataset
@@ -27,7 +27,7 @@ from purifiers.datasets._checksum import check, matches
 from purifiers.datasets._download import Remote
 from purifiers.datasets._idx import parse
 from purifiers.datasets._template import Template
-from purifiers.datasets.cifar10 import STAND_IN_NOTE, Cifar10
+from purifiers.datasets.cifar10 import Cifar10
 from purifiers.datasets.cifar100 import Cifar100
 from purifiers.datasets.digits import Digits, _bilinear
 from purifiers.datasets.fashion_mnist import FashionMnist
@@ -121,12 +121,8 @@ def test_every_file_states_what_planning_reads():
     files = [*folder.glob("[!_]*.py"), folder / "_template.py"]
     assert len(files) >= 8
     for path in files:
-        constants = {}
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Tuple):
-                constants[node.targets[0].id] = ast.literal_eval(node.value)
-        assert set(constants) >= {"VERSION", "SHAPE", "CLASSES", "TRAIN", "TEST"}, path.name
-        assert len(constants["SHAPE"]) == 3 and isinstance(constants["VERSION"], int), path.name
+        traits = registry.describe_file("dataset", path.stem, path).traits
+        assert len(traits.shape) == 3 and traits.version >= 1, path.name
 
 
 def test_checksums_name_their_algorithm(tmp_path):
@@ -157,7 +153,7 @@ def test_digits_are_scikit_learns_stretched_and_split_once(tmp_path):
 
 
 def test_digits_never_change(tmp_path):
-    """Golden: a change here needs a new VERSION."""
+    """Golden: a change here needs a new version."""
     digests = []
     for split in ("train", "test"):
         images, labels = Digits().load(split, tmp_path)
@@ -376,8 +372,8 @@ class TinyCifar10(Cifar10):
     ("kind", "folder", "note"),
     [
         ("PNG", "cifar10", ""),
-        ("JPEG", "cifar10_jpeg", STAND_IN_NOTE),
-        ("JPEG", "cifar10", STAND_IN_NOTE),
+        ("JPEG", "cifar10_jpeg", Cifar10.traits.stand_in_note),
+        ("JPEG", "cifar10", Cifar10.traits.stand_in_note),
     ],
 )
 def test_cifar10_reads_parquet_and_marks_jpeg(kind, folder, note, tmp_path):
@@ -399,7 +395,7 @@ def test_cifar10_prefers_the_binary_version(tmp_path):
     blobs = [encoded(pixels(32, 32, 3), "JPEG")] * 10
     parquet(tmp_path / "cifar10_jpeg" / "train.parquet", blobs, list(range(10)))
     parquet(tmp_path / "cifar10_jpeg" / "test.parquet", blobs[:2], [0, 1])
-    assert cifar.dataset.source(tmp_path).note == STAND_IN_NOTE
+    assert cifar.dataset.source(tmp_path).note == Cifar10.traits.stand_in_note
     cifar.write_archive(tmp_path)
     cifar.check(tmp_path)
     cifar.write_folder(tmp_path)

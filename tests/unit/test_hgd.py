@@ -81,7 +81,7 @@ def test_ensemble_adds_up(images: Tensor, guidance: str) -> None:
     apart = 0.0
     for number, classifier in enumerate(classifiers):
         alone = hgd(classifier, guidance=guidance)
-        alone.kept_examples = [kept(pgd(classifier, images, LABELS, number))]
+        alone.stored_examples = [kept(pgd(classifier, images, LABELS, number))]
         apart += alone.fit_loss(images, LABELS, INDICES, 0).item()
     assert loss.item() == pytest.approx(apart, rel=1e-4)
 
@@ -111,13 +111,13 @@ def test_examples_are_those_of_the_bare_classifier(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("guidance", ["class", "logits"])
-def test_kept_examples_are_not_made_again(
+def test_stored_examples_are_not_made_again(
     images: Tensor, guidance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss is the same; an example is found by its image's index."""
     method = hgd(toy(0), toy(1), guidance=guidance)
     made = method.fit_loss(images, LABELS, INDICES, 0)
-    method.kept_examples = [
+    method.stored_examples = [
         kept(method.example(number, images, LABELS, INDICES)) for number in (0, 1)
     ]
     monkeypatch.setattr(Hgd, "example", lambda *_: pytest.fail("made again"))

@@ -18,7 +18,6 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import fit
 from purifiers.core.noise import normal
-from purifiers.methods import nrp, nrp_dynamic
 from purifiers.methods._nrp import RepresentationPurifier
 from purifiers.methods._nrp_critic import (
     RelativisticCritic,
@@ -358,8 +357,8 @@ def test_an_attacker_sees_which_one_is_random():
     for cls, random in ((Nrp, False), (NrpDynamic, True)):
         defence = Defence(classifier, [frozen(made(cls))], gradient="exact", seed=0)
         assert defence.stochastic is random
-    assert nrp_dynamic.STOCHASTIC and not hasattr(nrp, "STOCHASTIC")
-    assert nrp_dynamic.BUDGET == nrp.BUDGET and nrp_dynamic.FIT_PASSES == nrp.FIT_PASSES
+    same = Nrp.traits.replace(random=True, fit=Nrp.traits.fit.replace(inference_only=("noise",)))
+    assert NrpDynamic.traits == same and not Nrp.traits.random
 
 
 def test_purifies_without_a_classifier_but_is_not_fitted():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.core.spec import Eot
 from purifiers.plan.graph import Run, with_ancestors
@@ -28,6 +29,8 @@ PAPER = {
         "identity": {"component": "identity"},
         "random": {"component": "random_sign"},
         "aid": {"component": "aid"},
+        "pixel_defend": {"component": "pixel_defend"},
+        "mine": {"component": "mine"},
     },
     "attacks": {
         "pgd": PGD,
@@ -243,6 +246,115 @@ def test_single_draws_have_to_be_said(make: Make) -> None:
     assert made["one"].spec.eot == Eot(samples=1, combine="mean")
     assert made["sign"].spec.eot == Eot(samples=15, combine="sign")
     assert made["mean"].passes == made["sign"].passes == 15 * made["one"].passes
+
+
+# Methods without a gradient
+
+HARD = {"methods": ["identity", "pixel_defend"], "threat_model": "white_box"}
+PLACE = r"benchmarks/toy/table_1\.yaml: block/row/column: "
+
+
+@pytest.mark.parametrize("gradient", ["", "exact", "one_step", "second_order"])
+def test_a_gradient_that_a_method_lacks_is_refused(make: Make, gradient: str) -> None:
+    """In one line that names document, row and column, and how to mend it."""
+    cell = {**HARD, "gradient": gradient} if gradient else HARD
+    wanted = f"`gradient: {gradient or 'exact'}`"
+    message = f"method 'pixel_defend' has no gradient, but .* {wanted}; write `gradient: bpda`"
+    with pytest.raises(UserError, match=rf"^{PLACE}[^\n]*{message}$") as error:
+        make(row=cell)
+    assert "\n" not in str(error.value)
+
+
+def test_a_method_without_a_gradient_is_attacked_by_bpda(make: Make) -> None:
+    run = attacks(make(row={**HARD, "gradient": "bpda"}))["row"]
+    assert run.spec["gradient"] == "bpda"
+    assert [m["component"] for m in run.spec["methods"]] == ["identity", "pixel_defend"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"threat_model": "oblivious"},
+        {"threat_model": "transfer", "source": SOURCE},
+        {"threat_model": "black_box", "attack": "square"},
+        {"attack": "none"},
+    ],
+    ids=["oblivious", "transfer", "queries", "clean"],
+)
+def test_who_takes_no_gradient_of_the_defence_may_face_any(
+    make: Make, cell: dict[str, Any]
+) -> None:
+    (planned,) = make(row={**HARD, **cell}).documents["toy/table_1"].cells
+    assert planned.state == "planned"
+
+
+# A purifier that somebody adds
+
+Register = Callable[[str], None]
+
+
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
+    """``register(traits)``: a copy of the registry with the template as ``mine``, whose traits are
+    these."""
+    package = tmp_path / "purifiers"
+    shutil.copytree(ROOT / "purifiers", package, ignore=shutil.ignore_patterns("__pycache__"))
+    caches = (registry.names, registry.describe)
+    monkeypatch.setattr(registry, "_ROOT", package)
+    monkeypatch.setattr(registry, "_CORE", package / "core")
+
+    def put(traits: str) -> None:
+        template = (package / "methods" / "_template.py").read_text()
+        before, _, rest = template.partition("traits = MethodTraits(")
+        _, _, after = rest.partition("\n    )\n")
+        assert before and after
+        source = f"{before}traits = {traits}\n{after}".replace("Template", "Mine")
+        (package / "methods" / "mine.py").write_text(source)
+        for cache in caches:
+            cache.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    for cache in caches:
+        cache.cache_clear()
+
+
+MINE = {"methods": ["mine"], "threat_model": "white_box"}
+
+
+def test_a_new_random_purifier_needs_a_word_on_eot(make: Make, register: Register) -> None:
+    register("MethodTraits(version=1, random=True)")
+    with pytest.raises(UserError, match=rf"^{PLACE}a random defence .* white_box .*`eot: 20`"):
+        make(row=MINE)
+    assert attacks(make(row={**MINE, "eot": 3}))["row"].spec["eot"]["samples"] == 3
+    register('MethodTraits(version=1, random={"levels": (2,)})')
+    attacks(make(row=MINE))
+    with pytest.raises(UserError, match=rf"^{PLACE}a random defence"):
+        make(row={**MINE, "override": {"method.mine": {"levels": 2}}})
+
+
+def test_a_new_purifier_without_a_gradient_needs_bpda(make: Make, register: Register) -> None:
+    register("MethodTraits(version=1, differentiable=False)")
+    with pytest.raises(UserError, match=rf"^{PLACE}method 'mine' has no gradient.*bpda`$"):
+        make(row=MINE)
+    assert attacks(make(row={**MINE, "gradient": "bpda"}))["row"].spec["gradient"] == "bpda"
+
+
+def test_a_misspelt_fit_stops_the_plan_and_is_not_taken_for_none(
+    make: Make, register: Register
+) -> None:
+    register('MethodTraits(version=1, fit=Fit(passes="3 * levels"))')
+    stages = {run.stage for run in make(row=MINE).runs.values()}
+    assert "purifier" in stages
+    for traits, message in (
+        ('version=1, fti=Fit(passes="3")', r"traits\.fti: no such field \(did you mean 'fit'\?\)"),
+        ('version=1, fit=Fit(pases="3")', r"traits\.fit\.pases: no such field \(did you mean"),
+        ('version=1, fit=Fit(passes="3 * level")', r"traits\.fit\.passes is .* mean 'levels'\?\)"),
+        ('version=1, fit=Fit(passes="3 *")', r"traits\.fit\.passes is '3 \*': not arithmetic"),
+    ):
+        register(f"MethodTraits({traits})")
+        with pytest.raises(UserError, match=rf"^[^\n]*methods/mine\.py: {message}[^\n]*$"):
+            make(row=MINE)
 
 
 # Parts of the defence

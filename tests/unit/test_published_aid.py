@@ -64,8 +64,8 @@ def test_overrides_change_what_a_recipe_declares(stem: str) -> None:
         for target, parameters in cell.get("override", {}).items():
             kind, _, recipe = target.partition(".")
             declared = kinds[kind][recipe]
-            constants = registry.describe(kind, declared["component"]).constants
-            assert set(parameters) <= {*declared, *constants.get("LATER", ())}
+            traits = registry.describe(kind, declared["component"]).traits
+            assert set(parameters) <= {*declared, *traits.joined_later}
 
 
 def test_settings_are_those_of_table_6_and_appendix_a4() -> None:

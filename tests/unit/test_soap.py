@@ -306,8 +306,8 @@ def test_only_label_consistency_is_random(images):
     for task, classifier in tasks():
         method = soap(classifier, task=task, delta=0.1)
         same = torch.equal(method.purify(images, 0), method.purify(images, 1))
-        assert method.stochastic is not same
-        assert Defence(classifier, [method]).stochastic is method.stochastic
+        assert method.random is not same
+        assert Defence(classifier, [method]).stochastic is method.random
 
 
 def test_gradients_reach_the_image(images):

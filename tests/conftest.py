@@ -96,13 +96,16 @@ def make_workspace(path: Path, paper: str = "toy") -> Workspace:
 @pytest.fixture(scope="session")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace for the paper ``masked``: its package has the template of a purifier, which
-    rounds, under a name of its own too."""
+    rounds, under a name of its own too; this copy wrongly declares that it has a gradient."""
     made = make_workspace(tmp_path_factory.mktemp("masked") / "workspace", "masked")
     package = made.path / "purifiers"
     package.unlink()
     shutil.copytree(ROOT / "purifiers", package, ignore=shutil.ignore_patterns("__pycache__"))
     template = (package / "methods" / "_template.py").read_text()
-    (package / "methods" / "rounding.py").write_text(template.replace("Template", "Rounding"))
+    honest = "differentiable=False"
+    assert template.count(honest) == 1
+    rounding = template.replace("Template", "Rounding").replace(honest, "differentiable=True")
+    (package / "methods" / "rounding.py").write_text(rounding)
     return made
 
 

@@ -142,8 +142,8 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
         ("{steps: 100}", "{steps: 10.5}", "steps is 10.5, but takes a whole number"),
         ("{steps: 100}", "{steps: null}", "steps is None, but takes a whole number"),
         ("{steps: 100}", "{steps: {at_mots: 5}}", "steps is {'at_mots': 5}, but takes"),
-        ("{steps: 100}", "{steps: {times: ten}}", "times is 'ten' and applies to 20: both must"),
-        ("{steps: 100}", "{eps: {at_most: eight}}", "at_most is 'eight' and applies to 0.15: both must"),
+        ("{steps: 100}", "{steps: {times: ten}}", "times is 'ten' and applies to 20: both"),
+        ("{steps: 100}", "{eps: {at_most: eight}}", "at_most is 'eight' and applies to 0.15: "),
         ("{steps: 100}", "{random_start: 1}", "random_start is 1, but takes true or false"),
         (
             "attack.pgd: {steps: 100}",

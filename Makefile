@@ -6,6 +6,8 @@
 SCALE ?= smoke
 T ?= aid/3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
+# Processes that share the tests; each trains networks of its own, so that more gain little.
+WORKERS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 PYTHON ?= python3
 
 BIN := .venv/bin
@@ -37,7 +39,7 @@ bench: env .peers/.ready
 	$(SNAKEMAKE) results/tables/timing/attacks.csv results/tables/timing/purification.csv
 
 test: env
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(BIN)/ruff check .

@@ -1,22 +1,43 @@
-"""A workspace: the workflow and a tiny paper in a folder of its own, where Snakemake may run."""
+"""What all tests share: a workspace where Snakemake may run, and the plans of this repository.
+
+A workspace is the workflow and a tiny paper in a folder of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from purifiers.__main__ import main
+from purifiers.plan.plan import Plan, make_plan
+
 ROOT = Path(__file__).resolve().parents[1]
+# Read when torch is imported, here and in the processes that tests start. The networks are too
+# small for more threads, whose waiting for each other makes a busy machine many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+FOLDERS = ("workflow", "regression", "contract", "unit")
+"""Order of the tests: the longest files first, so that parallel workers end together."""
 SAME = (
     *("runs/*/*/scores.parquet", "runs/*/*/weights.safetensors", "runs/*/*/images.npy"),
     *("tables/*/*/*.csv", "tables/*/*/*.md", "tables/*/*/*.tex"),
 )
 """Results that must not depend on how often the work was interrupted."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = [ROOT / "tests" / name for name in FOLDERS]
+    items.sort(key=lambda item: [folder not in item.path.parents for folder in folders])
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,7 @@ class Workspace:
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=self.path,
-            env={**inherited, "OMP_NUM_THREADS": "1", **environment},
+            env={**inherited, **environment},
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if arguments[0] == "snakemake" else subprocess.PIPE,
@@ -52,11 +73,12 @@ class Workspace:
         """Run the workflow at scale ``tiny``."""
         return self.run("snakemake", *arguments, "--config", "scale=tiny", **environment)
 
-    def job(self, stage: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run the one job of a stage, as its rule does."""
+    def job(self, stage: str) -> int:
+        """Run the one job of a stage in this process; returns the exit status."""
         (spec,) = (self.runs / "batches" / stage).glob("*.spec.json")
         manifest = spec.with_name(spec.name.replace(".spec.", ".done."))
-        return self.run("purifiers", "run", str(spec), str(manifest), **environment)
+        with contextlib.chdir(self.path):
+            return main(["run", str(spec), str(manifest)])
 
     def folder(self, stage: str, pattern: str = "*") -> Path:
         """The one run folder of a stage whose name fits."""
@@ -100,9 +122,12 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = make_workspace(tmp_path_factory.mktemp("masked") / "workspace", "masked")
     package = made.path / "purifiers"
     package.unlink()
-    shutil.copytree(ROOT / "purifiers", package, ignore=shutil.ignore_patterns("__pycache__"))
+    unfinished = shutil.ignore_patterns("*.pyc.*")  # another process may be compiling
+    shutil.copytree(ROOT / "purifiers", package, ignore=unfinished)
     template = (package / "methods" / "_template.py").read_text()
     (package / "methods" / "rounding.py").write_text(template.replace("Template", "Rounding"))
+    scale = made.path / "workflow" / "scales" / "tiny.yaml"  # nothing is killed here
+    scale.write_text(scale.read_text().replace("batch_size: 4\n", "batch_size: 64\n"))
     return made
 
 
@@ -112,13 +137,57 @@ def workspace(tmp_path: Path) -> Workspace:
     return make_workspace(tmp_path / "workspace")
 
 
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """File or folder ``name``, made by the first of the parallel workers that needs it.
+
+    Args:
+        make: is called with the path, where nothing is or what an earlier call left unfinished.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in this one
+        base = base.parent
+    path, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
+class Plans(dict[str, Plan]):
+    """Plan of everything by the name of the scale, made when it is first read."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory) -> None:
+        self.tmp_path_factory = tmp_path_factory
+
+    def __missing__(self, scale: str) -> Plan:
+        def make(path: Path) -> None:
+            path.write_bytes(pickle.dumps(make_plan(ROOT, scale)))
+
+        made = made_once(self.tmp_path_factory, f"{scale}.plan", make)
+        self[scale] = pickle.loads(made.read_bytes())
+        return self[scale]
+
+
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Plans:
+    """The plans of this repository's scales; only to be read."""
+    return Plans(tmp_path_factory)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace where everything has run without interruption; only to be read and copied."""
-    made = make_workspace(tmp_path_factory.mktemp("undisturbed") / "workspace")
-    done = made.snakemake()
-    assert done.returncode == 0, done.stdout
-    return made
+
+    def make(path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        done = make_workspace(path).snakemake()
+        assert done.returncode == 0, done.stdout
+
+    return Workspace(made_once(tmp_path_factory, "undisturbed", make))
 
 
 @pytest.fixture

@@ -45,10 +45,9 @@ class _Json:
             spec = adapter.validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(
-                f"{where}: {place}: {first['msg']}; remove it and start again"
-            ) from None
+            field = ".".join(str(part) for part in first["loc"])
+            place = f"{where}: {field}" if field else where
+            raise UserError(f"{place}: {first['msg']}; remove it and start again") from None
         return spec
 
 

@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 from purifiers.core.artifacts import read_json, write_text
+from purifiers.plan.graph import with_ancestors
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.graph import Run
 from purifiers.plan.scale import scale_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,22 +31,11 @@ def digests(plan: Plan) -> dict[str, str]:
     out."""
     result = {}
     for name in plan.documents:
-        runs = _with_inputs(plan.score_runs(name))
+        runs = with_ancestors(plan.score_runs(name))
         if runs:
             identities = "\n".join(sorted(f"{run.stage}/{run.id}" for run in runs))
             result[name] = hashlib.sha256(identities.encode()).hexdigest()[:16]
     return result
-
-
-def _with_inputs(runs: list[Run]) -> set[Run]:
-    reached: set[Run] = set()
-    pending = list(runs)
-    while pending:
-        run = pending.pop()
-        if run not in reached:
-            reached.add(run)
-            pending.extend(run.inputs)
-    return reached
 
 
 def stored() -> Digests:

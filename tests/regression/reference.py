@@ -10,10 +10,10 @@ from typing import Any
 
 from purifiers.core.artifacts import RunFolder, read_json
 from purifiers.core.errors import UserError
+from purifiers.core.spec import SPECS
 from purifiers.plan.batches import gather, write_specs
-from purifiers.plan.plan import Plan
 from purifiers.plan.graph import Run
-from purifiers.plan.scale import STAGES
+from purifiers.plan.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = "smoke"
@@ -95,8 +95,9 @@ def compute(runs: Iterable[Run], plan: Plan, runs_root: Path) -> Counts:
 
     wanted = list(runs)
     batches = {batch.id: batch for batch in gather(wanted, plan.scale).values()}
+    stages = list(SPECS)
     write_specs(batches.values(), runs_root, plan.scale)
-    for batch in sorted(batches.values(), key=lambda batch: STAGES.index(batch.stage)):
+    for batch in sorted(batches.values(), key=lambda batch: stages.index(batch.stage)):
         folder = runs_root / "batches"
         spec = read_json(folder / batch.spec_name)
         if run_batch(spec, folder / batch.manifest_name, runs_root, threads=1):
@@ -109,7 +110,7 @@ def counts(runs: Iterable[Run], plan: Plan, runs_root: Path) -> Counts:
     names = keys(plan)
     found: Counts = {}
     for run in runs:
-        summary = RunFolder(runs_root, "score", run.id).record()["summary"]
+        summary = RunFolder(runs_root, "score", run.id).record().summary
         found[names[run.id][0]] = (summary["n_correct"], summary["n"])
     return found
 

@@ -15,11 +15,11 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.core.artifacts import read_json
 from purifiers.core.noise import normal
 from purifiers.core.provenance import fingerprint
+from purifiers.core.spec import ScoreSpec
 from purifiers.methods.aid import Aid
-from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.plan import Plan
 
 from .reference import (
-    ROOT,
     SCALE,
     STORED,
     Counts,
@@ -32,8 +32,8 @@ from .reference import (
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return make_plan(ROOT, SCALE)
+def plan(plans: dict[str, Plan]) -> Plan:
+    return plans[SCALE]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,9 @@ def test_what_is_broken_turns_it_red(
 
     spoiled = tmp_path / "runs"
     shutil.copytree(runs_root, spoiled)
-    made = score.spec["images"]
-    for folder in (spoiled / "score" / score.id, spoiled / made["stage"] / made["run"]):
+    assert isinstance(score.spec, ScoreSpec) and score.spec.images.run is not None
+    made = score.spec.images
+    for folder in (spoiled / "score" / score.id, spoiled / made.stage / made.run):
         shutil.rmtree(folder)
     monkeypatch.setattr(owner, name, broken)
     found = compute([score], plan, spoiled)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import ClassifierSpec, DatasetSpec
+from purifiers.plan.graph import component_spec
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.graph import component
 from purifiers.stages import dataset
-from purifiers.stages._context import Context, new_classifier, open_data, save_weights
+from purifiers.stages._context import Context, save_weights
+from purifiers.stages._opening import new_classifier, open_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +40,12 @@ class Victim:
     def correct(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.model(images).argmax(dim=1) == self.labels
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Six random images of the shape of ``toys.Toy``, float32 (6, 1, 8, 8)."""
+    return torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +78,14 @@ def victim() -> Victim:
 @pytest.fixture
 def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
     """``toy_plan(paper, defaults, rows, columns)``: the plan of one table with one block; rows and
-    columns are cells by their ids."""
+    columns are cells by their ids. The paper knows the data set ``digits`` and adds its recipes."""
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
     shutil.copy(ROOT / "tests/workflow/tiny.yaml", tmp_path / "workflow/scales")
     folder = tmp_path / "benchmarks" / "toy"
     folder.mkdir(parents=True)
+
+    declared: dict[str, Any] = {"id": "toy", "title": "A paper of the tests' own"}
+    declared |= {"seed_document": "none", "settings": {"digits": {}}}
 
     def entries(cells: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
         return [{"id": name, "cell": cell} for name, cell in cells.items()]
@@ -85,7 +96,7 @@ def toy_plan(tmp_path: Path) -> Callable[..., Plan]:
         rows: Mapping[str, dict[str, Any]],
         columns: Mapping[str, dict[str, Any]],
     ) -> Plan:
-        (folder / "paper.yaml").write_text(yaml.safe_dump(paper))
+        (folder / "paper.yaml").write_text(yaml.safe_dump(declared | dict(paper)))
         table = {
             "table": "1",
             "title": "A table of the tests' own",
@@ -111,16 +122,22 @@ def untrained_runs(tmp_path: Path) -> Path:
         folder.path.mkdir(parents=True)
         return folder
 
-    spec: dict[str, Any] = {"dataset": component("dataset", "digits", {})}
+    digits = DatasetSpec(dataset=component_spec("dataset", "digits", {}))
     folder = folder_of("dataset", "digits")
-    outcome = dataset.run(folder, spec, context)
-    folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
+    outcome = dataset.run(folder, digits, context)
+    folder.finish(digits, outcome.files, outcome.summary, 0.0, {})
     small = {"depth": 10, "widen_factor": 1, "first_stride": 2}
-    spec = {"data": "digits", "classifier": component("classifier", "wide_resnet", small)}
     for seed, name in enumerate(("one", "two")):
+        spec = ClassifierSpec(
+            data="digits",
+            train=0,
+            classifier=component_spec("classifier", "wide_resnet", small),
+            training=component_spec("training", "natural", {"epochs": 0}),
+            seed=seed,
+        )
         folder = folder_of("classifier", name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            save_weights(new_classifier(spec["classifier"], open_data(context, "digits")), folder)
+            save_weights(new_classifier(spec.classifier, open_data(context, "digits")), folder)
         folder.finish(spec, ["weights.safetensors"], {}, 0.0, {})
     return context.runs_root

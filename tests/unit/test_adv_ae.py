@@ -24,38 +24,12 @@ from purifiers.core.noise import derive_seed
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.methods.aid import Aid
 
-SHAPE = (1, 8, 8)
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-INDICES = torch.tensor([7, 3, 900, 4, 12, 0])
-
-
-class Toy(Classifier):
-    """A convolution with BatchNorm, dropout and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__(SHAPE, 3)
-        self.convolution = nn.Conv2d(1, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.dropout = nn.Dropout(0.5)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = torch.tanh(self.norm(self.convolution(images)))
-        return self.head(self.dropout(hidden.mean(dim=(2, 3))))
+from . import toys
+from .toys import INDICES, LABELS, SHAPE, Toy
 
 
 def toy(seed: int) -> Toy:
-    torch.manual_seed(seed)
-    classifier = Toy()
-    for parameter in classifier.parameters():
-        parameter.data.mul_(4.0)
-    frozen(classifier)
-    return classifier
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return toys.toy(seed, regularised=True)
 
 
 def advae(*classifiers: Classifier, count: int = 100, **parameters: Any) -> AdvAe:

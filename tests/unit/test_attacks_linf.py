@@ -15,23 +15,9 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.core.errors import UserError
 from purifiers.core.target import as_target
 
+from .toys import linear_problem
+
 EPS = 0.1
-
-
-@pytest.fixture
-def linear_problem() -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (1, 2, 3, 3) of a binary linear model, images some of which touch 0 and 1, labels."""
-    noise = torch.Generator().manual_seed(1)
-    weights = torch.randn(1, 2, 3, 3, generator=noise)
-    images = torch.rand(6, 2, 3, 3, generator=noise)
-    images[0].clamp_(0.02, 0.05)
-    images[1].clamp_(0.97, 1.0)
-    return weights, images, torch.tensor([0, 1, 0, 1, 1, 0])
-
-
-def binary(weights: Tensor, images: Tensor) -> Tensor:
-    score = (images * weights).sum(dim=(1, 2, 3))
-    return torch.stack([-score, score], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +30,10 @@ def binary(weights: Tensor, images: Tensor) -> Tensor:
     ],
     ids=["fgsm", "pgd", "pgd from the image", "mim"],
 )
-def test_linear_optimum(attack, linear_problem):
-    weights, images, labels = linear_problem
-    adversarial = attack(lambda x: binary(weights, x), images, labels, seed=3)
-    away = torch.where(labels == 1, -1.0, 1.0).view(-1, 1, 1, 1)
-    optimum = (images + EPS * away * weights.sign()).clamp(0, 1)
-    torch.testing.assert_close(adversarial, optimum, atol=1e-6, rtol=0)
+def test_linear_optimum(attack):
+    problem = linear_problem()
+    adversarial = attack(problem, problem.images, problem.labels, seed=3)
+    torch.testing.assert_close(adversarial, problem.optimum(EPS), atol=1e-6, rtol=0)
 
 
 def test_momentum_by_hand():

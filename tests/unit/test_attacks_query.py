@@ -15,28 +15,9 @@ from purifiers.attacks.square import Square
 from purifiers.core import noise
 from purifiers.core.errors import UserError
 
+from .toys import binary, linear_problem
+
 EPS = 0.1
-
-
-@pytest.fixture
-def linear_problem() -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (1, 2, 5, 5) of a binary linear model, images some of which touch 0 and 1, labels."""
-    generator = torch.Generator().manual_seed(1)
-    weights = torch.randn(1, 2, 5, 5, generator=generator)
-    images = torch.rand(6, 2, 5, 5, generator=generator)
-    images[0].clamp_(0.02, 0.05)
-    images[1].clamp_(0.97, 1.0)
-    return weights, images, torch.tensor([0, 1, 0, 1, 1, 0])
-
-
-def binary(weights: Tensor, images: Tensor) -> Tensor:
-    score = (images * weights).sum(dim=(1, 2, 3))
-    return torch.stack([-score, score], dim=1)
-
-
-def optimum(weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    away = torch.where(labels == 1, -1.0, 1.0).view(-1, 1, 1, 1)
-    return (images + EPS * away * weights.sign()).clamp(0, 1)
 
 
 class Asked:
@@ -62,27 +43,28 @@ class Asked:
         return Counter({index: len(images) for index, images in self.images.items()})
 
 
-def test_square_reaches_the_corner_of_the_ball(linear_problem):
+def test_square_reaches_the_corner_of_the_ball():
     """eps * ||w||_1 lower on a linear model, pixel by pixel."""
-    weights, images, labels = linear_problem
-    adversarial = Square(eps=EPS, queries=1000)(lambda x: binary(weights, x), images, labels)
-    torch.testing.assert_close(adversarial, optimum(weights, images, labels), atol=1e-6, rtol=0)
+    problem = linear_problem()
+    adversarial = Square(eps=EPS, queries=1000)(problem, problem.images, problem.labels)
+    torch.testing.assert_close(adversarial, problem.optimum(EPS), atol=1e-6, rtol=0)
 
 
-def test_spsa_comes_close_to_the_corner_of_the_ball(linear_problem):
-    weights, images, labels = linear_problem
+def test_spsa_comes_close_to_the_corner_of_the_ball():
+    problem = linear_problem()
     attack = Spsa(eps=EPS, steps=60, samples=128, learning_rate=0.02)
-    adversarial = attack(lambda x: binary(weights, x), images, labels)
-    best = optimum(weights, images, labels) - images
-    gained = ((adversarial - images) * weights).sum(dim=(1, 2, 3))
-    possible = (best * weights).sum(dim=(1, 2, 3))
-    assert (gained / possible).min() > 0.97
+    adversarial = attack(problem, problem.images, problem.labels)
+
+    def gain(images: Tensor) -> Tensor:
+        return ((images - problem.images) * problem.weights).sum(dim=(1, 2, 3))
+
+    assert (gain(adversarial) / gain(problem.optimum(EPS))).min() > 0.97
 
 
-def test_spsa_estimates_the_gradient(linear_problem):
+def test_spsa_estimates_the_gradient():
     """One step against a quadratic score, whose gradient central differences find without bias."""
-    _, images, labels = linear_problem
-    images = images.clamp(0.3, 0.7)
+    problem = linear_problem()
+    images, labels = problem.images.clamp(0.3, 0.7), problem.labels
 
     def curved(x):
         score = (x**2).sum(dim=(1, 2, 3))

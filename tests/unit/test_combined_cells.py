@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Cell
+from purifiers.plan.cells import Cell, Combine, Flag
+from purifiers.plan.graph import with_ancestors
 from purifiers.plan.plan import Plan
 
 PAPER = {
-    "id": "toy",
-    "title": "A paper of the tests' own",
-    "seed_document": "none",
-    "settings": {"digits": {}},
     "classifiers": {
         "small": {"component": "wide_resnet", "depth": 10, "widen_factor": 1},
         "deeper": {"component": "wide_resnet", "depth": 16, "widen_factor": 1},
@@ -48,20 +45,60 @@ def test_a_mean_of_columns_takes_their_very_runs(make: Make) -> None:
     found = cells(make(clean={}, pgd={"attack": "pgd"}, mean={"mean_of": ["clean", "pgd"]}))
     assert found["mean"].scores == ((*found["clean"].scores[0], *found["pgd"].scores[0]),)
     assert [cell.mean for cell in found.values()] == [False, False, True]
-    assert found["mean"].attack == "mean of clean, pgd"
-    assert not any(cell.blind for cell in found.values())
+    assert found["mean"].combine == Combine("mean", ("clean", "pgd"))
+    assert found["mean"].attack_label == "mean of clean, pgd"
+    assert [cell.attacked for cell in found.values()] == [False, True, True]
+    assert not any(cell.model_free for cell in found.values())
+
+
+def test_the_worst_of_columns_takes_their_very_runs(make: Make) -> None:
+    found = cells(make(clean={}, pgd={"attack": "pgd"}, worst={"worst_of": ["clean", "pgd"]}))
+    assert found["worst"].scores == ((*found["clean"].scores[0], *found["pgd"].scores[0]),)
+    assert found["worst"].combine == Combine("worst", ("clean", "pgd"))
+    assert found["worst"].attack_label == "worst of clean, pgd"
+    assert found["worst"].attacked and not found["worst"].mean
+
+
+def test_the_worst_over_attacks_has_a_run_per_attack(make: Make) -> None:
+    found = cells(make(pgd={"attack": "pgd"}, worst={"worst_over": ["pgd", "fgsm"]}))
+    (pgd, fgsm) = found["worst"].scores[0]
+    assert (pgd,) == found["pgd"].scores[0] and "-fgsm-" in fgsm
+    assert found["worst"].combine == Combine("worst", ("pgd", "fgsm"))
+    assert found["worst"].attack_label == "worst of pgd, fgsm"
+    assert found["worst"].attacked and not found["worst"].mean
+
+
+def test_a_single_run_is_not_combined(make: Make) -> None:
+    found = cells(make(clean={}, pgd={"attack": "pgd"}))
+    assert [cell.combine for cell in found.values()] == [None, None]
+    assert [cell.attack_label for cell in found.values()] == ["none", "pgd"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        (Flag("note", "unreliable"), "unreliable"),
+        (Flag("words", "ReLU"), "published: ReLU"),
+        (Flag("doubt", "too high"), "doubtful: too high"),
+        (Flag("remark", "stops early"), "stops early"),
+        (Flag("data", "digits: resized"), "digits: resized"),
+        (Flag("run", "seed 0 not run"), "seed 0 not run"),
+    ],
+)
+def test_a_flag_in_words(flag: Flag, text: str) -> None:
+    assert str(flag) == text
 
 
 def test_a_mean_over_a_parameter_has_a_run_per_value(make: Make) -> None:
     plan = make(noise=BY_SEVERITY)
     cell = cells(plan)["noise"]
-    attacks = [plan.runs[run].spec["attack"]["parameters"] for run in cell.scores[0]]
+    attacks = [plan.runs[run].spec.attack.parameters for run in cell.scores[0]]
     assert [attack["severity"] for attack in attacks] == [1, 2, 3, 4, 5]
-    assert cell.mean and cell.blind
-    assert cell.attack == "corruption, mean over severity 1, 2, 3, 4, 5"
-    assert cell.flags == (
-        "corrupted here with the formulas and constants of CIFAR-10-C, not its own files",
-    )
+    assert cell.mean and cell.attacked and cell.model_free
+    assert cell.combine == Combine("mean", ("1", "2", "3", "4", "5"), "severity")
+    assert cell.attack_label == "corruption, mean over severity 1, 2, 3, 4, 5"
+    made_here = "corrupted here with the formulas and constants of CIFAR-10-C, not its own files"
+    assert cell.flags == (Flag("remark", made_here),)
 
 
 def test_one_corrupted_set_serves_all_classifiers(make: Make) -> None:
@@ -79,7 +116,7 @@ def test_means_of_means_count_every_part(make: Make) -> None:
         make(mean={"mean_of": ["noise", "blur"]}, noise=BY_SEVERITY, blur=BY_SEVERITY | blur)
     )
     assert found["mean"].scores == ((*found["noise"].scores[0], *found["blur"].scores[0]),)
-    assert len(set(found["mean"].scores[0])) == 10 and found["mean"].blind
+    assert len(set(found["mean"].scores[0])) == 10 and found["mean"].model_free
 
 
 def test_what_cannot_be_made_is_not_implemented(make: Make) -> None:
@@ -92,16 +129,8 @@ def test_what_cannot_be_made_is_not_implemented(make: Make) -> None:
         "no library here makes frost in a few lines; it needs CIFAR-10-C/frost.npy"
     )
     assert found["files"].state == "planned" and found["files"].flags == ()
-    assert not [run for run in plan.runs if run not in behind(plan, found["files"])]
-
-
-def behind(plan: Plan, cell: Cell) -> set[str]:
-    pending, seen = [plan.runs[run] for run in cell.scores[0]], set()
-    while pending:
-        run = pending.pop()
-        seen.add(run.id)
-        pending += run.inputs
-    return seen
+    behind = with_ancestors(plan.runs[run] for run in found["files"].scores[0])
+    assert {run.id for run in behind} == plan.runs.keys()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +144,7 @@ def behind(plan: Plan, cell: Cell) -> set[str]:
             "column 'worst' has its own worst_over",
         ),
         ({"mean": BY_SEVERITY | {"mean_over": {"sever": [1]}}}, "no parameter 'sever'"),
-        ({"noise": {"attack": "corruption", "threat_model": "white_box"}}, "knows no model"),
+        ({"noise": {"attack": "corruption", "threat_model": "white_box"}}, "queries no model"),
     ],
 )
 def test_what_is_refused(make: Make, columns: dict[str, Any], message: str) -> None:

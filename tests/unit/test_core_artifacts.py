@@ -12,6 +12,23 @@ import pytest
 from purifiers.core import artifacts
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
+from purifiers.core.spec import (
+    AttackSpec,
+    ComponentSpec,
+    ImagesSpec,
+    ScoreSpec,
+    Subset,
+)
+
+IMAGES = ImagesSpec(data="toy", subset=Subset(split="test", n=3, seed=0), run=None)
+SPEC = AttackSpec(
+    images=IMAGES,
+    classifier="net",
+    methods=(),
+    gradient="exact",
+    attack=ComponentSpec(component="pgd", version=1, parameters={"eps": 0.1}),
+    seed=0,
+)
 
 
 @pytest.fixture
@@ -19,7 +36,7 @@ def run(tmp_path):
     """A finished run with one file."""
     folder = RunFolder(tmp_path, "attack", "toy-pgd-12345678")
     artifacts.write_bytes(folder.path / "images.npy", bytes(range(256)) * 10)
-    folder.finish({"seed": 0}, ["images.npy"], {"n": 3}, 1.23456, {"torch": "x"})
+    folder.finish(SPEC, ["images.npy"], {"n": 3}, 1.23456, {"torch": "x"})
     return folder
 
 
@@ -112,13 +129,38 @@ def test_sha256(tmp_path):
 def test_a_record_says_everything(run, tmp_path):
     assert run.path == tmp_path / "attack" / "toy-pgd-12345678"
     record = run.record()
-    assert record["id"] == run.id and record["stage"] == "attack"
-    assert record["files"]["images.npy"] == {
+    assert record.id == run.id and record.stage == "attack"
+    assert record.files["images.npy"] == {
         "sha256": artifacts.sha256(run.path / "images.npy"),
         "bytes": 2560,
     }
-    assert (record["spec"], record["summary"]) == ({"seed": 0}, {"n": 3})
-    assert (record["elapsed_seconds"], record["provenance"]) == (1.235, {"torch": "x"})
+    assert (record.spec, record.summary) == (SPEC, {"n": 3})
+    assert (record.elapsed_seconds, record.provenance) == (1.235, {"torch": "x"})
+
+
+def test_a_record_has_the_spec_of_its_stage(run):
+    assert run.record().spec_as(AttackSpec) == SPEC
+    with pytest.raises(UserError, match=r"run toy-pgd-12345678 is of stage attack, not score"):
+        run.record().spec_as(ScoreSpec)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ('"seed": 0', '"sead": 0', "spec: sead: "),
+        ('"gradient": "exact"', '"gradient": 1', "spec: gradient: "),
+        ('"n": 3,', '"n": "3",', "spec: images.subset.n: "),
+    ],
+)
+def test_a_record_of_another_form_is_one_line(run, old, new, field):
+    text = run.record_path.read_text()
+    assert old in text
+    run.record_path.write_text(text.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        run.record()
+    line = str(caught.value)
+    assert "\n" not in line and line.startswith(f"{run.record_path}: {field}")
+    assert line.endswith("remove it and start again")
 
 
 def test_unfinished_is_refused(tmp_path):
@@ -135,7 +177,7 @@ def test_one_flipped_bit_is_refused(run):
     file.write_bytes(content)
     with pytest.raises(UserError, match="not those that were recorded"):
         run.record()
-    assert run.record(verify=False)["id"] == run.id
+    assert run.record(verify=False).id == run.id
 
 
 @pytest.mark.parametrize("change", ["shorter", "longer", "gone"])
@@ -173,7 +215,7 @@ def test_failure_is_kept_until_success(run):
     assert run.failure() is None
     run.fail("it broke")
     assert run.failure() == "it broke" and not run.complete()
-    run.finish({}, ["images.npy"], {}, 0.0, {})
+    run.finish(SPEC, ["images.npy"], {}, 0.0, {})
     assert run.failure() is None and run.complete()
 
 
@@ -181,7 +223,7 @@ def test_finish_needs_its_files(tmp_path):
     folder = RunFolder(tmp_path, "attack", "toy")
     folder.path.mkdir(parents=True)
     with pytest.raises(FileNotFoundError):
-        folder.finish({}, ["missing.npy"], {}, 0.0, {})
+        folder.finish(SPEC, ["missing.npy"], {}, 0.0, {})
     assert not folder.complete()
 
 

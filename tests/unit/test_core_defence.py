@@ -202,7 +202,7 @@ def test_the_verdict_is_the_auxiliary_methods_or_the_first_detectors():
 
 
 def test_a_defence_without_a_detector_says_so():
-    with pytest.raises(UserError, match="goes against a method's verdict, but none"):
+    with pytest.raises(UserError, match="goes against a method's detector_logit, but none"):
         Defence(Cube(), [Halve(), Slope()], auxiliary=Round()).detector_logit(IMAGES)
     with pytest.raises(UserError, match="goes against a method's score, but none"):
         Defence(Cube(), [Judge(1.0)]).score(IMAGES)

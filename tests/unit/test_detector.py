@@ -11,16 +11,14 @@ from torch import Tensor
 
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError
+from purifiers.core.spec import AttackSpec, ScoreSpec
 from purifiers.methods.magnet import Magnet
+from purifiers.plan.cells import Flag
 from purifiers.plan.plan import Plan
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 from purifiers.stages.job import run_batch
 
 PAPER = {
-    "id": "toy",
-    "title": "A paper of the tests' own",
-    "seed_document": "none",
-    "settings": {"digits": {}},
     "classifiers": {
         "x": {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
     },
@@ -59,15 +57,14 @@ def test_only_the_score_is_another_run(make: Make) -> None:
     added = {run.stage: run for run in plan.runs.values() if run.id not in before.runs}
     assert set(added) == {"purifier", "score"}
     score, fit = added["score"], added["purifier"]
-    assert fit in score.inputs and score.spec["detector"]["run"] == fit.id
-    assert set(before.runs[before.documents["toy/table_1"].cells[0].scores[0][0]].spec) == {
-        *("images", "classifier", "attack")
-    }
+    assert isinstance(score.spec, ScoreSpec) and score.spec.detector is not None
+    assert fit in score.inputs and score.spec.detector.run == fit.id
+    clean = before.runs[before.documents["toy/table_1"].cells[0].scores[0][0]].spec
+    assert set(clean.to_json()) == {"images", "classifier", "attack"}
     flags = [cell.flags for cell in plan.documents["toy/table_1"].cells]
     assert flags[:2] == [(), ()]
-    assert flags[2] == (
-        "images that magnet detects count as correct when attacked, as wrong when clean",
-    )
+    detected = "images that magnet detects count as correct when attacked, as wrong when clean"
+    assert flags[2] == (Flag("remark", detected),)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +85,8 @@ def test_a_method_without_a_detector_is_refused(
 def test_the_auxiliary_is_still_the_attacked_one(make: Make) -> None:
     plan = make(row=DETECTED | {"attack": "auxiliary_aware", "auxiliary": "aid"})
     (attack,) = [run for run in plan.runs.values() if run.stage == "attack"]
-    assert attack.spec["auxiliary"]["component"] == "aid"
+    assert isinstance(attack.spec, AttackSpec) and attack.spec.auxiliary is not None
+    assert attack.spec.auxiliary.component == "aid"
 
 
 def test_a_method_detects_nothing_of_itself() -> None:
@@ -119,12 +117,13 @@ def test_detected_counts_for_attacked_and_against_clean(
         if batch.id not in done:
             done.add(batch.id)
             entries = [
-                {"id": r.id, "spec": r.spec, "passes": 0, "size_bytes": 0} for r in batch.runs
+                {"id": r.id, "spec": r.spec.to_json(), "passes": 0, "size_bytes": 0}
+                for r in batch.runs
             ]
             content = {"stage": batch.stage, "batch": batch.id, "runs": entries, "device": "cpu"}
             content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
             assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
-    runs = Runs(plan.runs_root, lambda _: None)
+    runs = Results(plan.runs_root, lambda _: None)
     found = {
         cell.row: runs.find(cell).seeds[0][0].scores for cell in plan.documents["toy/table_1"].cells
     }

@@ -9,22 +9,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from purifiers.core.artifacts import RunFolder
+from purifiers.core.artifacts import Record, RunFolder
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.spec import (
+    AttackSpec,
+    ClassifierSpec,
+    ImagesSpec,
+    PurifierSpec,
+    ScoreSpec,
+    Subset,
+)
 from purifiers.methods.adv_ae import AdvAe
+from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan
-from purifiers.plan.graph import Run
-from purifiers.report.results import Runs, ScoreRun
+from purifiers.report.results import Results, ScoreRun
 from purifiers.stages.job import run_batch
 
 NETWORK = {"component": "wide_resnet", "depth": 10, "widen_factor": 1, "first_stride": 2}
 BRIEF = {"width": 2, "steps": 1, "step_size": 0.1, "epochs": 0.2, "batch_size": 16}
 PAPER = {
-    "id": "toy",
-    "title": "A paper of the tests' own",
-    "seed_document": "none",
-    "settings": {"digits": {}},
     "classifiers": {
         "x": NETWORK,
         "a": {"component": "advae_d", "width": 20},
@@ -62,25 +66,23 @@ def behind(plan: Plan, stage: str) -> dict[str, list[Run]]:
     found = {}
     for cell in plan.documents["toy/table_1"].cells:
         assert cell.state == "planned", cell.reason
-        pending, made = [plan.runs[cell.scores[0][0]]], {}
-        while pending:
-            run = pending.pop()
-            if run.stage == stage:
-                made[run.id] = run
-            pending += run.inputs
-        found[cell.row] = list(made.values())
+        runs = with_ancestors([plan.runs[cell.scores[0][0]]])
+        found[cell.row] = [run for run in runs if run.stage == stage]
     return found
 
 
 def component(run: Run) -> str:
-    return str(run.spec["classifier"]["component"])
+    assert isinstance(run.spec, ClassifierSpec)
+    return run.spec.classifier.component
 
 
 def run(plan: Plan) -> None:
     """All batches of a plan, in the order of their stages."""
     plan.write_specs()
     for batch in dict.fromkeys(plan.batches.values()):
-        entries = [{"id": r.id, "spec": r.spec, "passes": 0, "size_bytes": 0} for r in batch.runs]
+        entries = [
+            {"id": r.id, "spec": r.spec.to_json(), "passes": 0, "size_bytes": 0} for r in batch.runs
+        ]
         content = {"stage": batch.stage, "batch": batch.id, "runs": entries, "device": "cpu"}
         content |= {"batch_size": 32, "checkpoint_seconds": 60.0}
         assert run_batch(content, plan.root / batch.manifest_name, plan.runs_root, 1) == 0
@@ -101,10 +103,12 @@ def test_one_fit_protects_any_classifier(make: Make) -> None:
     (run,) = {run.id: run for runs in fits.values() for run in runs}.values()
     assert all(len(runs) == 1 for runs in fits.values())
     assert [component(i) for i in run.inputs if i.stage == "classifier"] == ["wide_resnet"]
-    assert "ensemble" not in run.spec
+    assert isinstance(run.spec, PurifierSpec) and run.spec.ensemble == ()
+    assert "ensemble" not in run.spec.to_json()
     (attack,) = behind(plan, "attack")["other"]
-    assert component(plan.runs[attack.spec["classifier"]]) == "advae_d"
-    assert [m["run"] for m in attack.spec["methods"]] == [run.id]
+    assert isinstance(attack.spec, AttackSpec) and attack.spec.classifier is not None
+    assert component(plan.runs[attack.spec.classifier]) == "advae_d"
+    assert [method.run for method in attack.spec.methods] == [run.id]
 
 
 def test_an_ensemble_is_another_fit_made_from_all_of_its_classifiers(make: Make) -> None:
@@ -118,10 +122,11 @@ def test_an_ensemble_is_another_fit_made_from_all_of_its_classifiers(make: Make)
     assert len({run.id for run in fits.values()}) == 4
     three = fits["three"]
     trained = [run for run in three.inputs if run.stage == "classifier"]
-    assert [three.spec["classifier"], *three.spec["ensemble"]] == [run.id for run in trained]
-    widths = [run.spec["classifier"]["parameters"].get("width") for run in trained]
-    assert widths == [None, 20, 10]
-    assert {run.spec["seed"] for run in trained} == {0}
+    assert isinstance(three.spec, PurifierSpec)
+    assert [*three.spec.classifiers] == [run.id for run in trained]
+    specs = [run.spec for run in trained if isinstance(run.spec, ClassifierSpec)]
+    assert [spec.classifier.parameters.get("width") for spec in specs] == [None, 20, 10]
+    assert {spec.seed for spec in specs} == {0}
     assert three.passes == 3 * fits["one"].passes
     assert "adv_ae_and_advae_d_and_advae_d" in three.id
     upstream = {batch.stage for batch in plan.batches[three.id].upstream}
@@ -175,7 +180,7 @@ def test_from_fit_to_score(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     run(plan)
     assert told == [(["WideResnet", "AdvaeD"], 200)]
-    runs = Runs(plan.runs_root, lambda _: None)
+    runs = Results(plan.runs_root, lambda _: None)
     cells = {cell.row: cell for cell in plan.documents["toy/table_1"].cells}
     found = {row: runs.find(cell).seeds[0][0] for row, cell in cells.items()}
     assert found["ensemble"].id == found["distance"].id
@@ -189,7 +194,7 @@ def test_from_fit_to_score(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.allclose(bare["attack_l2"], bare["l2"]) and values["undefended"] == bare["l2"].mean()
 
     (fit,) = behind(plan, "purifier")["ensemble"]
-    summary = RunFolder(plan.runs_root, "purifier", fit.id).record()["summary"]
+    summary = RunFolder(plan.runs_root, "purifier", fit.id).record().summary
     assert summary["parameters"] == 161  # the auto-encoder's alone, of width 2
 
 
@@ -197,7 +202,10 @@ def test_scores_of_before_have_no_distances_of_the_attack(tmp_path: Path) -> Non
     """Then the metric is missing, and not taken from the purified image."""
     columns = {"index": [0], "correct": [True], "linf": [0.3], "l2": [2.0]}
     pd.DataFrame(columns).to_parquet(tmp_path / "scores.parquet")
-    run = ScoreRun("old", tmp_path, {"summary": {"n_correct": 1, "n": 1}, "spec": {}})
+    images = ImagesSpec(data="toy", subset=Subset(split="test", n=1, seed=0), run=None)
+    spec = ScoreSpec(images=images, classifier="net", attack=None)
+    record = Record("old", "score", spec, {}, {"n_correct": 1, "n": 1}, 0.0, {})
+    run = ScoreRun("old", tmp_path, record)
     assert run.value("mean_l2") is None and run.value("accuracy") == 100.0
 
 
@@ -210,8 +218,9 @@ def test_what_is_fitted_on_images_alone_is_fitted_once(make: Make) -> None:
     fits = behind(plan, "purifier")
     (fit,) = {run.id: run for runs in fits.values() for run in runs}.values()
     assert {run.stage for run in fit.inputs} == {"dataset"}
-    assert fit.spec["classifier"] is None
+    assert isinstance(fit.spec, PurifierSpec) and fit.spec.classifier is None
+    assert fit.spec.to_json()["classifier"] is None
     run(plan)
-    runs = Runs(plan.runs_root, lambda _: None)
+    runs = Results(plan.runs_root, lambda _: None)
     for cell in plan.documents["toy/table_1"].cells:
         assert len(runs.find(cell).seeds[0][0].scores) == 64

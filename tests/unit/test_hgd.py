@@ -15,35 +15,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
 from purifiers.methods.hgd import Hgd
 
-SHAPE = (1, 8, 8)
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-INDICES = torch.tensor([7, 3, 900, 4, 12, 0])
-
-
-class Toy(Classifier):
-    """A convolution and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__(SHAPE, 3)
-        self.convolution = nn.Conv2d(1, 6, 3, padding=1)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.convolution(images)).mean(dim=(2, 3)))
-
-
-def toy(seed: int) -> Toy:
-    torch.manual_seed(seed)
-    classifier = Toy()
-    for parameter in classifier.parameters():
-        parameter.data.mul_(4.0)
-    frozen(classifier)
-    return classifier
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
+from .toys import INDICES, LABELS, SHAPE, toy
 
 
 def hgd(*classifiers: Classifier, **parameters: Any) -> Hgd:

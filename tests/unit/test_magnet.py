@@ -21,34 +21,13 @@ from purifiers.core.loop import fit
 from purifiers.methods._magnet_autoencoder import FlatAutoencoder, PooledAutoencoder
 from purifiers.methods.magnet import Magnet, divergence, thresholds
 
-SHAPE = (1, 8, 8)
-LABELS = torch.zeros(6, dtype=torch.int64)
-INDICES = torch.tensor([7, 3, 900, 4, 12, 0])
-
-
-class Toy(Classifier):
-    """A convolution and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__(SHAPE, 3)
-        self.convolution = nn.Conv2d(1, 6, 3, padding=1)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return 5.0 * self.head(torch.tanh(self.convolution(images)).mean(dim=(2, 3)))
+from . import toys
+from .toys import INDICES, LABELS, SHAPE, Toy
 
 
 @pytest.fixture
 def classifier() -> Toy:
-    torch.manual_seed(0)
-    made = Toy()
-    frozen(made)
-    return made
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return toys.toy()
 
 
 def magnet(classifier: Classifier | None = None, **parameters: Any) -> Magnet:

@@ -10,9 +10,9 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
+from purifiers.plan.graph import component_spec
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
-from purifiers.plan.graph import component
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,7 +65,7 @@ def test_a_budget_may_be_a_ceiling(root: Path, budget: str, steps: int) -> None:
     """Table 11b's first row overrides nothing; its recipe says 40 steps."""
     set_budget(root, budget)
     plan = make_plan(root, "smoke", ["aid/table_3"])
-    sets = [run.spec["attack"]["parameters"] for run in plan.runs.values() if run.stage == "attack"]
+    sets = [run.spec.attack.parameters for run in plan.runs.values() if run.stage == "attack"]
     assert {made["steps"] for made in sets if "random_start" in made} == {steps}
 
 
@@ -83,7 +83,7 @@ def pgd_with(root: Path, budget: str, override: str) -> set[float]:
         for scores in cell.scores
         for identity in scores
     }
-    return {plan.runs[identity].spec["attack"]["parameters"]["steps"] for identity in wanted}
+    return {plan.runs[identity].spec.attack.parameters["steps"] for identity in wanted}
 
 
 @pytest.mark.parametrize(
@@ -218,8 +218,8 @@ def test_a_table_is_written_anew_when_it_would_say_something_else(
 def test_a_parameter_that_joined_later_keeps_old_names() -> None:
     """At its default it is left out of the identity, else it is part of it."""
     late = {"train_cw_const", "train_cw_learning_rate"}
-    old = component("method", "aid", {"train_cw_const": 0.01})["parameters"]
-    new = component("method", "aid", {"train_cw_const": 1.0})["parameters"]
+    old = component_spec("method", "aid", {"train_cw_const": 0.01}).parameters
+    new = component_spec("method", "aid", {"train_cw_const": 1.0}).parameters
     assert not late & set(old)
     assert new == {**old, "train_cw_const": 1.0}
 
@@ -245,13 +245,13 @@ def test_times_of_a_row_come_from_one_run(root: Path) -> None:
     assert {cell.scores for cell in cells if cell.row == "aid"} == {cells[6].scores}
     timed = {run.id: run for run in plan.runs.values() if run.stage == "time"}
     assert len(timed) == 3
-    assert {method["component"] for run in timed.values() for method in run.spec["methods"]} == {
+    assert {method.component for run in timed.values() for method in run.spec.methods} == {
         *("defense_gan", "pixel_defend", "aid")
     }
     for run in timed.values():
-        assert run.spec["methods"][0]["run"] in {made.id for made in run.inputs}
-        assert run.spec["images"]["run"] is None  # the time of purifying clean images
-        assert run.spec["timing"]["images"] == 4 and run.passes > 0
+        assert run.spec.methods[0].run in {made.id for made in run.inputs}
+        assert run.spec.images.run is None  # the time of purifying clean images
+        assert run.spec.timing.images == 4 and run.passes > 0
     assert not [run for run in plan.runs.values() if run.stage in ("purify", "score")]
 
 
@@ -260,12 +260,12 @@ def test_information_is_estimated_with_the_papers_estimator(root: Path) -> None:
     found = [run for run in plan.runs.values() if run.stage == "information"]
     assert len(found) == 4 and len({plan.batches[run.id].id for run in found}) == 1
     for run in found:
-        estimator = run.spec["estimator"]
+        estimator = run.spec.estimator
         assert estimator["taps"] == ["conv1", "stage3"] and estimator["layers"] == 2
         assert estimator["steps"] == 200  # the scale's
-        assert run.spec["images"]["run"] is None or run.spec["images"]["stage"] == "attack"
+        assert run.spec.images.run is None or run.spec.images.stage == "attack"
     paper = make_plan(root, "paper", ["aid/table_19"])
-    specs = [run.spec["estimator"] for run in paper.runs.values() if run.stage == "information"]
+    specs = [run.spec.estimator for run in paper.runs.values() if run.stage == "information"]
     assert {(spec["steps"], spec["width"], spec["learning_rate"]) for spec in specs} == {
         (2000, 512, 1e-4)
     }

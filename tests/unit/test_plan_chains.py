@@ -9,7 +9,7 @@ import pytest
 
 from purifiers.core.errors import UserError
 from purifiers.plan.chains import check_method
-from purifiers.plan.graph import component
+from purifiers.plan.graph import component_spec
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
@@ -20,18 +20,18 @@ def check(
     setting = SimpleNamespace(
         where="toy/table_1",
         cell={"training": "t"},
-        recipe=lambda kind, _: component(kind, training[0], training[1]),
+        recipe=lambda kind, _: component_spec(kind, training[0], training[1]),
     )
-    check_method(setting, "m", component("method", name, parameters), shape)
+    check_method(setting, "m", component_spec("method", name, parameters), shape)
 
 
 def test_soap_wants_the_classifier_that_was_trained_for_it() -> None:
     check("soap", training=("soap", {}))
     check("soap", training=("soap", {"task": "rotation"}), task="rotation")
-    needs = r"toy/table_1: method 'm' purifies .* needs a training by soap, task label_consistency"
-    with pytest.raises(UserError, match=rf"{needs}, not 't', which is natural, task None"):
+    needs = r"toy/table_1: method 'm' requires .* trained with soap, task label_consistency, but"
+    with pytest.raises(UserError, match=rf"{needs} 't' is natural, task None: choose another"):
         check("soap")
-    with pytest.raises(UserError, match=rf"{needs}, not 't', which is soap, task rotation"):
+    with pytest.raises(UserError, match=rf"{needs} 't' is soap, task rotation: choose another"):
         check("soap", training=("soap", {"task": "rotation"}))
 
 

@@ -9,9 +9,11 @@ import pytest
 
 from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import ComponentSpec, DatasetSpec, PurifySpec
+from purifiers.plan.cost import added, times
+from purifiers.plan.graph import Graph, Run
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.price import ASSUMED_FLOPS, Throughput, describe_price
-from purifiers.plan.graph import Run, added, make_run, times
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,12 +23,17 @@ def test_costs_are_added_network_by_network() -> None:
     assert times(2, {"a": 1.5}) == {"a": 3.0}
 
 
+def a_run(**cost: float) -> Run:
+    spec = DatasetSpec(dataset=ComponentSpec(component="toy", version=1, parameters={}))
+    return Graph().add(spec, "toy", cost)
+
+
 def test_every_network_has_its_own_price() -> None:
     known = Throughput({"a": {"macs": 10, "cpu": 0.5}, "b": {"macs": 3e12}})
-    run = make_run("attack", "toy", {}, cost={"a": 4.0, "b": 2.0})
-    assert known.seconds(run, "cpu") == pytest.approx(4 * 0.5 + 2 * 2 * 3e12 / ASSUMED_FLOPS)
-    assert known.seconds(make_run("score", "toy", {}, cost={"c": 1.0}), "cpu") is None
-    assert known.seconds(make_run("document", "toy", {}), "cpu") == 0.0
+    both = known.seconds(a_run(a=4.0, b=2.0), "cpu")
+    assert both == pytest.approx(4 * 0.5 + 2 * 2 * 3e12 / ASSUMED_FLOPS)
+    assert known.seconds(a_run(c=1.0), "cpu") is None
+    assert known.seconds(a_run(), "cpu") == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +51,11 @@ def costs(run: Run) -> dict[str, float]:
 
 def test_a_purifier_is_priced_by_its_own_network(plan: Plan) -> None:
     run = one(plan, "purify", "-natural-clean-defense_gan-")
-    parameters, images = run.spec["method"]["parameters"], run.spec["images"]["subset"]["n"]
+    parameters, images = run.spec.method.parameters, run.spec.images.subset.n
     each = 3 * parameters["steps"] * parameters["restarts"]
     assert costs(run) == {"defense_gan": images * each}
     fit = one(plan, "purifier", "defense_gan")
-    known = fit.spec["method"]["parameters"]
+    known = fit.spec.method.parameters
     turns = 8 * known["critic_steps"] + 4
     drawn = known["generator_iterations"] * known["batch_size"]
     assert costs(fit) == {"defense_gan": pytest.approx(drawn * turns)}
@@ -56,10 +63,10 @@ def test_a_purifier_is_priced_by_its_own_network(plan: Plan) -> None:
 
 def test_a_gradient_that_leaves_the_purifier_out_costs_its_forward_pass_alone(plan: Plan) -> None:
     exact = one(plan, "attack", "-natural-pgd-exact_nrp-")
-    asked = 3 * exact.spec["attack"]["parameters"]["steps"] * exact.spec["images"]["subset"]["n"]
+    asked = 3 * exact.spec.attack.parameters["steps"] * exact.spec.images.subset.n
     assert costs(exact) == {"wide_resnet": asked, "nrp": asked}
     around = one(plan, "attack", "-natural-pgd-bpda_defense_gan-")
-    purified = around.spec["methods"][0]["parameters"]
+    purified = around.spec.methods[0].parameters
     each = 3 * purified["steps"] * purified["restarts"]
     assert costs(around) == {"wide_resnet": asked, "defense_gan": pytest.approx(asked / 3 * each)}
 
@@ -71,19 +78,21 @@ def test_a_price_says_what_may_stop_early(tmp_path: Path, document: str, told: b
     assert ("counted to their last epoch" in describe_price(asked)) is told
     for run in asked.runs.values():
         if run.stage in ("classifier", "purifier", "substitute"):
-            RunFolder(asked.runs_root, run.stage, run.id).finish({}, [], {}, 0.0, {})
+            RunFolder(asked.runs_root, run.stage, run.id).finish(run.spec, [], {}, 0.0, {})
     assert "counted to their last epoch" not in describe_price(asked)
 
 
-def test_all_planned_networks_are_measured() -> None:
+def test_all_planned_networks_are_measured(plans: dict[str, Plan]) -> None:
     known = Throughput.load(ROOT)
     for scale in ("smoke", "desk", "paper"):
-        planned = {n for run in make_plan(ROOT, scale).runs.values() for n in run.cost}
+        planned = {n for run in plans[scale].runs.values() for n in run.cost}
         assert planned <= known.networks.keys(), "run python -m purifiers measure"
 
 
-def test_a_component_names_the_networks_it_prices() -> None:
+def test_a_method_that_brings_a_network_is_priced_by_it(plan: Plan) -> None:
+    """A network has its sizes and its passes; who brings none costs passes of the classifier."""
     for name in registry.names("method"):
-        constants = registry.describe("method", name).constants
-        own = {"SIZES", "OWN_PASSES"} & constants.keys()
-        assert len(own) in (0, 2), f"{name} says {own} alone"
+        network = registry.describe("method", name).traits.network
+        for run in plan.runs.values():
+            if isinstance(run.spec, PurifySpec) and run.spec.method.component == name:
+                assert (name in costs(run)) is (network is not None and network.passes != "0")

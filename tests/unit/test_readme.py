@@ -8,26 +8,31 @@ from pathlib import Path
 
 import pytest
 
+from purifiers.plan.plan import Plan
+from purifiers.report import reports
 from purifiers.report.reports import MARKS, STATUS, write_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_status_is_up_to_date() -> None:
+def test_status_is_up_to_date(plans: dict[str, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "make_plan", lambda _, scale: plans[scale])
     assert write_status(ROOT, check=True) == 0, "run python -m purifiers status"
 
 
 def test_a_new_table_makes_the_status_out_of_date(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in ("benchmarks", "workflow"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    (tmp_path / "benchmarks/aid").mkdir(parents=True)
+    for file in ("paper.yaml", "table_1.yaml"):
+        shutil.copy(ROOT / "benchmarks/aid" / file, tmp_path / "benchmarks/aid")
     (tmp_path / STATUS).write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     assert write_status(tmp_path, check=False) == 0
     assert write_status(tmp_path, check=True) == 0
     text = (tmp_path / STATUS).read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "| table 3 |" in text
-    table = tmp_path / "results/tables/paper/advae/table_1.csv"
+    assert text.startswith("before\n") and text.endswith("after\n") and "| table 1 |" in text
+    table = tmp_path / "results/tables/paper/aid/table_1.csv"
     table.parent.mkdir(parents=True)
     table.write_text("row,reproduced\nno_attack,99.5\n")
     assert write_status(tmp_path, check=True) == 1

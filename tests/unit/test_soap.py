@@ -12,28 +12,14 @@ from torch.nn import functional
 from purifiers.attacks.auxiliary_aware import AuxiliaryAware
 from purifiers.classifiers.soap_cae import SoapCae
 from purifiers.classifiers.soap_resnet import SoapResnet
-from purifiers.core.self_supervision import Views, auxiliary_losses, head_of, rotated
 from purifiers.core.component import Classifier, frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.self_supervision import Views, auxiliary_losses, head_of, rotated
 from purifiers.methods.soap import Soap
 from purifiers.training.soap import Soap as JointTraining
 
-SHAPE = (1, 8, 8)
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-INDICES = torch.tensor([7, 3, 900, 4, 12, 0])
-
-
-class Toy(Classifier):
-    """A convolution and a linear layer, no auxiliary head."""
-
-    def __init__(self) -> None:
-        super().__init__(SHAPE, 3)
-        self.convolution = nn.Conv2d(1, 6, 3, padding=1)
-        self.head = nn.Linear(6 * 64, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.convolution(images)).flatten(1))
+from .toys import INDICES, LABELS, SHAPE, toy
 
 
 class Grey(Classifier):
@@ -50,18 +36,6 @@ class Grey(Classifier):
 
     def joint(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return images.flatten(1)[:, :3], torch.full_like(images, self.level)
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(1))
-
-
-def toy() -> Classifier:
-    torch.manual_seed(0)
-    made = Toy()
-    frozen(made)
-    return made
 
 
 def cae(shape: tuple[int, ...] = SHAPE, task: str = "reconstruction") -> SoapCae:

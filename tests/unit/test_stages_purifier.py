@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import PurifierSpec
 from purifiers.methods.hgd import Hgd
-from purifiers.plan.graph import component
+from purifiers.plan.graph import component_spec
 from purifiers.stages.job import run_batch
 
 BRIEF = {
@@ -26,18 +27,22 @@ IMAGES, BATCH = 60, 16
 
 def fit(runs_root: Path, run: str) -> dict[str, Tensor]:
     """Do the fit, as a job does, and read its weights."""
-    spec = {
-        **{"data": "digits", "train": IMAGES, "seed": 0, "classifier": "one", "ensemble": ["two"]},
-        "method": component("method", "hgd", BRIEF),
-    }
+    spec = PurifierSpec(
+        data="digits",
+        train=IMAGES,
+        classifier="one",
+        method=component_spec("method", "hgd", BRIEF),
+        seed=0,
+        ensemble=("two",),
+    )
     batch = {
         **{"stage": "purifier", "batch": "fits", "device": "cpu", "batch_size": BATCH},
         **{"checkpoint_seconds": 0.0},
-        "runs": [{"id": run, "spec": spec, "passes": 0, "size_bytes": 0}],
+        "runs": [{"id": run, "spec": spec.to_json(), "passes": 0, "size_bytes": 0}],
     }
     assert run_batch(batch, runs_root / "done.json", runs_root, 1) == 0
     folder = RunFolder(runs_root, "purifier", run)
-    assert folder.record()["summary"]["steps"] == 12  # 54 images, 6 are held out
+    assert folder.record().summary["steps"] == 12  # 54 images, 6 are held out
     return load_file(folder.path / "weights.safetensors")
 
 

@@ -15,21 +15,35 @@ from purifiers.core.artifacts import RunFolder, read_json
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import to_float
+from purifiers.core.spec import (
+    SPECS,
+    ClassifierSpec,
+    DatasetSpec,
+    MethodSpec,
+    Oracle,
+    Spec,
+    Subset,
+    SubstituteSpec,
+)
+from purifiers.plan.cost import method_traits, passes
+from purifiers.plan.graph import Run, component_spec
 from purifiers.plan.plan import Plan, make_plan
-from purifiers.plan.graph import component, passes
-from purifiers.plan.scale import STAGES
 from purifiers.stages import classifier, dataset, substitute
-from purifiers.stages._context import Context, Data, open_classifier, open_data
+from purifiers.stages._context import Context, Data
+from purifiers.stages._opening import open_classifier, open_data
 from purifiers.stages.job import run_batch
 from purifiers.stages.substitute import Extraction, Grown
 from purifiers.training.jacobian_substitute import JacobianSubstitute
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK = component(
+NETWORK = component_spec(
     "classifier", "wide_resnet", {"depth": 10, "widen_factor": 1, "first_stride": 2}
 )
-NATURAL = component("training", "natural", {"epochs": 8, "learning_rate": 0.05})
-SIGNS = {**component("method", "random_sign", {"eps": 0.6}), "run": None}
+NATURAL = component_spec("training", "natural", {"epochs": 8, "learning_rate": 0.05})
+SIGNS = MethodSpec(
+    **component_spec("method", "random_sign", {"eps": 0.6}).to_json(),
+    run=None,
+)
 BRIEF = {"seed_images": 24, "rounds": 3, "epochs": 2, "learning_rate": 0.01, "batch_size": 16}
 
 
@@ -37,11 +51,8 @@ BRIEF = {"seed_images": 24, "rounds": 3, "epochs": 2, "learning_rate": 0.01, "ba
 def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A runs folder with the data set ``digits`` and the classifier ``victim``."""
     made = Context(tmp_path_factory.mktemp("runs"), "cpu", 1, 64, checkpoint_seconds=0.0)
-    finish(made, dataset, "digits", {"dataset": component("dataset", "digits", {})})
-    spec = {
-        **{"data": "digits", "train": 1400, "seed": 0},
-        **{"classifier": NETWORK, "training": NATURAL},
-    }
+    finish(made, dataset, "digits", DatasetSpec(dataset=component_spec("dataset", "digits", {})))
+    spec = ClassifierSpec(data="digits", train=1400, classifier=NETWORK, training=NATURAL, seed=0)
     finish(replace(made, checkpoint_seconds=60.0), classifier, "victim", spec)
     return made
 
@@ -52,7 +63,7 @@ def folder_of(context: Context, stage: Any, run: str) -> RunFolder:
     return folder
 
 
-def finish(context: Context, stage: Any, run: str, spec: dict[str, Any]) -> dict[str, Any]:
+def finish(context: Context, stage: Any, run: str, spec: Spec) -> dict[str, Any]:
     """Do a run as a job does, and return its summary."""
     folder = folder_of(context, stage, run)
     with torch.random.fork_rng(devices=[]):
@@ -64,33 +75,30 @@ def finish(context: Context, stage: Any, run: str, spec: dict[str, Any]) -> dict
     return outcome.summary
 
 
-def spec_of(methods: tuple[dict[str, Any], ...] = (), **parameters: Any) -> dict[str, Any]:
-    training = component("training", "jacobian_substitute", BRIEF | parameters)
-    return {
-        "data": "digits",
-        "seeds": {
-            **{"split": "test", "n": training["parameters"]["seed_images"]},
-            **{"seed": 0, "last": True},
-        },
-        "classifier": NETWORK,
-        "training": training,
-        "oracle": {"classifier": "victim", "methods": list(methods)},
-        "seed": 0,
-    }
+def spec_of(methods: tuple[MethodSpec, ...] = (), **parameters: Any) -> SubstituteSpec:
+    training = component_spec("training", "jacobian_substitute", BRIEF | parameters)
+    return SubstituteSpec(
+        data="digits",
+        seeds=Subset(split="test", n=training.parameters["seed_images"], seed=0, last=True),
+        classifier=NETWORK,
+        training=training,
+        oracle=Oracle(classifier="victim", methods=methods),
+        seed=0,
+    )
 
 
 def weights(context: Context, run: str) -> bytes:
     return (context.folder("substitute", run).path / "weights.safetensors").read_bytes()
 
 
-def extraction(context: Context, spec: dict[str, Any]) -> tuple[Extraction, Grown]:
+def extraction(context: Context, spec: SubstituteSpec) -> tuple[Extraction, Grown]:
     """A model extraction before its first round."""
-    training = JacobianSubstitute(**spec["training"]["parameters"])
+    training = JacobianSubstitute(**spec.training.parameters)
     oracle = substitute._oracle(spec, context)
     folder = folder_of(context, substitute, "unused")
     network = open_classifier(context, "victim")
     made = Extraction(folder, context, 0, training, network, oracle)
-    planted = substitute._planted(open_data(context, "digits"), spec["seeds"], training.seed_labels)
+    planted = substitute._planted(open_data(context, "digits"), spec.seeds, training.seed_labels)
     return made, planted
 
 
@@ -121,7 +129,7 @@ def test_150_images_become_4800_and_the_queries_are_counted(
     monkeypatch.setattr(Defence, "__call__", lambda self, images, _: images[:, 0, 0, :10])
     full = {"seed_images": 150, "rounds": 6, "epochs": 0.001, "batch_size": 128}
     spec = spec_of(**full, validation=0.0, schedule="step", early_stopping=0)
-    spec["training"]["parameters"]["seed_labels"] = seed_labels
+    spec.training.parameters["seed_labels"] = seed_labels
     told = finish(context, substitute, f"whole_{seed_labels}", spec)
     counts = [150 * 2**number for number in range(6)]
     assert [entry["images"] for entry in told["rounds"]] == counts
@@ -132,7 +140,8 @@ def test_150_images_become_4800_and_the_queries_are_counted(
 def test_seed_labels_come_from_where_they_should(context):
     theft, planted = extraction(context, spec_of(seed_images=100))
     labels = open_data(context, "digits").labels["test"]
-    chosen = open_data(context, "digits").subset("test", 100, last=True)
+    subset = Subset(split="test", n=100, seed=0, last=True)
+    chosen = open_data(context, "digits").indices(subset)
     assert planted.labels.tolist() == labels[chosen].tolist()
     theft.ask(planted)
     assert planted.queries == 0
@@ -286,7 +295,8 @@ def test_another_runs_rounds_are_refused(context, undisturbed, monkeypatch):
 @pytest.mark.parametrize(("evaluated", "seeds"), [(256, 100), (247, 150), (1, 396)])
 def test_seed_images_are_never_evaluated(context, evaluated, seeds):
     data = open_data(context, "digits")
-    first, last = data.subset("test", evaluated), data.subset("test", seeds, last=True)
+    first = data.indices(Subset(split="test", n=evaluated, seed=0))
+    last = data.indices(Subset(split="test", n=seeds, seed=0, last=True))
     assert len(set(first)) == evaluated and len(set(last)) == seeds
     assert not set(first) & set(last)
     assert (np.diff(last) > 0).all()
@@ -294,10 +304,11 @@ def test_seed_images_are_never_evaluated(context, evaluated, seeds):
 
 def test_the_last_of_all_images_are_all():
     data = Data((1, 1, 1), 2, {}, {"test": np.arange(5)})
-    assert data.subset("test", 5, last=True).tolist() == [0, 1, 2, 3, 4]
+    whole = Subset(split="test", n=5, seed=0, last=True)
+    assert data.indices(whole).tolist() == [0, 1, 2, 3, 4]
     for last in (False, True):
-        with pytest.raises(UserError, match="has 5 images, 6 were asked for"):
-            data.subset("test", 6, last=last)
+        with pytest.raises(UserError, match="the test split has 5 images, not 6"):
+            data.indices(replace(whole, n=6, last=last))
 
 
 # planned
@@ -331,7 +342,7 @@ def declared(folder: Path, train: int = 60, test: int = 20, **changes: Any) -> P
     return folder
 
 
-def stage_of(plan: Plan, stage: str) -> Any:
+def stage_of(plan: Plan, stage: str) -> Run:
     (run,) = (run for run in plan.runs.values() if run.stage == stage)
     return run
 
@@ -339,29 +350,29 @@ def stage_of(plan: Plan, stage: str) -> Any:
 def test_from_the_declaration_to_the_score(tmp_path):
     plan = make_plan(declared(tmp_path), "tiny")
     plan.write_specs()
-    for stage in STAGES:
+    for stage in SPECS:
         for batch in {b.id: b for b in plan.batches.values() if b.stage == stage}.values():
             spec = plan.runs_root / "batches" / batch.spec_name
             manifest = plan.runs_root / "batches" / batch.manifest_name
             with torch.random.fork_rng(devices=[]):
                 assert run_batch(read_json(spec), manifest, plan.runs_root, 1) == 0
     stolen, attack, score = (stage_of(plan, name) for name in ("substitute", "attack", "score"))
-    assert stolen.spec["seeds"] == {"split": "test", "n": 8, "seed": 0, "last": True}
-    assert [m["component"] for m in stolen.spec["oracle"]["methods"]] == ["random_sign"]
-    assert attack.spec["classifier"] == stolen.id
-    assert attack.spec["classifier_stage"] == "substitute"
-    assert attack.spec["methods"] == []
-    assert score.spec["classifier"] == stolen.spec["oracle"]["classifier"]
-    told = RunFolder(plan.runs_root, "substitute", stolen.id).record()["summary"]
+    assert stolen.spec.seeds == Subset(split="test", n=8, seed=0, last=True)
+    assert [method.component for method in stolen.spec.oracle.methods] == ["random_sign"]
+    assert attack.spec.classifier == stolen.id
+    assert attack.spec.classifier_stage == "substitute"
+    assert attack.spec.methods == ()
+    assert score.spec.classifier == stolen.spec.oracle.classifier
+    told = RunFolder(plan.runs_root, "substitute", stolen.id).record().summary
     assert [entry["images"] for entry in told["rounds"]] == [8, 16, 32]
     assert told["queries"] == 24 and told["passes"] == stolen.passes
-    assert RunFolder(plan.runs_root, "score", score.id).record()["summary"]["n"] == 20
+    assert RunFolder(plan.runs_root, "score", score.id).record().summary["n"] == 20
 
 
 def test_what_a_substitute_costs(tmp_path):
     """3 epochs: 8 + 16 + 32 images forth and back; 32 labels and moves."""
     plan = make_plan(declared(tmp_path, epochs=3), "tiny")
-    signs = passes("method", SIGNS, "PASSES")
+    signs = passes(method_traits(SIGNS).passes, SIGNS)
     assert stage_of(plan, "substitute").passes == 9 * 56 + 32 * (3 + 1 + signs)
 
 

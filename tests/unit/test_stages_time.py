@@ -16,19 +16,31 @@ from torch import Tensor
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import default_indices
 from purifiers.core.errors import UserError
+from purifiers.core.spec import (
+    ClassifierSpec,
+    DatasetSpec,
+    ImagesSpec,
+    InformationSpec,
+    MethodSpec,
+    PurifierSpec,
+    Spec,
+    Subset,
+    TimeSpec,
+    Timing,
+)
 from purifiers.methods.identity import Identity
-from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.plan.graph import component
+from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
+from purifiers.plan.graph import component_spec
 from purifiers.report.aggregate import aggregate
 from purifiers.report.layout import remarks
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 from purifiers.stages import classifier, dataset, information, time
 from purifiers.stages._context import Context
 
-NETWORK = component("classifier", "wide_resnet", {"depth": 10, "widen_factor": 1})
-NATURAL = component("training", "natural", {"epochs": 0.01, "batch_size": 8})
-IDENTITY = {**component("method", "identity", {}), "run": None}
-IMAGES = {"data": "digits", "subset": {"split": "test", "n": 20, "seed": 0}, "run": None}
+NETWORK = component_spec("classifier", "wide_resnet", {"depth": 10, "widen_factor": 1})
+NATURAL = component_spec("training", "natural", {"epochs": 0.01, "batch_size": 8})
+IDENTITY = MethodSpec(**component_spec("method", "identity", {}).to_json(), run=None)
+IMAGES = ImagesSpec(data="digits", subset=Subset(split="test", n=20, seed=0), run=None)
 ESTIMATOR = {
     **{"version": 1, "taps": ["conv1", "stage3"], "layers": 1, "width": 4, "steps": 2},
     **{"learning_rate": 1e-3, "averaging": 0.01, "batch_size": 4, "held_out": 0.25},
@@ -40,16 +52,16 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A runs folder with the data set ``digits`` and the classifier ``victim``."""
     made = Context(tmp_path_factory.mktemp("runs"), "cpu", 1, 8, checkpoint_seconds=60.0)
     with torch.random.fork_rng(devices=[]):
-        finish(made, dataset, "digits", {"dataset": component("dataset", "digits", {})})
-        spec = {
-            **{"data": "digits", "train": 100, "seed": 0},
-            **{"classifier": NETWORK, "training": NATURAL},
-        }
+        digits = component_spec("dataset", "digits", {})
+        finish(made, dataset, "digits", DatasetSpec(dataset=digits))
+        spec = ClassifierSpec(
+            data="digits", train=100, classifier=NETWORK, training=NATURAL, seed=0
+        )
         finish(made, classifier, "victim", spec)
     return made
 
 
-def finish(context: Context, stage: Any, run: str, spec: dict[str, Any]) -> dict[str, Any]:
+def finish(context: Context, stage: Any, run: str, spec: Spec) -> dict[str, Any]:
     """Do a run as a job does, and return its summary."""
     folder = context.folder(stage.__name__.rsplit(".", 1)[1], run)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -62,11 +74,18 @@ def rows(context: Context, stage: str, run: str) -> pd.DataFrame:
     return pd.read_parquet(context.folder(stage, run).path / "scores.parquet")
 
 
-def timing(**changes: Any) -> dict[str, Any]:
-    return {
-        **{"images": IMAGES, "classifier": "victim", "methods": [IDENTITY], "seed": 0},
-        "timing": {"images": 3, "batches": [4, 16, 64], "limit_seconds": 60, **changes},
-    }
+def timing(limit_seconds: float = 60) -> TimeSpec:
+    return TimeSpec(
+        images=IMAGES,
+        classifier="victim",
+        methods=(IDENTITY,),
+        timing=Timing(images=3, batches=(4, 16, 64), limit_seconds=limit_seconds),
+        seed=0,
+    )
+
+
+def informed() -> InformationSpec:
+    return InformationSpec(images=IMAGES, classifier="victim", estimator=ESTIMATOR, seed=0)
 
 
 @pytest.fixture
@@ -139,13 +158,13 @@ def test_no_batch_that_memory_does_not_hold(
 
 
 def test_one_image_only_warms_up(context: Context, batches: list[list[int]]) -> None:
-    single = {**IMAGES, "subset": {**IMAGES["subset"], "n": 1}}
-    with pytest.raises(UserError, match="two images"):
-        finish(context, time, "single", {**timing(), "images": single})
+    single = replace(IMAGES, subset=replace(IMAGES.subset, n=1))
+    with pytest.raises(UserError, match="at least 2 images"):
+        finish(context, time, "single", replace(timing(), images=single))
 
 
 def test_information_of_two_layers(context: Context) -> None:
-    spec = {"images": IMAGES, "classifier": "victim", "estimator": ESTIMATOR, "seed": 0}
+    spec = informed()
     told = finish(context, information, "both", spec)
     found = rows(context, "information", "both")
     assert told == {"n": 5, "n_trained": 15} and len(found) == 5
@@ -170,12 +189,13 @@ def report(context: Context) -> Callable[..., tuple[dict[str, Any], list[str]]]:
             **{"column": metric, "block_label": "", "row_label": "", "column_label": ""},
             **{"dataset": "digits", "used_dataset": "digits", "classifier": "c", "training": "t"},
             **{"methods": (), "attack": "none", "threat_model": "oblivious", "gradient": ""},
-            **{"metric": metric, "unit": "seconds", "published": 0.5, "flags": ("on a card",)},
+            **{"metric": metric, "unit": "seconds", "published": 0.5},
+            **{"flags": (Flag("note", "on a card"),)},
             **{"state": "planned", "reason": "", "scores": ((run,),), "seeds": (0,)},
         )
         cell = replace(cell, **changes)
         document = Document("aid", "table_2", "Times", "Table 2", (), "measured", (cell,))
-        runs = Runs(context.runs_root, lambda _: None)
+        runs = Results(context.runs_root, lambda _: None)
         frame = aggregate(document, ScaleInfo("paper", "paper", "", False), runs)
         return frame.to_dict("records")[0], remarks(document, frame)
 
@@ -217,15 +237,24 @@ def test_minutes_of_training(
 ) -> None:
     """Of all methods together; never zero where one is not known."""
     methods = [IDENTITY]
+    fit = PurifierSpec(
+        data="digits",
+        train=8,
+        classifier="victim",
+        method=component_spec("method", "aid", {}),
+        seed=0,
+    )
     for number, summary in enumerate(summaries):
-        methods.append({"component": "aid", "run": f"{tmp_path.name}-{number}"})
+        run = f"{tmp_path.name}-{number}"
+        methods.append(MethodSpec(**fit.method.to_json(), run=run))
         if summary is not None:
-            folder = RunFolder(context.runs_root, "purifier", methods[-1]["run"])
+            folder = RunFolder(context.runs_root, "purifier", run)
             folder.path.mkdir(parents=True)
-            folder.finish({}, [], summary, 0.0, {})
+            folder.finish(fit, [], summary, 0.0, {})
     RunFolder(context.runs_root, "time", tmp_path.name).path.mkdir(parents=True)
     record = RunFolder(context.runs_root, "time", tmp_path.name)
-    record.finish({"methods": methods}, [], {"n": 3, "threads": 1}, 0.0, {"device": "cpu"})
+    spec = replace(timing(), methods=tuple(methods))
+    record.finish(spec, [], {"n": 3, "threads": 1}, 0.0, {"device": "cpu"})
     row, noted = report(tmp_path.name, "train_minutes", unit="minutes")
     if minutes is None:
         assert row["verdict"] == "not run" and pd.isna(row["reproduced"])
@@ -238,8 +267,7 @@ def test_minutes_of_training(
 def test_information_is_a_mean_over_held_out_images(
     context: Context, report: Callable[..., Any]
 ) -> None:
-    spec = {"images": IMAGES, "classifier": "victim", "estimator": ESTIMATOR, "seed": 0}
-    finish(context, information, "mean", spec)
+    finish(context, information, "mean", informed())
     mean = rows(context, "information", "mean")["information"].mean()
     row, _ = report("mean", "mutual_information", unit="nats", attack="pgd", published=50.0)
     assert row["reproduced"] == pytest.approx(mean) and row["verdict"] == "differs"

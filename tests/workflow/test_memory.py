@@ -17,8 +17,16 @@ import json, sys, threading, time
 from pathlib import Path
 import numpy as np, torch
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import (
+    AttackSpec, ClassifierSpec, ComponentSpec, DatasetSpec, ImagesSpec, MethodSpec, PurifySpec,
+    ScoreSpec, Subset,
+)
 from purifiers.stages import attack, purify, score
-from purifiers.stages._context import Context, new_classifier, open_data, save_weights
+from purifiers.stages._context import Context, save_weights
+from purifiers.stages._opening import new_classifier, open_data
+
+def recipe(name, **parameters):
+    return ComponentSpec(component=name, version=1, parameters=parameters)
 
 torch.set_num_threads(1)
 peak, done = 0, False
@@ -43,31 +51,36 @@ def attack_purify_score(root, n):
         np.save(data.path / f"{split}_labels.npy", np.zeros(count, np.int64))
     files = [f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("images", "labels")]
     summary = {"shape": [3, 32, 32], "classes": 10, "sizes": {}, "source": "", "note": ""}
-    data.finish({}, files, summary, 0.0, {})
-    spec = {"component": "wide_resnet", "parameters": {"depth": 10, "widen_factor": 1}}
+    data.finish(DatasetSpec(dataset=recipe("toy")), files, summary, 0.0, {})
+    network = recipe("wide_resnet", depth=10, widen_factor=1, first_stride=2)
+    trained = ClassifierSpec(
+        data=data.id, train=8, classifier=network, training=recipe("natural"), seed=0
+    )
     folder = RunFolder(root, "classifier", "toy-11111111")
     folder.path.mkdir(parents=True)
-    save_weights(new_classifier(spec, open_data(context, data.id)), folder)
-    folder.finish({"classifier": spec, "data": data.id}, ["weights.safetensors"], {}, 0.0, {})
-    subset = {"split": "test", "n": n, "seed": 0}
-    clean = {"data": data.id, "subset": subset, "run": None}
+    save_weights(new_classifier(network, open_data(context, data.id)), folder)
+    folder.finish(trained, ["weights.safetensors"], {}, 0.0, {})
+    subset = Subset(split="test", n=n, seed=0)
+    clean = ImagesSpec(data=data.id, subset=subset, run=None)
 
-    def finished(stage, module, name, spec):
-        folder = RunFolder(root, stage, name)
+    def finished(module, name, spec):
+        folder = RunFolder(root, spec.stage, name)
         folder.path.mkdir(parents=True)
         outcome = module.run(folder, spec, context)
         folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
-        return {**clean, "run": name, "stage": stage}, outcome
+        made = ImagesSpec(data=data.id, subset=subset, run=name, stage=spec.stage)
+        return made, outcome
 
-    fgsm = {"component": "fgsm", "parameters": {"eps": 0.03}}
-    attack_spec = {"images": clean, "classifier": folder.id, "methods": [], "gradient": "exact"}
-    attack_spec |= {"attack": fgsm, "seed": 0}
-    adversarial, _ = finished("attack", attack, "toy-44444444", attack_spec)
-    method = {"component": "identity", "parameters": {}, "run": None}
-    purify_spec = {"images": adversarial, "classifier": folder.id, "method": method, "seed": 0}
-    purified, _ = finished("purify", purify, "toy-22222222", purify_spec)
-    score_spec = {"images": purified, "classifier": folder.id, "attack": None}
-    _, outcome = finished("score", score, "toy-33333333", score_spec)
+    fgsm = recipe("fgsm", eps=0.03)
+    attack_spec = AttackSpec(
+        images=clean, classifier=folder.id, methods=(), gradient="exact", attack=fgsm, seed=0
+    )
+    adversarial, _ = finished(attack, "toy-44444444", attack_spec)
+    method = MethodSpec(component="identity", version=1, parameters={}, run=None)
+    purify_spec = PurifySpec(images=adversarial, classifier=folder.id, method=method, seed=0)
+    purified, _ = finished(purify, "toy-22222222", purify_spec)
+    score_spec = ScoreSpec(images=purified, classifier=folder.id, attack=fgsm)
+    _, outcome = finished(score, "toy-33333333", score_spec)
     return outcome.summary["n"]
 
 thread = threading.Thread(target=watch)

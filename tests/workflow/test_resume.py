@@ -72,7 +72,7 @@ def test_killed_in_every_stage(workspace: Any, undisturbed: Any) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert process.returncode == -signal.SIGKILL, f"{stage} was over before the kill"
-        unlock(workspace)
+        shutil.rmtree(workspace.path / ".snakemake" / "locks", ignore_errors=True)
     assert_ends_like(workspace, undisturbed)
 
 
@@ -111,8 +111,7 @@ def test_killed_between_two_files(finished: Any, undisturbed: Any, stage: str, m
         (folder / ".run.json.1.tmp").write_text('{"id": ')
     if "done" in progress:
         (folder / "images.npy.progress.json").write_text(json.dumps(progress))
-    done = finished.job(stage)
-    assert done.returncode == 0, done.stderr
+    assert finished.job(stage) == 0
     assert (folder / "run.json").exists()
     assert finished.results() == undisturbed.results()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,18 @@ import pandas as pd
 import pytest
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import (
+    AttackSpec,
+    ComponentSpec,
+    ImagesSpec,
+    MethodSpec,
+    PurifySpec,
+    ScoreSpec,
+    Subset,
+)
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 
-IMAGES = {"data": "mnist-1", "subset": {"split": "test", "n": 4, "seed": 0}}
+IMAGES = ImagesSpec(data="mnist-1", subset=Subset(split="test", n=4, seed=0), run=None)
 """The clean images of every synthetic run."""
 
 PGD = {
@@ -23,6 +33,15 @@ PGD = {
     "restarts": 1,
     "stop": "never",
 }
+
+
+def _images(made_by: str, stage: str) -> ImagesSpec:
+    """What a run made of the clean images; the clean images themselves for ``""``."""
+    return dataclasses.replace(IMAGES, run=made_by, stage=stage) if made_by else IMAGES
+
+
+def _recipe(attack: str, parameters: Mapping[str, Any]) -> ComponentSpec:
+    return ComponentSpec(component=attack, version=1, parameters=dict(parameters))
 
 
 def _cell(**changes: Any) -> Cell:
@@ -84,7 +103,6 @@ def score(runs_root: Path) -> Callable[..., str]:
         attack: str | None = "pgd",
         indices: Sequence[int] | None = None,
         summary: dict[str, Any] | None = None,
-        upstream: str = "",
         made_by: str = "",
         stage: str = "attack",
         parameters: Mapping[str, Any] = PGD,
@@ -106,12 +124,11 @@ def score(runs_root: Path) -> Callable[..., str]:
             "attack_l2": [float(place) for place in range(n)],
         }
         pd.DataFrame(columns).to_parquet(folder.path / "scores.parquet")
-        spec = {
-            "images": {**IMAGES, "run": made_by or None, **({"stage": stage} if made_by else {})},
-            "classifier": classifier,
-            "attack": attack and {"component": attack, "version": 1, "parameters": parameters},
-            "upstream": upstream,
-        }
+        spec = ScoreSpec(
+            images=_images(made_by, stage),
+            classifier=classifier,
+            attack=None if attack is None else _recipe(attack, parameters),
+        )
         counts = {"n_correct": sum(map(int, correct)), "n": n}
         origin = {"git": "abc", "torch": "2", "device": "cpu", "processor": "p"} | provenance
         folder.finish(spec, ["scores.parquet"], counts | (summary or {}), 1.5, origin)
@@ -130,19 +147,19 @@ def attack_run(runs_root: Path) -> Callable[..., str]:
         attack: str = "pgd",
         parameters: Mapping[str, Any] = PGD,
         classifier: str = "cnn",
-        methods: Sequence[Mapping[str, Any]] = (),
+        methods: Sequence[MethodSpec] = (),
         gradient: str = "exact",
         **more: Any,
     ) -> str:
-        spec = {
-            "images": {**IMAGES, "run": None},
-            "classifier": classifier,
-            "methods": list(methods),
-            "gradient": gradient,
-            "attack": {"component": attack, "version": 1, "parameters": dict(parameters)},
-            "seed": 0,
+        spec = AttackSpec(
+            images=IMAGES,
+            classifier=classifier,
+            methods=tuple(methods),
+            gradient=gradient,
+            attack=_recipe(attack, parameters),
+            seed=0,
             **more,
-        }
+        )
         summary = {"n": 4} if probe is None else {"n": 4, "probe": dict(probe)}
         RunFolder(runs_root, "attack", run_id).finish(spec, [], summary, 1.0, {})
         return run_id
@@ -154,9 +171,9 @@ def attack_run(runs_root: Path) -> Callable[..., str]:
 def purify_run(runs_root: Path) -> Callable[..., str]:
     """Write the record of a finished purification and return its id."""
 
-    def write(run_id: str, made_by: str, method: Mapping[str, Any], stage: str = "attack") -> str:
-        images = {**IMAGES, "run": made_by, "stage": stage}
-        spec = {"images": images, "classifier": "cnn", "method": dict(method), "seed": 0}
+    def write(run_id: str, made_by: str, method: MethodSpec, stage: str = "attack") -> str:
+        images = _images(made_by, stage)
+        spec = PurifySpec(images=images, classifier="cnn", method=method, seed=0)
         RunFolder(runs_root, "purify", run_id).finish(spec, [], {"n": 4}, 1.0, {})
         return run_id
 

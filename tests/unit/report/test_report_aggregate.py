@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Cell, ScaleInfo
-from purifiers.report.aggregate import COLUMNS, aggregate
-from purifiers.report.results import Runs
+from purifiers.plan.cells import Cell, Combine, Flag, ScaleInfo
+from purifiers.report.aggregate import COLUMNS, INTERNAL, aggregate
+from purifiers.report.results import FLAGS, Results
 
 Make = Callable[..., Any]
 Row = Callable[..., pd.Series]
@@ -20,9 +20,9 @@ Row = Callable[..., pd.Series]
 @pytest.fixture
 def row_of(a_document: Make, paper_scale: ScaleInfo, runs_root: Path) -> Row:
     def aggregated(cell: Cell, failures: dict[str, str] | None = None) -> pd.Series:
-        runs = Runs(runs_root, (failures or {}).get)
+        runs = Results(runs_root, (failures or {}).get)
         frame = aggregate(a_document(cell), paper_scale, runs)
-        assert tuple(frame.columns) == COLUMNS
+        assert tuple(frame.columns) == (*COLUMNS, *INTERNAL)
         return frame.iloc[0]
 
     return aggregated
@@ -53,7 +53,9 @@ def test_worst_of_is_taken_within_each_seed(a_cell: Make, score: Make, row_of: R
     score("pgd1", [1, 1, 1, 0], attack="pgd")
     score("cw1", [1, 1, 0, 0], attack="cw")
     scores = (("clean0", "pgd0", "cw0"), ("clean1", "pgd1", "cw1"))
-    row = row_of(a_cell(scores=scores, seeds=(0, 1)))
+    combine = Combine("worst", ("clean", "pgd", "cw"))
+    row = row_of(a_cell(scores=scores, seeds=(0, 1), combine=combine))
+    assert row["attack"] == "worst of clean, pgd, cw"
     assert row["reproduced"] == pytest.approx((50.0 + 25.0) / 2)
     assert row["n_correct"] == 2 + 1
     assert row["worst_attack"] == "pgd/clean"
@@ -73,7 +75,7 @@ def test_the_worst_attack_is_named_by_its_column(
             ("worst", (("bare", "whole"),)),
         )
     ]
-    frame = aggregate(a_document(*cells), paper_scale, Runs(runs_root, {}.get))
+    frame = aggregate(a_document(*cells), paper_scale, Results(runs_root, {}.get))
     assert frame["worst_attack"].tolist() == ["", "", "on_defence"]
 
 
@@ -86,10 +88,14 @@ def test_half_a_worst_of_is_not_run(a_cell: Make, score: Make, row_of: Row) -> N
 
 
 def test_a_failed_run_tells_why(a_cell: Make, row_of: Row) -> None:
-    cell = a_cell(scores=(("a",), ("b",)), seeds=(0, 1), flags=("unreliable",))
+    cell = a_cell(scores=(("a",), ("b",)), seeds=(0, 1), flags=(Flag("note", "unreliable"),))
     row = row_of(cell, failures={"a": "loss is not finite"})
     assert row["verdict"] == "failed"
     assert row["flags"] == "unreliable; seed 0 failed: loss is not finite"
+    assert row[FLAGS] == (
+        Flag("note", "unreliable"),
+        Flag("run", "seed 0 failed: loss is not finite"),
+    )
 
 
 def test_complete_seeds_count_and_the_others_are_flagged(
@@ -135,7 +141,7 @@ def test_published_n_narrows_the_verdict(
 ) -> None:
     score("a", [1] * 670 + [0] * 330)
     document = a_document(a_cell(scores=(("a",),), seeds=(0,), published=63.3))
-    runs = Runs(runs_root, {}.get)
+    runs = Results(runs_root, {}.get)
     assert aggregate(document, paper_scale, runs)["verdict"][0] == "match"
     frame = aggregate(document, paper_scale, runs, published_n={"mnist": 10**6})
     assert frame["verdict"][0] == "differs"
@@ -177,5 +183,5 @@ def test_a_damaged_file_is_refused(a_cell: Make, score: Make, row_of: Row, runs_
 
 def test_a_schematic_has_no_rows(a_document: Make, runs_root: Path, paper_scale: ScaleInfo) -> None:
     empty = a_document(paper="idfr", document="figure_2", status="qualitative")
-    frame = aggregate(empty, paper_scale, Runs(runs_root, {}.get))
-    assert frame.empty and tuple(frame.columns) == COLUMNS
+    frame = aggregate(empty, paper_scale, Results(runs_root, {}.get))
+    assert frame.empty and tuple(frame.columns) == (*COLUMNS, *INTERNAL)

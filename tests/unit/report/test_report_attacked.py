@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.core.spec import Eot, MethodSpec
+from purifiers.plan.cells import Cell, Combine, Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.audit_chart import defences
-from purifiers.report.results import Runs
+from purifiers.report.audit_chart import audit_rows
+from purifiers.report.results import Results
 from purifiers.report.signs import NOT_PROBED
 from purifiers.report.tables import latex_text, markdown_text
 from purifiers.report.write import write_document
@@ -29,7 +30,7 @@ PGD = {
     "restarts": 1,
     "stop": "never",
 }
-NOISE = {"component": "noise", "version": 1, "parameters": {"sigma": 0.1}, "run": None}
+NOISE = MethodSpec(component="noise", version=1, parameters={"sigma": 0.1}, run=None)
 HONEST = {
     **{"images": 64, "zero_gradient": 0, "nonfinite_gradient": 0},
     **{"loss_clean": 0.4, "loss_adversarial": 3.1, "loss_rose": 63},
@@ -53,7 +54,7 @@ def attacked_cell(a_cell: Make, attack_run: Make, purify_run: Make, score: Make)
         attack: str = "pgd",
         parameters: dict[str, Any] = PGD,
         gradient: str = "exact",
-        method: dict[str, Any] = NOISE,
+        method: MethodSpec = NOISE,
         eot: int | None = None,
         **cell: Any,
     ) -> Cell:
@@ -66,7 +67,7 @@ def attacked_cell(a_cell: Make, attack_run: Make, purify_run: Make, score: Make)
             parameters,
             methods=[method] if sees else [],
             gradient="none" if threat_model == "black_box" else gradient,
-            **({} if eot is None else {"eot": {"samples": eot, "combine": "mean"}}),
+            eot=None if eot is None else Eot(samples=eot, combine="mean"),
         )
         purify_run(f"p-{name}", f"a-{name}", method)
         right = [1] * correct + [0] * (512 - correct)
@@ -92,10 +93,16 @@ def clean(a_cell: Make, score: Make) -> Cell:
 
 @pytest.fixture
 def told(runs_root: Path, smoke_scale: ScaleInfo, a_document: Make) -> Make:
-    """The column ``warnings`` of a document of cells, by column."""
+    """The column ``warnings`` of a document of cells, by column.
+
+    A cell is marked suspicious for any warning beside that of its missing probe.
+    """
 
     def tell(*cells: Cell) -> dict[str, str]:
-        frame = aggregate(a_document(*cells), smoke_scale, Runs(runs_root, {}.get))
+        frame = aggregate(a_document(*cells), smoke_scale, Results(runs_root, {}.get))
+        assert list(frame["suspicious"]) == [
+            text not in ("", NOT_PROBED) for text in frame["warnings"]
+        ]
         return dict(zip(frame["column"], frame["warnings"], strict=True))
 
     return tell
@@ -119,13 +126,14 @@ def masked(attacked_cell: Make, clean: Cell, a_document: Make) -> Document:
 def test_a_masked_gradient_shows_every_sign(
     masked: Document, runs_root: Path, smoke_scale: ScaleInfo
 ) -> None:
-    frame = aggregate(masked, smoke_scale, Runs(runs_root, {}.get))
+    frame = aggregate(masked, smoke_scale, Results(runs_root, {}.get))
     both = [
         "zero gradient at 64 of 64 probed images",
         "loss does not rise: 0.4 on clean and 0.4 on adversarial images, higher on 0 of 64",
     ]
     beaten = "beaten by 'Noise / square' (black_box): {} points lower accuracy"
     eot = "random defence attacked without EOT"
+    assert frame["suspicious"].tolist() == [False, False, False, True, True]
     assert frame["warnings"].tolist() == [
         *("", "", ""),
         "; ".join([*both, beaten.format("60.5"), eot]),
@@ -156,7 +164,7 @@ def test_an_honest_defence_shows_none(attacked_cell: Make, clean: Cell, told: Ma
 
 
 def test_the_table_shows_them(masked: Document, runs_root: Path, smoke_scale: ScaleInfo) -> None:
-    frame = aggregate(masked, smoke_scale, Runs(runs_root, {}.get))
+    frame = aggregate(masked, smoke_scale, Results(runs_root, {}.get))
     text = markdown_text(masked, frame, smoke_scale)
     table, _, section = text.partition("\n\n## Signs of a weak attack\n\n")
     assert "| Noise | 93.8 ±2.1 | 85.9 ±3.0 | 29.3 ±3.9 | 89.8 ±2.6 ! | 91.8 ±2.4 ! |" in table
@@ -181,8 +189,8 @@ def test_the_pictures_mark_them(
     smoke_scale: ScaleInfo,
     tmp_path: Path,
 ) -> None:
-    frame = aggregate(masked, smoke_scale, Runs(runs_root, {}.get))
-    (found,) = defences(masked, frame)["MNIST"]
+    frame = aggregate(masked, smoke_scale, Results(runs_root, {}.get))
+    (found,) = audit_rows(masked, frame)["MNIST"]
     assert (found.label, found.weak) == ("Noise", True)
     assert (found.oblivious, found.audit) == pytest.approx((100 * 440 / 512, 100 * 150 / 512))
     figure = a_document(*masked.cells, document="figure_9", plot="curves")
@@ -202,7 +210,7 @@ def test_no_sign_is_said(
 ) -> None:
     def section(*cells: Cell) -> str:
         document = a_document(*cells)
-        frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
+        frame = aggregate(document, smoke_scale, Results(runs_root, {}.get))
         text = markdown_text(document, frame, smoke_scale)
         assert "\n\n\n" not in text
         return text.partition("marked ! may be high only because its attack failed.\n\n")[2]
@@ -257,7 +265,7 @@ def test_without_their_purifiers_two_runs_are_not_compared(
 
 
 def test_another_purifier_is_another_model(attacked_cell: Make, told: Make) -> None:
-    stronger = {**NOISE, "parameters": {"sigma": 0.2}}
+    stronger = replace(NOISE, parameters={"sigma": 0.2})
     rival = attacked_cell("square", 100, "black_box", BLIND, **QUERIES, method=stronger)
     assert told(rival, attacked_cell("pgd", 250))["pgd"] == ""
 
@@ -265,7 +273,7 @@ def test_another_purifier_is_another_model(attacked_cell: Make, told: Make) -> N
 def test_a_chain_is_attacked_in_its_order(
     a_cell: Make, attack_run: Make, purify_run: Make, score: Make, told: Make
 ) -> None:
-    chain = [NOISE, {**NOISE, "component": "jpeg"}]
+    chain = [NOISE, replace(NOISE, component="jpeg")]
     cells = []
     for name, methods, correct in (("oblivious", [], 20), ("pgd", chain, 40)):
         attack_run(f"{name}-a", HONEST, methods=methods)
@@ -322,7 +330,8 @@ def test_worst_of_has_the_signs_of_what_decides_it(
     weaker = attacked_cell("weak", 400, probe={**MASKED, "nonfinite_gradient": 1})
     parts = [clean, oblivious, adaptive, weaker]
     scores = (tuple(run for cell in parts for run in cell.scores[0]),)
-    worst = a_cell(column="worst", attack="worst of", scores=scores, seeds=(0,), threat_model="")
+    combined = {"combine": Combine("worst", ("all", "columns")), "threat_model": "", "seeds": (0,)}
+    worst = a_cell(column="worst", scores=scores, **combined)
     found = told(*parts, worst)
     assert found["oblivious"] == ""
     assert found["worst"] == f"pgd: {', '.join(found['pgd'].split('; '))}"
@@ -330,7 +339,7 @@ def test_worst_of_has_the_signs_of_what_decides_it(
     assert "NaN" in found["weak"] and "NaN" not in found["worst"]
     good = attacked_cell("good", 50)
     scores = ((*scores[0], *good.scores[0]),)
-    worst = a_cell(column="worst", attack="worst of", scores=scores, seeds=(0,), threat_model="")
+    worst = a_cell(column="worst", scores=scores, **combined)
     assert told(*parts, good, worst)["worst"] == ""
 
 
@@ -340,10 +349,11 @@ def test_worst_over_attacks_names_them(attacked_cell: Make, a_cell: Make, told: 
         attacked_cell("a", 250, probe=MASKED).scores[0][0],
         attacked_cell("b", 300, attack="fgsm", parameters={"eps": EPS}).scores[0][0],
     ]
-    cell = a_cell(column="worst", attack="worst of a, b", scores=(tuple(runs),), seeds=(0,))
+    combine = Combine("worst", ("a", "b"))
+    cell = a_cell(column="worst", combine=combine, scores=(tuple(runs),), seeds=(0,))
     assert told(cell)["worst"].startswith("pgd: zero gradient at 64 of 64 probed images, loss ")
     old = attacked_cell("c", 200, probe=None).scores[0][0]
-    cell = a_cell(column="worst", scores=((old, runs[1]),), seeds=(0,))
+    cell = a_cell(column="worst", combine=combine, scores=((old, runs[1]),), seeds=(0,))
     assert told(cell)["worst"] == NOT_PROBED
 
 
@@ -361,6 +371,6 @@ def test_what_blocks_share_goes_by_its_name_in_each(
     """As where one stand-in serves for several data sets."""
     cells = [attacked_cell("oblivious", 100, "oblivious"), attacked_cell("pgd", 250)]
     copies = [replace(cell, block="b", block_label="SVHN") for cell in cells]
-    frame = aggregate(a_document(*cells, *copies), smoke_scale, Runs(runs_root, {}.get))
+    frame = aggregate(a_document(*cells, *copies), smoke_scale, Results(runs_root, {}.get))
     named = [text.split("'")[1] for text in frame["warnings"] if text]
     assert named == ["MNIST / Noise / oblivious", "SVHN / Noise / oblivious"]

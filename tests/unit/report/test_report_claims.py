@@ -10,7 +10,8 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Document, ScaleInfo
+from purifiers.core.spec import ImagesSpec, Subset, TimeSpec, Timing
+from purifiers.plan.cells import Combine, Document, ScaleInfo
 from purifiers.report.claims import COLUMNS, write_claims
 
 Make = Callable[..., Any]
@@ -161,7 +162,8 @@ def test_worst_of_side(judge: Judge, score: Make, a_cell: Make, a_document: Make
     score("pgd", HIGH, attack="pgd")
     score("cw", LOW, attack="cw")
     score("base", [1] * 70 + [0] * 30)
-    worst = a_cell(row="aid", column="worst", scores=(("pgd", "cw"),), seeds=(0,))
+    combine = Combine("worst", ("pgd", "cw"))
+    worst = a_cell(row="aid", column="worst", scores=(("pgd", "cw"),), seeds=(0,), combine=combine)
     base = a_cell(row="madry", column="worst", scores=(("base",),), seeds=(0,))
     row = judge(part("aid", "madry", "worst"), other=a_document(worst, base))
     assert row["verdict"] == "contradicted"
@@ -185,12 +187,19 @@ def test_data_sets_are_not_mixed(judge: Judge, a_cell: Make, a_document: Make) -
 def test_less_time_is_better_and_one_seed_decides_nothing(
     judge: Judge, runs_root: Path, a_cell: Make, a_document: Make
 ) -> None:
+    spec = TimeSpec(
+        images=ImagesSpec(data="mnist-1", subset=Subset(split="test", n=1, seed=0), run=None),
+        classifier="cnn",
+        methods=(),
+        timing=Timing(images=1, batches=(), limit_seconds=60),
+        seed=0,
+    )
     for run, seconds in (("aid0", 0.1), ("aid1", 0.11), ("pd0", 4.0), ("pd1", 4.01)):
         folder = RunFolder(runs_root, "time", run)
         folder.path.mkdir(parents=True)
         table = pd.DataFrame({"index": [0], "seconds": [seconds]})
         table.to_parquet(folder.path / "scores.parquet")
-        folder.finish({}, ["scores.parquet"], {"n": 1}, 1.5, {})
+        folder.finish(spec, ["scores.parquet"], {"n": 1}, 1.5, {})
     given = {"metric": "seconds_per_image", "unit": "seconds"}
 
     def cells(seeds: tuple[int, ...]) -> Document:

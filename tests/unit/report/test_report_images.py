@@ -15,16 +15,30 @@ from matplotlib.figure import Figure
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Cell, Document, ImageGrid, ScaleInfo
-from purifiers.plan.declarations import load_paper, paper_names
-from purifiers.plan.plan import make_plan
+from purifiers.core.spec import (
+    AttackSpec,
+    ComponentSpec,
+    DatasetSpec,
+    ImagesSpec,
+    MethodSpec,
+    PurifySpec,
+    ScoreSpec,
+    Spec,
+    Subset,
+)
+from purifiers.plan.cells import Cell, Combine, Document, ImageGrid, ScaleInfo
+from purifiers.plan.declarations import load_paper
+from purifiers.plan.plan import Plan
 from purifiers.report.images import KINDS, RIGHT, WRONG, collect, grid
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 from purifiers.report.write import write_document
 
 ROOT = Path(__file__).resolve().parents[3]
 Make = Callable[..., Any]
-SUBSET = {"split": "test", "n": 5, "seed": 0}
+SUBSET = Subset(split="test", n=5, seed=0)
+DIGITS = ComponentSpec(component="digits", version=1, parameters={})
+FGSM = ComponentSpec(component="fgsm", version=1, parameters={"eps": 0.1})
+IDENTITY = MethodSpec(component="identity", version=1, parameters={}, run=None)
 INDICES = (1, 3, 4, 6, 9)  # of the split's ten images
 LABELS = (0, 1, 2, 3, 4)
 SHAPE = (1, 4, 4)
@@ -36,34 +50,40 @@ class Folders:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._finish("dataset", "digits-1", {}, test_images=CLEAN)
+        self._finish("digits-1", DatasetSpec(dataset=DIGITS), test_images=CLEAN)
 
-    def _finish(self, stage: str, run_id: str, spec: dict[str, Any], **arrays: Any) -> None:
-        folder = RunFolder(self.root, stage, run_id)
+    def _finish(self, run_id: str, spec: Spec, **arrays: Any) -> None:
+        folder = RunFolder(self.root, spec.stage, run_id)
         folder.path.mkdir(parents=True)
         for name, array in arrays.items():
             np.save(folder.path / f"{name}.npy", array)
         folder.finish(spec, [f"{name}.npy" for name in arrays], {"n": 5}, 1.0, {})
 
     @staticmethod
-    def images(made_by: str | None = None, stage: str = "") -> dict[str, Any]:
-        base = {"data": "digits-1", "subset": SUBSET, "run": made_by}
-        return {**base, "stage": stage} if made_by else base
+    def images(made_by: str | None = None, stage: str = "") -> ImagesSpec:
+        return ImagesSpec(data="digits-1", subset=SUBSET, run=made_by, stage=stage)
 
-    def made(self, stage: str, run_id: str, source: dict[str, Any], level: float) -> np.ndarray:
+    def made(self, stage: str, run_id: str, source: ImagesSpec, level: float) -> np.ndarray:
         """Images of one level, a little lighter from one image to the next."""
         steps = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) / 100
         made = np.full((5, *SHAPE), level, np.float32) + steps
-        self._finish(stage, run_id, {"images": source}, images=made)
+        common: dict[str, Any] = {"images": source, "classifier": "cnn", "seed": 0}
+        self._finish(
+            run_id,
+            PurifySpec(**common, method=IDENTITY)
+            if stage == "purify"
+            else AttackSpec(**common, methods=(), gradient="exact", attack=FGSM),
+            images=made,
+        )
         return made
 
-    def score(self, run_id: str, images: dict[str, Any], says: Sequence[int], model: str) -> str:
+    def score(self, run_id: str, images: ImagesSpec, says: Sequence[int], model: str) -> str:
         folder = RunFolder(self.root, "score", run_id)
         folder.path.mkdir(parents=True)
         right = [said == label for said, label in zip(says, LABELS, strict=True)]
         columns = {"index": INDICES, "label": LABELS, "prediction": says, "correct": right}
         pd.DataFrame(columns).to_parquet(folder.path / "scores.parquet")
-        spec = {"images": images, "classifier": model, "attack": None}
+        spec = ScoreSpec(images=images, classifier=model, attack=FGSM if images.run else None)
         counts = {"n_correct": sum(right), "n": 5}
         folder.finish(spec, ["scores.parquet"], counts, 1.0, {})
         return run_id
@@ -100,7 +120,7 @@ def document(folders: Folders, a_cell: Make, a_document: Make) -> Document:
         cell("chain", "two", "pgd"),
         cell("white", "two", "pgd_white_box", threat_model="white_box"),
         cell("gone", "two", "cw"),
-        cell("chain", "two", "worst", attack="worst of pgd, cw"),
+        cell("chain", "two", "worst", combine=Combine("worst", ("pgd", "cw"))),
         images=ImageGrid(2, ("two",), ()),
     )
 
@@ -109,7 +129,7 @@ def pictures(document: Document, root: Path) -> tuple[Figure, dict[str, np.ndarr
     asked = document.images
     assert asked
     cells = [cell for cell in document.cells if cell.row in asked.rows and cell.column != "worst"]
-    strips, left_out = collect(document, cells, Runs(root, lambda _: None))
+    strips, left_out = collect(document, cells, Results(root, lambda _: None))
     picture = grid(strips, left_out)
     shown = {
         str(image.get_gid()): np.asarray(image.get_array()) for image in picture.axes[0].images
@@ -167,7 +187,7 @@ def test_nothing_is_purified_where_there_is_no_purifier(
     document: Document, runs_root: Path
 ) -> None:
     cells = [cell for cell in document.cells if cell.row == "none" and cell.column != "clean"]
-    strips, _ = collect(document, cells, Runs(runs_root, lambda _: None))
+    strips, _ = collect(document, cells, Results(runs_root, lambda _: None))
     shown = {str(image.get_gid()) for image in grid(strips, {}).axes[0].images}
     assert {gid for gid in shown if gid.endswith("purified")} == set() and len(shown) == 12
     assert [strip.predictions["attacked"].tolist() for strip in strips] == [[9, 2], [7, 7]]
@@ -189,7 +209,7 @@ def test_a_run_that_is_gone_leaves_its_row_out(
 ) -> None:
     (runs_root / path / "run.json").unlink()
     cells = [cell for cell in document.cells if cell.row == "two" and cell.column == "pgd"]
-    strips, left_out = collect(document, cells, Runs(runs_root, lambda _: None))
+    strips, left_out = collect(document, cells, Results(runs_root, lambda _: None))
     assert strips == [] and left_out == {"two / pgd": "its images are not stored"}
 
 
@@ -240,16 +260,17 @@ def test_blocks_of_the_same_runs_share_a_picture(
     assert names == {"table_3_images_svhn.png", "table_3_images_cifar100.png"}
 
 
-def test_every_declared_picture_is_readable() -> None:
+def test_every_declared_picture_is_readable(plans: dict[str, Plan]) -> None:
     """At most twelve rows of images."""
     asked = {
-        f"{paper}/{stem}": content["images"]
-        for paper in paper_names(ROOT)
-        for stem, content in load_paper(ROOT, paper).documents.items()
+        f"{paper.id}/{stem}": content["images"]
+        for paper in plans["smoke"].papers.values()
+        for stem, content in paper.documents.items()
         if "images" in content
     }
     assert {"advae/table_1", "advae/table_4", "aid/table_3"} <= set(asked)
-    for name, document in make_plan(ROOT, "smoke", list(asked)).documents.items():
+    for name in asked:
+        document = plans["smoke"].documents[name]
         rows, columns = asked[name]["rows"], asked[name]["columns"]
         assert len(rows) * len(columns) <= 12, name
         assert document.images == ImageGrid(asked[name]["each"], tuple(rows), tuple(columns))

@@ -12,19 +12,20 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from purifiers.plan.cells import Cell, ScaleInfo
+from purifiers.plan.cells import Cell, Combine, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.claims import _combined
 from purifiers.report.layout import weak_attack_notes
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 
 Make = Callable[..., Any]
+MEAN = Combine("mean", ("weak", "strong"))
 
 
 @pytest.fixture
 def row_of(a_document: Make, paper_scale: ScaleInfo, runs_root: Path) -> Callable[..., pd.Series]:
     def aggregated(cell: Cell) -> pd.Series:
-        return aggregate(a_document(cell), paper_scale, Runs(runs_root, {}.get)).iloc[0]
+        return aggregate(a_document(cell), paper_scale, Results(runs_root, {}.get)).iloc[0]
 
     return aggregated
 
@@ -35,7 +36,7 @@ def mean(a_cell: Make, score: Make) -> Cell:
         score(f"weak{seed}", [1, 1, 1, 1], attack="fgsm")
         score(f"strong{seed}", [1, seed, 0, 0], attack="pgd")
     scores = (("weak0", "strong0"), ("weak1", "strong1"))
-    return a_cell(scores=scores, seeds=(0, 1), mean=True, attack="mean of weak, strong")
+    return a_cell(scores=scores, seeds=(0, 1), combine=MEAN)
 
 
 def test_by_hand(mean: Cell, row_of: Make) -> None:
@@ -46,12 +47,12 @@ def test_by_hand(mean: Cell, row_of: Make) -> None:
     assert (row["seed_low"], row["seed_high"]) == (62.5, 75.0)
     low, high = 100 * np.array(binomtest(275, 400).proportion_ci(method="wilson"))
     assert row["ci_high"] - row["ci_low"] > 5 * (high - low)
-    assert row["worst_attack"] == ""
+    assert (row["attack"], row["worst_attack"]) == ("mean of weak, strong", "")
 
 
 def test_half_a_mean_is_not_run(a_cell: Make, score: Make, row_of: Make) -> None:
     score("weak0", [1, 1], attack="fgsm")
-    row = row_of(a_cell(scores=(("weak0", "strong0"),), seeds=(0,), mean=True))
+    row = row_of(a_cell(scores=(("weak0", "strong0"),), seeds=(0,), combine=MEAN))
     assert row["verdict"] == "not run" and pd.isna(row["reproduced"])
 
 
@@ -63,16 +64,16 @@ def test_a_mean_of_distances(mean: Cell, row_of: Make) -> None:
 def test_a_mean_has_the_signs_of_all_its_attacks(mean: Cell, row_of: Make) -> None:
     """These runs recorded no probe, which is told of adversaries and not of corruptions."""
     assert row_of(mean)["warnings"] == "not probed"
-    assert row_of(replace(mean, blind=True))["warnings"] == ""
+    assert row_of(replace(mean, model_free=True))["warnings"] == ""
 
 
 def test_corruptions_are_not_counted_as_attacked_cells(
     mean: Cell, a_document: Make, smoke_scale: ScaleInfo, runs_root: Path
 ) -> None:
-    for blind in (False, True):
-        document = a_document(replace(mean, blind=blind))
-        frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
-        assert bool(weak_attack_notes(document, frame)) is not blind
+    for model_free in (False, True):
+        document = a_document(replace(mean, model_free=model_free))
+        frame = aggregate(document, smoke_scale, Results(runs_root, {}.get))
+        assert bool(weak_attack_notes(document, frame)) is not model_free
 
 
 def test_claims_compare_the_mean_image_by_image(mean: Cell, a_cell: Make) -> None:

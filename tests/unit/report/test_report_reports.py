@@ -15,8 +15,11 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(("paper", "told"), [("aid", True), ("advae", False)])
 def test_stand_ins_are_named_where_there_are_some(paper, told, tmp_path):
     """At desk, MNIST stands in for SVHN, which AdvAE does not use."""
-    for folder in ("benchmarks", "workflow"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+    declared = tmp_path / "benchmarks" / paper
+    declared.mkdir(parents=True)
+    for file in ("paper.yaml", "table_1.yaml"):
+        (declared / file).symlink_to(ROOT / "benchmarks" / paper / file)
     write_reports(tmp_path, "desk", [paper])
     index = (tmp_path / "results/tables/desk" / paper / "README.md").read_text()
     note = load_scale(ROOT, "desk").info().stand_in_note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from math import comb
 from typing import Any
@@ -10,12 +11,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from purifiers.report.signs import NOT_PROBED, Attacked, AttackedRun, paired_gap, signs
+from purifiers.core.spec import AttackSpec, ComponentSpec, Eot, ImagesSpec, MethodSpec, Subset
+from purifiers.report.signs import (
+    NOT_PROBED,
+    Attacked,
+    AttackedRun,
+    Scored,
+    paired_gap,
+    signs,
+)
 
 N = 512
 EPS = 8 / 255
 PGD = {"eps": EPS, "step_size": EPS / 4, "steps": 20, "random_start": True, "stop": "never"}
-METHOD = {"component": "noise", "version": 1, "parameters": {}, "run": None}
+METHOD = MethodSpec(component="noise", version=1, parameters={}, run=None)
+SUBSET = Subset(split="test", n=N, seed=0)
+IMAGES = ImagesSpec(data="mnist-1", subset=SUBSET, run=None)
 HONEST = {
     **{"images": 64, "zero_gradient": 0, "nonfinite_gradient": 0},
     **{"loss_clean": 0.4, "loss_adversarial": 3.1, "loss_rose": 63},
@@ -24,6 +35,16 @@ HONEST = {
 
 def first_correct(n: int, of: int = N) -> np.ndarray:
     return np.arange(of) < n
+
+
+def scored_model(name: str) -> Scored:
+    return Scored(name, (METHOD,), IMAGES.data, SUBSET)
+
+
+def found_in(cell: Attacked, document: Sequence[Attacked]) -> list[str]:
+    """The signs, and after them ``NOT_PROBED`` where that holds."""
+    found = signs(cell, document)
+    return [*found.texts, *([] if found.probed else [NOT_PROBED])]
 
 
 def attacked(
@@ -35,7 +56,7 @@ def attacked(
     component: str = "pgd",
     one_step: bool = False,
     stochastic: bool = False,
-    methods: Sequence[Mapping[str, Any]] = (METHOD,),
+    methods: Sequence[MethodSpec] = (METHOD,),
     gradient: str = "exact",
     eot: int | None = None,
     model: str = "defended",
@@ -47,25 +68,28 @@ def attacked(
     if isinstance(correct, int):
         correct = first_correct(correct)
     by_seed = {0: correct} if isinstance(correct, np.ndarray) else correct
-    recipe = {"component": component, "version": 1, "parameters": {**PGD, **changes}}
+    recipe = ComponentSpec(component=component, version=1, parameters={**PGD, **changes})
     seeds = {}
     for seed, right in by_seed.items():
-        spec: dict[str, Any] = {
-            **{"classifier": f"cnn-{seed}", "methods": list(methods), "gradient": gradient},
-            **{"attack": recipe, "seed": seed},
-        }
-        if eot is not None:
-            spec["eot"] = {"samples": eot, "combine": "mean"}
+        spec = AttackSpec(
+            images=IMAGES,
+            classifier=f"cnn-{seed}",
+            methods=tuple(methods),
+            gradient=gradient,
+            attack=recipe,
+            seed=seed,
+            eot=None if eot is None else Eot(samples=eot, combine="mean"),
+        )
         truth = np.arange(len(right)) % 10 if labels is None else np.asarray(labels)
         frame = pd.DataFrame({"label": truth, "correct": right})
         direct = threat_model == "white_box"
-        run = AttackedRun(f"{model}-{seed}", spec if record else None, direct, probe, frame)
-        seeds[seed] = run
+        scored = scored_model(f"{model}-{seed}")
+        seeds[seed] = AttackedRun(scored, spec if record else None, direct, probe, frame)
     return Attacked(name, threat_model, recipe, one_step, stochastic, seeds)
 
 
 def probed(**changes: Any) -> list[str]:
-    return signs(attacked("a", 200, probe={**HONEST, **changes}), [])
+    return found_in(attacked("a", 200, probe={**HONEST, **changes}), [])
 
 
 def test_an_honest_attack_has_none() -> None:
@@ -81,9 +105,9 @@ def test_an_honest_attack_has_none() -> None:
         attacked("single draws", 230),
     ]
     for part in document:
-        assert signs(part, document) == []
+        assert found_in(part, document) == []
     last = attacked("0.5", 10, eps=0.5, stochastic=True, eot=20)
-    assert signs(last, [*document, last]) == []
+    assert found_in(last, [*document, last]) == []
 
 
 def test_masked_gradients_show_every_sign() -> None:
@@ -98,7 +122,7 @@ def test_masked_gradients_show_every_sign() -> None:
         attacked("PGD", 440, **masked),
         attacked("Square", 150, threat_model="black_box", component="square", gradient="none"),
     ]
-    assert signs(cell, document) == [
+    assert found_in(cell, document) == [
         "zero gradient at 64 of 64 probed images",
         "NaN gradient at 2 of 64 probed images",
         "loss does not rise: 0.4 on clean and 0.4 on adversarial images, higher on 0 of 64",
@@ -156,17 +180,19 @@ def test_the_weakest_seeds_are_told() -> None:
     runs = dict(good.seeds)
     for seed, zero in ((1, 40), (2, 10)):
         probe = {**HONEST, "zero_gradient": zero}
-        runs[seed] = AttackedRun("m", runs[seed].attack, True, probe, runs[seed].scores)
+        runs[seed] = AttackedRun(
+            scored_model("m"), runs[seed].attack, True, probe, runs[seed].scores
+        )
     cell = Attacked("a", "white_box", good.recipe, False, False, runs)
-    assert signs(cell, []) == ["zero gradient at 50 of 128 probed images"]
-    runs[0] = AttackedRun("m", runs[0].attack, True, None, runs[0].scores)
-    assert signs(cell, []) == ["zero gradient at 50 of 128 probed images", NOT_PROBED]
+    assert found_in(cell, []) == ["zero gradient at 50 of 128 probed images"]
+    runs[0] = dataclasses.replace(runs[0], probe=None)
+    assert found_in(cell, []) == ["zero gradient at 50 of 128 probed images", NOT_PROBED]
 
 
 def test_not_probed() -> None:
-    assert signs(attacked("a", 100, probe=None), []) == [NOT_PROBED]
-    assert signs(attacked("a", 100, probe=None, record=False), []) == [NOT_PROBED]
-    unbounded = signs(attacked("a", 100, probe=None, eps=0.5), [])
+    assert found_in(attacked("a", 100, probe=None), []) == [NOT_PROBED]
+    assert found_in(attacked("a", 100, probe=None, record=False), []) == [NOT_PROBED]
+    unbounded = found_in(attacked("a", 100, probe=None, eps=0.5), [])
     assert len(unbounded) == 2 and unbounded[-1] == NOT_PROBED
 
 
@@ -177,7 +203,7 @@ def test_six_images_of_one_side_are_no_noise(fewer: int, sign: bool) -> None:
     rival = attacked("b", 200 - fewer, threat_model="oblivious", methods=())
     points = f"{100 * fewer / N:.1f}"
     told = [f"beaten by 'b' (oblivious): {points} points lower accuracy"]
-    assert signs(cell, [cell, rival]) == (told if sign else [])
+    assert found_in(cell, [cell, rival]) == (told if sign else [])
 
 
 @pytest.mark.parametrize(("fewer", "sign"), [(6, False), (7, True)])
@@ -188,7 +214,7 @@ def test_two_rivals_need_more(fewer: int, sign: bool) -> None:
         attacked(name, 200 - count, threat_model="transfer", methods=())
         for name, count in (("b", fewer - 1), ("c", fewer))
     ]
-    found = signs(cell, [cell, *rivals])
+    found = found_in(cell, [cell, *rivals])
     assert len(found) == sign
     assert all(text.startswith("beaten by 'c' (transfer)") for text in found)
 
@@ -205,7 +231,7 @@ def test_discordant_images_that_balance_are_noise() -> None:
         points, p = gap
         assert points == pytest.approx(100 * (2 * gained - 60) / N)
         assert p == pytest.approx(sum(comb(60, k) for k in range(gained, 61)) / 2**60)
-        assert bool(signs(cell, [cell, rival])) == sign
+        assert bool(found_in(cell, [cell, rival])) == sign
 
 
 @pytest.mark.parametrize(
@@ -229,24 +255,24 @@ def test_discordant_images_that_balance_are_noise() -> None:
 def test_who_should_not_be_stronger(rival: dict[str, Any], sign: bool) -> None:
     """More steps, another attack or more EOT samples may be; less knowledge may not."""
     cell = attacked("a", 300)
-    assert bool(signs(cell, [cell, attacked("b", 100, **rival)])) == sign
+    assert bool(found_in(cell, [cell, attacked("b", 100, **rival)])) == sign
 
 
 def test_only_attacks_on_the_model_itself_are_judged_by_others() -> None:
     oblivious = attacked("a", 300, threat_model="oblivious", methods=())
     transfer = attacked("b", 100, threat_model="transfer", methods=())
-    assert signs(oblivious, [oblivious, transfer]) == []
+    assert found_in(oblivious, [oblivious, transfer]) == []
     single = attacked("c", 300, component="fgsm", one_step=True)
-    assert signs(single, [single, attacked("d", 200, one_step=True, component="fgm")]) == []
+    assert found_in(single, [single, attacked("d", 200, one_step=True, component="fgm")]) == []
 
 
 def test_the_better_gradient_is_named() -> None:
     exact, bpda = attacked("exact", 300), attacked("bpda", 200, gradient="bpda")
     told = ["beaten by 'bpda' (bpda gradient): 19.5 points lower accuracy"]
-    assert signs(exact, [exact, bpda]) == told
-    assert signs(bpda, [exact, bpda]) == []
+    assert found_in(exact, [exact, bpda]) == told
+    assert found_in(bpda, [exact, bpda]) == []
     fgsm = attacked("FGSM", 200, component="fgsm", one_step=True)
-    (sign,) = signs(exact, [exact, fgsm])
+    (sign,) = found_in(exact, [exact, fgsm])
     assert sign.startswith("beaten by 'FGSM' (exact gradient, one step)")
 
 
@@ -279,8 +305,8 @@ def test_accuracy_must_not_rise_with_eps(rise: int, sign: bool) -> None:
     small = attacked("8/255", 200)
     large = attacked("16/255", 200 + rise, eps=2 * EPS, step_size=EPS / 2)
     told = [f"accuracy rises with eps: {100 * rise / N:.1f} points above '8/255'"]
-    assert signs(large, [small, large]) == (told if sign else [])
-    assert signs(small, [small, large]) == []
+    assert found_in(large, [small, large]) == (told if sign else [])
+    assert found_in(small, [small, large]) == []
 
 
 @pytest.mark.parametrize(
@@ -289,7 +315,7 @@ def test_accuracy_must_not_rise_with_eps(rise: int, sign: bool) -> None:
 def test_only_eps_and_step_size_may_differ(other: dict[str, Any]) -> None:
     small = attacked("8/255", 200, **other)
     large = attacked("16/255", 300, eps=2 * EPS)
-    assert not [text for text in signs(large, [small, large]) if "rises" in text]
+    assert not [text for text in found_in(large, [small, large]) if "rises" in text]
 
 
 @pytest.mark.parametrize(
@@ -301,20 +327,20 @@ def test_an_unbounded_attack_leaves_no_more_than_chance(
 ) -> None:
     """52 of 512 images have the first label, 10.16 %; Wilson's interval begins at 10.09 % for 65
     correct ones and at 10.26 % for 66."""
-    found = signs(attacked("a", correct, eps=eps), [])
+    found = found_in(attacked("a", correct, eps=eps), [])
     assert len(found) == sign
     assert all(text.startswith(f"accuracy 12.9 % at eps {eps:g}, ") for text in found)
 
 
 def test_chance_is_the_share_of_the_most_frequent_label() -> None:
     labels = [0] * 256 + [1] * 256
-    assert signs(attacked("a", 270, eps=0.5, labels=labels), []) == []
-    assert len(signs(attacked("a", 290, eps=0.5, labels=labels), [])) == 1
+    assert found_in(attacked("a", 270, eps=0.5, labels=labels), []) == []
+    assert len(found_in(attacked("a", 290, eps=0.5, labels=labels), [])) == 1
 
 
 def test_more_seeds_do_not_narrow_the_unbounded_interval() -> None:
     seeds = {seed: first_correct(65) for seed in range(20)}
-    assert signs(attacked("a", seeds, eps=0.5), []) == []
+    assert found_in(attacked("a", seeds, eps=0.5), []) == []
 
 
 @pytest.mark.parametrize(
@@ -330,4 +356,4 @@ def test_more_seeds_do_not_narrow_the_unbounded_interval() -> None:
 )
 def test_random_defences_want_eot(changes: dict[str, Any], sign: bool) -> None:
     expected = ["random defence attacked without EOT"] if sign else []
-    assert signs(attacked("a", 200, **changes), []) == expected
+    assert found_in(attacked("a", 200, **changes), []) == expected

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from purifiers.plan.cells import Document, ScaleInfo
+from purifiers.plan.cells import Document, Flag, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.compare import VERDICTS
 from purifiers.report.layout import weak_attack_notes
-from purifiers.report.results import Runs
+from purifiers.report.results import Results
 from purifiers.report.tables import csv_text, latex_text, markdown_text, tex
 
 Make = Callable[..., Any]
@@ -33,7 +33,7 @@ def document(a_cell: Make, a_document: Make, score: Make) -> Document:
             block_label="SVHN|x",
             state="not implemented",
             reason="no pd here",
-            flags=("odd",),
+            flags=(Flag("note", "odd"),),
         ),
     ]
     return a_document(*cells, notes=("OCR: the header_row is shifted",), title="A_B & 100%")
@@ -41,7 +41,7 @@ def document(a_cell: Make, a_document: Make, score: Make) -> Document:
 
 @pytest.fixture
 def frame(document: Document, runs_root: Path, paper_scale: ScaleInfo) -> pd.DataFrame:
-    return aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    return aggregate(document, paper_scale, Results(runs_root, {}.get))
 
 
 def test_csv_is_tidy(frame: pd.DataFrame) -> None:
@@ -107,7 +107,7 @@ def test_stand_ins_are_stamped(
     score("d", [1, 0])
     given = {"used_dataset": "digits", "scores": (("d",),), "seeds": (0,)}
     document = a_document(a_cell(dataset="svhn", **given), a_cell(dataset="cifar10", **given))
-    frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
+    frame = aggregate(document, smoke_scale, Results(runs_root, {}.get))
     text = markdown_text(document, frame, smoke_scale)
     assert text.startswith(
         "**Scale smoke (minutes); stand-in data: digits for svhn, cifar10; "
@@ -127,7 +127,7 @@ def test_a_seed_that_failed_is_told_beside_those_that_did_not(
 ) -> None:
     score("a", [1, 1])
     document = a_document(a_cell(scores=(("a",), ("b",)), seeds=(0, 1)))
-    runs = Runs(runs_root, {"b": "attack b: out of memory"}.get)
+    runs = Results(runs_root, {"b": "attack b: out of memory"}.get)
     text = markdown_text(document, aggregate(document, paper_scale, runs), paper_scale)
     assert "attack b: out of memory" in text
 
@@ -136,7 +136,7 @@ def test_nothing_reproduced(
     a_cell: Make, a_document: Make, runs_root: Path, paper_scale: ScaleInfo
 ) -> None:
     document = a_document(a_cell(scores=(("gone",),), seeds=(0,)))
-    frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    frame = aggregate(document, paper_scale, Results(runs_root, {}.get))
     text = markdown_text(document, frame, paper_scale)
     assert "nothing reproduced yet" in text.splitlines()[0]
     assert "| Madry | 60 / – |" in text
@@ -147,7 +147,7 @@ def test_without_any_published_value_only_the_reproduced_one_is_shown(
 ) -> None:
     score("d", [1, 0])
     document = a_document(a_cell(published=None, scores=(("d",),), seeds=(0,)))
-    frame = aggregate(document, smoke_scale, Runs(runs_root, {}.get))
+    frame = aggregate(document, smoke_scale, Results(runs_root, {}.get))
     assert "| Madry | 50.0 ±" in markdown_text(document, frame, smoke_scale)
     assert frame["verdict"][0] == "not comparable at this scale"
 
@@ -158,11 +158,11 @@ def test_a_configuration_shows_what_the_paper_says(
     told = {"state": "configuration", "published": None}
     cells = [
         a_cell(state="configuration", published=200.0),
-        a_cell(**told, column="activation", flags=("published: ReLU",)),
+        a_cell(**told, column="activation", flags=(Flag("words", "ReLU"),)),
     ]
     cells.append(a_cell(**told, column="output"))
     document = a_document(*cells, status="configuration")
-    frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    frame = aggregate(document, paper_scale, Results(runs_root, {}.get))
     text = markdown_text(document, frame, paper_scale)
     assert text.splitlines()[0].endswith("configuration: nothing to run.**")
     assert "| Madry | 200 | ReLU | · |" in text
@@ -174,10 +174,10 @@ def test_doubtful_published_numbers_are_marked_and_told(
 ) -> None:
     cells = [
         a_cell(),
-        a_cell(column="clean", column_label="Clean", flags=("doubtful: too [high]",)),
+        a_cell(column="clean", column_label="Clean", flags=(Flag("doubt", "too [high]"),)),
     ]
     document = a_document(*cells)
-    frame = aggregate(document, paper_scale, Runs(runs_root, {}.get))
+    frame = aggregate(document, paper_scale, Results(runs_root, {}.get))
     assert list(frame["flags"].str.startswith("doubtful: too [high]")) == [False, True]
     text = markdown_text(document, frame, paper_scale)
     assert "| Madry | 60 / – | 60† / – |" in text
@@ -190,6 +190,7 @@ def test_equal_signs_share_a_line(a_cell: Make, a_document: Make) -> None:
     labels = ("PGD", "MIM", "DF")
     cells = [a_cell(column=label, column_label=label) for label in labels]
     told = {"reproduced": 50.0, "warnings": ["zero gradient", "", "zero gradient"]}
+    told["suspicious"] = [True, False, True]
     notes = weak_attack_notes(a_document(*cells), pd.DataFrame(told))
     assert notes == [
         "Madry / PGD; Madry / DF: zero gradient",

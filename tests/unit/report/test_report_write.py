@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.spec import ClassifierSpec, ComponentSpec
 from purifiers.plan.cells import Cell, Document, ScaleInfo
-from purifiers.report.audit_chart import defences
+from purifiers.report.aggregate import aggregate
+from purifiers.report.audit_chart import audit_rows
 from purifiers.report.figures import _as_numbers, _curves
+from purifiers.report.results import Results
 from purifiers.report.write import write_document
 
 Make = Callable[..., Any]
@@ -49,9 +52,11 @@ def test_provenance(
 ) -> None:
     upstream = RunFolder(runs_root, "classifier", "cnn-1")
     early = {"git": "old", "torch": "2", "device": "cuda", "finished": "2026-01-01T00:00:00+00:00"}
-    upstream.finish({"component": "small_cnn"}, [], {}, 10.0, early)
-    score("a", [1], upstream="cnn-1", finished="2026-01-03T00:00:00+00:00")
-    score("b", [1], upstream="cnn-1", finished="2026-01-02T00:00:00+00:00")
+    recipe = ComponentSpec(component="small_cnn", version=1, parameters={})
+    spec = ClassifierSpec(data="mnist-1", train=8, classifier=recipe, training=recipe, seed=0)
+    upstream.finish(spec, [], {}, 10.0, early)
+    score("a", [1], classifier="cnn-1", finished="2026-01-03T00:00:00+00:00")
+    score("b", [1], classifier="cnn-1", finished="2026-01-02T00:00:00+00:00")
     score("unrelated", [1], git="never")
     document = a_document(a_cell(scores=(("a", "b"), ("gone", "b")), seeds=(0, 1)))
     write(document, smoke_scale, runs_root, tmp_path / "out")
@@ -162,8 +167,10 @@ def test_audit(
     names = write(document, smoke_scale, runs_root, out)
     ends = ("csv", "md", "tex", "png", "svg", "provenance.json")
     assert names == {f"audit.{end}" for end in ends}
-    frame = pd.read_csv(out / "audit.csv")
-    (found,) = defences(document, frame)["MNIST"]
+    frame = aggregate(document, smoke_scale, Results(runs_root, {}.get))
+    written = pd.read_csv(out / "audit.csv")["reproduced"]
+    assert written.equals(frame["reproduced"])
+    (found,) = audit_rows(document, frame)["MNIST"]
     assert (found.label, found.oblivious, found.audit) == ("AID", 75.0, 25.0)
 
 
@@ -174,7 +181,7 @@ def test_curves_name_their_axis_and_each_line_once(a_cell: Make, a_document: Mak
         for column in ("0", "0.5")
     ]
     told = {"reproduced": 50.0, "ci_low": 40.0, "ci_high": 60.0, "published": float("nan")}
-    told |= {"block": ["mnist", "mnist", "svhn", "svhn"], "row": "madry", "warnings": ""}
+    told |= {"block": ["mnist", "mnist", "svhn", "svhn"], "row": "madry", "suspicious": False}
     told |= {"column": ["0", "0.5"] * 2}
     picture = _curves(a_document(*cells, axis="lambda"), pd.DataFrame(told))
     assert [axes.get_xlabel() for axes in picture.axes] == ["lambda", "lambda"]

@@ -1,4 +1,4 @@
-"""The audit's picture keeps attacks on the classifier and on the defence apart."""
+"""The audit's chart keeps attacks on the classifier and on the defence apart."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgba
 
-from purifiers.plan.cells import Cell, Document
-from purifiers.plan.plan import make_plan
+from purifiers.plan.cells import Cell, Combine, Document
+from purifiers.plan.plan import Plan
 from purifiers.report.aggregate import aggregate
-from purifiers.report.audit_chart import COLOURS, Defence, _side, defences, draw_audit
-from purifiers.report.results import Runs
-
-ROOT = Path(__file__).resolve().parents[3]
+from purifiers.report.audit_chart import COLOURS, AuditRow, _side, audit_rows, draw_audit
+from purifiers.report.results import Results
 
 
-def test_carried_over_attacks_count_in_the_audit_alone(tmp_path: Path) -> None:
-    plan = make_plan(ROOT, "smoke", ["aid/audit"])
+def test_carried_over_attacks_count_in_the_audit_alone(
+    plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    plan = plans["smoke"]
     document = plan.documents["aid/audit"]
     assert document.plot == "audit"
-    frame = aggregate(document, plan.scale.info(), Runs(tmp_path, lambda _: None), None)
+    frame = aggregate(document, plan.scale.info(), Results(tmp_path, lambda _: None), None)
     value = {"pgd_oblivious": 60.0, "pgd_white_box": 20.0}
     other = {"clean": 90.0, "pgd_transfer": 10.0, "worst": 9.0}
     frame["reproduced"] = [(value | other)[cell.column] for cell in document.cells]
-    found = [row for rows in defences(document, frame).values() for row in rows]
+    found = [row for rows in audit_rows(document, frame).values() for row in rows]
     assert found and all((row.oblivious, row.audit) == (60.0, 9.0) for row in found)
     by_label = {row.label: row for row in found}
     assert by_label["Madry"].purifier == "" and by_label["Madry"].base == "Madry"
@@ -37,14 +37,16 @@ def test_carried_over_attacks_count_in_the_audit_alone(tmp_path: Path) -> None:
     assert (aid.base, aid.purifier) == ("Madry", "AID-Purifier")
 
 
-def test_without_an_attack_on_the_defence_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    plan = make_plan(ROOT, "smoke", ["aid/audit"])
+def test_without_an_attack_on_the_defence_there_is_nothing_to_compare(
+    plans: dict[str, Plan], tmp_path: Path
+) -> None:
+    plan = plans["smoke"]
     document = plan.documents["aid/audit"]
-    frame = aggregate(document, plan.scale.info(), Runs(tmp_path, lambda _: None), None)
+    frame = aggregate(document, plan.scale.info(), Results(tmp_path, lambda _: None), None)
     frame["reproduced"] = [
         np.nan if cell.threat_model == "white_box" else 50.0 for cell in document.cells
     ]
-    assert defences(document, frame) == {} and draw_audit(document, frame) is None
+    assert audit_rows(document, frame) == {} and draw_audit(document, frame) is None
 
 
 @pytest.fixture
@@ -62,8 +64,8 @@ def audit(a_cell: Callable[..., Cell], a_document: Callable[..., Document]) -> D
 
 def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
     values = [1.0, 0.0, 30.0, 2.0, 50.0, 50.0, 60.0, 40.0]
-    frame = pd.DataFrame({"reproduced": values, "warnings": [""] * 7 + ["zero gradient"]})
-    assert defences(audit, frame)["MNIST"][3] == Defence(
+    frame = pd.DataFrame({"reproduced": values, "suspicious": [False] * 7 + [True]})
+    assert audit_rows(audit, frame)["MNIST"][3] == AuditRow(
         "Madry + AID", "Madry", "AID", oblivious=60.0, audit=40.0, weak=True
     )
     picture = draw_audit(audit, frame)
@@ -90,8 +92,8 @@ def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
         ({"threat_model": "transfer", "source": "cnn, natural"}, ""),
         ({"threat_model": "oblivious"}, "oblivious"),
         ({"threat_model": ""}, "oblivious"),
-        ({"threat_model": "oblivious", "attack": "worst of pgd, cw"}, ""),
+        ({"threat_model": "oblivious", "combine": Combine("worst", ("pgd", "cw"))}, ""),
     ],
 )
-def test_sides(a_cell: Callable[..., Cell], changes: dict[str, str], side: str) -> None:
+def test_sides(a_cell: Callable[..., Cell], changes: dict[str, Any], side: str) -> None:
     assert _side(a_cell(**changes)) == side

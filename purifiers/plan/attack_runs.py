@@ -191,7 +191,7 @@ def _substitute_run(
 
 
 def _check_first_success(setting: Setting, transferred: bool, random: bool) -> None:
-    """Refuse `stop: success` unless the attacked model is the scored one and deterministic."""
+    """Refuse ``stop: success`` unless the attacked model is the scored one and deterministic."""
     reason = ""
     if transferred:
         reason = "too weak for images that another model or a purifier receives"

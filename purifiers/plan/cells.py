@@ -137,7 +137,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The cells and the number of images of a document's picture of examples.
+    """Selection of the cells and images in a document's picture of examples.
 
     Attributes:
         each: number of test images per cell.

@@ -71,7 +71,7 @@ def assert_one_line(err: str, *parts: str) -> None:
         (TABLE, "oblivious", "oblivous", ["threat_model", "(did you mean 'oblivious'?)"]),
         (TABLE, "natural: [95", "natura: [95", ["no row 'natura' (did you mean 'natural'?)"]),
         (TABLE, "1.0, 1.0]", "1.0]", ["published.natural: 2 values for 3 columns"]),
-        (TABLE, "id: madry,", "id: natural,", ["blocks.digits.rows: an id is given twice"]),
+        (TABLE, "id: madry,", "id: natural,", ["blocks.digits.rows: duplicate id 'natural'"]),
         (
             *(TABLE, "    published:", "    doubts: {natural: {pdg: odd}}\n    published:"),
             ["blocks.digits.doubts.natural.pdg: no published value"],

@@ -26,7 +26,7 @@ ZERO_SHARE = 0.1
 this share hide at most ten points of accuracy)."""
 
 RISING_SHARE = 0.5
-"""Smallest share of attacked images whose loss must rise (our choice)."""
+"""Smallest share of the images changed by the attack whose loss must rise (our choice)."""
 
 CONFIDENCE = 0.95
 """Two-sided level of the comparison of two attacks on the same images (our choice). A cell is

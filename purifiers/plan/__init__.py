@@ -1,1 +1,1 @@
-"""From declarations to runs: what there is to do, and what it will cost. Never imports torch."""
+"""Expand declarations into runs and estimate their cost. Never imports torch."""

@@ -1,4 +1,4 @@
-"""The runs that make adversarial sets, and the substitutes that some are made on."""
+"""Plan the runs that make adversarial sets, and the substitutes that transfer attacks use."""
 
 from __future__ import annotations
 
@@ -36,20 +36,25 @@ from purifiers.plan.fit_runs import (
 )
 from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import NotImplementedHere, Setting
-from purifiers.plan.threats import asks_defence, eot, is_random
+from purifiers.plan.threats import eot, is_random, queries_defence
 
-SUBSET_SEED = 0  # which test images a reduced scale takes; the same for every seed
+SUBSET_SEED = 0  # chooses the test images of a reduced scale; fixed, so all seeds share them
 
 
 class ImageSet(NamedTuple):
-    """Images, and what was done to them in words, for ids."""
+    """Images and the processing steps that led to them.
+
+    Attributes:
+        images: spec of the images.
+        slug_parts: one word per step, for run ids: ``clean`` or the attack, then the methods.
+    """
 
     images: ImagesSpec
-    story: tuple[str, ...]
+    slug_parts: tuple[str, ...]
 
 
 def attacked_images(graph: Graph, setting: Setting, defence: Defended, seed: int) -> ImageSet:
-    """The images after the attack; clean ones where nothing attacks."""
+    """Plan a cell's images after its attack, or the clean images where the cell has no attack."""
     used = setting.used
     subset = Subset(split="test", n=used.test, seed=SUBSET_SEED)
     clean = ImagesSpec(data=dataset_run(graph, used).id, subset=subset, run=None)
@@ -59,17 +64,17 @@ def attacked_images(graph: Graph, setting: Setting, defence: Defended, seed: int
     traits: AttackTraits = registry.describe("attack", attack.component).traits
     if traits.model_free:
         run = _corruption_run(graph, setting, attack, clean, seed)
-        story: tuple[str, ...] = (attack.component,)
+        slug_parts: tuple[str, ...] = (attack.component,)
     else:
-        run, story = _attack_run(graph, setting, defence, attack, traits, clean, seed)
-    made = ImagesSpec(data=clean.data, subset=subset, run=run.id, stage="attack")
-    return ImageSet(made, story)
+        run, slug_parts = _attack_run(graph, setting, defence, attack, traits, clean, seed)
+    images = ImagesSpec(data=clean.data, subset=subset, run=run.id, stage="attack")
+    return ImageSet(images, slug_parts)
 
 
 def _corruption_run(
     graph: Graph, setting: Setting, attack: ComponentSpec, images: ImagesSpec, seed: int
 ) -> Run:
-    """The run of an attack that queries no model: all classifiers of the data set share it."""
+    """Plan an attack that queries no model; all classifiers of the data set share the run."""
     spec = AttackSpec(
         images=images, classifier=None, methods=(), gradient="none", attack=attack, seed=seed
     )
@@ -87,16 +92,16 @@ def _attack_run(
     images: ImagesSpec,
     seed: int,
 ) -> tuple[Run, tuple[str, ...]]:
-    """The run that makes the adversarial set, and the words for it in ids."""
+    """Plan the run that makes an adversarial set; return it with its words for run ids."""
     cell, used = setting.cell, setting.used
     threat = cell.get("threat_model", "oblivious")
-    attacked = defence.methods if asks_defence(cell) else ()
+    attacked = defence.methods if queries_defence(cell) else ()
     source = cell.get("source") if threat in ("transfer", "black_box") else None
     random = any(is_random(method) for method in attacked)
     if traits.stops_at_first_success and random:
         raise NotImplementedHere(
-            f"{attack.component} on a random defence, where its package takes one lucky "
-            "draw for a broken image and returns it unattacked"
+            f"{attack.component} on a random defence: its package counts an image as broken after "
+            "one lucky draw and returns it unattacked"
         )
     if attack.parameters.get("stop") == "success":
         _check_first_success(setting, bool(source) or defence.methods != attacked, random)
@@ -121,16 +126,16 @@ def _attack_run(
         precision="float32" if traits.float32_only else precision,
     )
     queries = passes(traits.passes, attack) * (draws.samples if draws else 1) * used.test
-    # a query with its gradient counts three passes, and BPDA's gradient leaves the methods out
+    # a query with its gradient counts three passes; BPDA backpropagates through no method
     share = 1.0 if gradient in ("exact", "second_order", "none") else 1 / 3
-    behind = added(*(purify_cost(used, victim, method) for method in attacked))
-    cost = added({network_of(victim, used): queries}, times(queries * share, behind))
-    story = [attack.component]
+    purify_passes = added(*(purify_cost(used, victim, method) for method in attacked))
+    cost = added({network_of(victim, used): queries}, times(queries * share, purify_passes))
+    slug_parts = [attack.component]
     if attacked:
         chain = "_".join(method.component for method in attacked)
-        story.append(f"{gradient}_{chain}" if gradient != "none" else f"scores_{chain}")
-    slug = slug_of(victim, story, seed)
-    return graph.add(spec, slug, cost, victim, float_bytes(used)), tuple(story)
+        slug_parts.append(f"{gradient}_{chain}" if gradient != "none" else f"scores_{chain}")
+    slug = slug_of(victim, slug_parts, seed)
+    return graph.add(spec, slug, cost, victim, float_bytes(used)), tuple(slug_parts)
 
 
 def _auxiliary(graph: Graph, setting: Setting, seed: int) -> MethodSpec | None:
@@ -141,10 +146,10 @@ def _auxiliary(graph: Graph, setting: Setting, seed: int) -> MethodSpec | None:
 def _source_run(
     graph: Graph, setting: Setting, defence: Defended, source: Mapping[str, Any], seed: int
 ) -> Run:
-    """The classifier whose adversarial images are carried over to the one that is scored.
+    """Plan the source classifier of a transfer attack: another classifier or a substitute.
 
     Raises:
-        UserError: a substitute's seed images would be among the evaluated ones.
+        UserError: a substitute's seed images would overlap the evaluated images.
     """
     training = setting.recipe("training", source["training"])
     if not registry.describe("training", training.component).traits.uses_oracle:
@@ -175,23 +180,23 @@ def _substitute_run(
     # the set doubles after each round but the last
     trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
     formula = registry.describe("training", training.component).traits.passes
-    own = passes(formula, training) * trained + 3 * grown
-    answer = {network_of(classifier, used): 1.0}
-    behind = [purify_cost(used, classifier, method) for method in methods]
+    substitute_passes = passes(formula, training) * trained + 3 * grown
+    oracle_query = {network_of(classifier, used): 1.0}
+    purify_passes = [purify_cost(used, classifier, method) for method in methods]
     network = network_key(substitute, shape_of(used))
-    cost = added({network: own}, times(grown, added(answer, *behind)))
+    cost = added({network: substitute_passes}, times(grown, added(oracle_query, *purify_passes)))
     chain = [method.component for method in methods]
     slug = slug_of(classifier, [*chain, substitute.component, "substitute"], seed)
     return graph.add(spec, slug, cost, classifier)
 
 
-def _check_first_success(setting: Setting, elsewhere: bool, random: bool) -> None:
-    """The first success must count where the images are scored, and at every draw."""
+def _check_first_success(setting: Setting, transferred: bool, random: bool) -> None:
+    """Refuse ``stop: success`` unless the attacked model is the scored one and deterministic."""
     reason = ""
-    if elsewhere:
-        reason = "far too weak for images that another model or a purifier sees"
+    if transferred:
+        reason = "too weak for images that another model or a purifier receives"
     elif random:
-        reason = "a success at one draw of a random defence, which another draw undoes"
+        reason = "a later draw of the random defence can undo that success"
     if reason:
         raise UserError(
             f"{setting.where}: attack {setting.cell['attack']!r} stops at its first success: "
@@ -200,13 +205,16 @@ def _check_first_success(setting: Setting, elsewhere: bool, random: bool) -> Non
 
 
 def _check_seeds(setting: Setting, seeds: int) -> None:
-    """Evaluated images are the first of the shuffled test split, seed images the last."""
+    """Refuse seed images that overlap the evaluated ones.
+
+    Evaluated images are the first of the shuffled test split, seed images the last.
+    """
     used = setting.used
     available = registry.describe("dataset", used.name).traits.test
     if available is not None and used.test + seeds > available:
         raise UserError(
             f"{setting.where}: {used.test} evaluated images and {seeds} seed images of the "
-            f"substitute are more than the {available} test images of {used.name}; set test to at "
+            f"substitute exceed the {available} test images of {used.name}; set test to at "
             f"most {available - seeds} in workflow/scales/{setting.scale.name}.yaml, or lower "
             "seed_images"
         )

@@ -1,4 +1,4 @@
-"""Gathers runs into jobs, so that small ones share the seconds it takes to start."""
+"""Group runs into jobs, so that small runs share the start-up time of one process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from purifiers.plan.scale import Scale
 
 @dataclass(frozen=True)
 class Batch:
-    """One job: runs of one stage, one after the other.
+    """One job: runs of one stage, executed one after the other.
 
     Attributes:
-        id: stage and hash of what it holds.
-        upstream: the batches that make what its runs are made from.
+        id: stage, and the hash of the runs' ids and the upstream batches.
+        stage: the stage of all its runs.
+        runs: in the order of execution.
+        upstream: the batches whose results its runs read.
     """
 
     id: str
@@ -29,17 +31,21 @@ class Batch:
 
     @property
     def spec_name(self) -> str:
-        """File with the runs' specs, below ``results/runs/batches``."""
+        """Name of the file with the runs' specs, below ``results/runs/batches``."""
         return f"{self.stage}/{self.id}.spec.json"
 
     @property
     def manifest_name(self) -> str:
-        """File that exists when all runs are finished."""
+        """Name of the file that is written when all runs are finished, in the same folder."""
         return f"{self.stage}/{self.id}.done.json"
 
 
 def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
-    """Run id to its batch, for runs and all they are made from."""
+    """Assign runs and all their ancestors to batches.
+
+    Returns:
+        The batch of each run, by run id.
+    """
     by_stage: dict[str, list[Run]] = {stage: [] for stage in SPECS}
     for run in with_ancestors(runs):
         by_stage[run.stage].append(run)
@@ -47,13 +53,13 @@ def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
     for stage in SPECS:
         ordered = sorted(by_stage[stage], key=lambda run: (-run.passes, run.id))
         for group in _groups(ordered, scale.jobs(stage)):
-            # A chain's later purifications are made from its earlier ones, in the same job or not:
-            # depth orders them, so that what is needed is always there.
+            # A later purification of a chain reads the images of the earlier one, so runs are
+            # ordered by depth.
             group = sorted(group, key=lambda run: (_depth(run), run.id))
-            inside = {run.id for run in group}
-            inputs = (i.id for run in group for i in run.inputs if i.id not in inside)
-            needed = {batch_of[run_id].id: batch_of[run_id] for run_id in inputs}
-            upstream = tuple(needed[key] for key in sorted(needed))
+            own_ids = {run.id for run in group}
+            inputs = (i.id for run in group for i in run.inputs if i.id not in own_ids)
+            by_id = {batch_of[run_id].id: batch_of[run_id] for run_id in inputs}
+            upstream = tuple(by_id[key] for key in sorted(by_id))
             content = [[run.id for run in group], [batch.id for batch in upstream]]
             batch = Batch(f"{stage}-{short_hash(content)}", stage, tuple(group), upstream)
             batch_of.update({run.id: batch for run in group})
@@ -61,13 +67,17 @@ def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
 
 
 def _depth(run: Run) -> int:
+    """Length of the longest chain of runs of the same stage that ends in this run."""
     return 1 + max((_depth(i) for i in run.inputs if i.stage == run.stage), default=0)
 
 
 def _groups(runs: list[Run], jobs: int | str) -> list[list[Run]]:
-    """Split by job group, one each, or into ``jobs`` groups of about equal cost.
+    """Split runs into one group per run, per job group, or into groups of about equal cost.
 
-    Purifications of purified images stay with what they are made from.
+    A purification of purified images stays in the group of the run that it reads.
+
+    Args:
+        jobs: ``run``, ``lineage`` (one group per job group) or the number of groups.
     """
     if jobs == "run" and all(_depth(run) == 1 for run in runs):
         return [[run] for run in runs]
@@ -89,12 +99,13 @@ def _groups(runs: list[Run], jobs: int | str) -> list[list[Run]]:
 
 
 def _root(run: Run) -> Run:
-    inside = [i for i in run.inputs if i.stage == run.stage]
-    return _root(inside[0]) if inside else run
+    """The first run of the chain of runs of the same stage that ends in this run."""
+    same_stage = [i for i in run.inputs if i.stage == run.stage]
+    return _root(same_stage[0]) if same_stage else run
 
 
 def write_specs(batches: Iterable[Batch], runs_root: Path, scale: Scale) -> None:
-    """Write the specs that jobs read, and forget manifests that name runs no longer there."""
+    """Write the spec files that jobs read; delete manifests whose runs are incomplete."""
     folder = runs_root / "batches"
     for batch in batches:
         spec = {
@@ -119,6 +130,6 @@ def write_specs(batches: Iterable[Batch], runs_root: Path, scale: Scale) -> None
         if not path.exists() or read_json(path) != spec:
             write_json(path, spec)
         manifest = folder / batch.manifest_name
-        whole = all(RunFolder(runs_root, r.stage, r.id).complete() for r in batch.runs)
-        if manifest.exists() and not whole:
+        complete = all(RunFolder(runs_root, r.stage, r.id).complete() for r in batch.runs)
+        if manifest.exists() and not complete:
             manifest.unlink()

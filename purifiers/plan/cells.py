@@ -1,4 +1,4 @@
-"""Cells and documents: what a paper's tables ask for, after everything has been looked up."""
+"""Cells, documents and flags: a paper's tables with every recipe and run resolved."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ STAGE_OF = {
     "seconds_per_image_batched": "time",
     "train_minutes": "time",
 }
-"""Metrics that another stage than ``score`` measures."""
+"""Metric to the stage that measures it, where that is not ``score``."""
 
 FlagKind = Literal["note", "words", "doubt", "remark", "data", "run"]
-"""What a flag is about.
+"""The kind of a flag.
 
-``note``: declared with the cell. ``words``: a published value that is no number, such as ``ReLU``.
-``doubt``: evidence against the published number. ``remark``: what a component's parameters imply.
-``data``: images that are not the original ones. ``run``: why a run is missing, or what it was
-timed on.
+``note``: declared with the cell. ``words``: a published value that is text, such as ``ReLU``.
+``doubt``: evidence against the published number. ``remark``: a consequence of a component's
+parameters. ``data``: how the images differ from the original ones. ``run``: why a run is missing,
+or the device it was timed on.
 """
 
 _PREFIX = {"words": "published: ", "doubt": "doubtful: "}
@@ -27,7 +27,12 @@ _PREFIX = {"words": "published: ", "doubt": "doubtful: "}
 
 @dataclass(frozen=True)
 class Flag:
-    """Something that readers of a cell must know."""
+    """A sentence that a table prints about a cell.
+
+    Attributes:
+        kind: see :data:`FlagKind`.
+        text: the sentence.
+    """
 
     kind: FlagKind
     text: str
@@ -38,12 +43,12 @@ class Flag:
 
 @dataclass(frozen=True)
 class Combine:
-    """How one number is made of several runs.
+    """How a cell combines several runs into one number.
 
     Attributes:
-        how: ``worst``: the lowest accuracy counts; ``mean``.
+        how: ``worst`` for the lowest accuracy, ``mean`` for the mean.
         over: the columns, attacks, or values of ``parameter`` that are combined.
-        parameter: of the attack; ``""`` where columns or attacks are combined.
+        parameter: parameter of the attack; ``""`` where columns or attacks are combined.
     """
 
     how: Literal["worst", "mean"]
@@ -57,17 +62,20 @@ class Cell:
 
     Attributes:
         document: file stem of the declaration: ``table_3``, ``figure_6``, ``audit``.
-        dataset: as the paper names it; ``used_dataset`` is the one really used at this scale.
-        state: ``planned``, ``not implemented``, ``not run`` (left out at this scale),
-            ``quoted`` (the paper takes it from elsewhere) or ``configuration``.
-        reason: why it is not planned.
+        dataset: the paper's data set.
+        used_dataset: the data set used at this scale; None where the cell is not planned.
         attack: name of the recipe, ``none`` for clean images.
-        scores: per seed the ids of its score runs; several ids are combined.
-        combine: how; None for a single run.
-        eot: draws behind each of the attacker's gradients; 0: not declared.
-        stochastic: a method of the chain is random.
-        source: classifier and training that a transfer attack was made on.
-        model_free: its attack queries no model, so that it is no adversary: a corruption.
+        published: the paper's value in ``unit``; None where it printed no number.
+        state: ``planned``, ``not implemented``, ``not run`` (data set left out at this scale),
+            ``quoted`` (the paper copied it from another publication) or ``configuration``.
+        reason: why the cell is not planned.
+        scores: ids of the score runs, one tuple per seed; several ids of a seed are combined.
+        seeds: the seed of each entry of ``scores``.
+        eot: EOT samples per gradient of the attack; 0: not declared.
+        stochastic: whether a method of the chain is random.
+        source: classifier and training that a transfer attack uses as its source.
+        combine: how the runs of a seed are combined; None for a single run.
+        model_free: whether the attack queries no model (a corruption).
     """
 
     paper: str
@@ -103,22 +111,22 @@ class Cell:
 
     @property
     def stage(self) -> str:
-        """The stage of the runs in ``scores``."""
+        """Stage of the runs in ``scores``."""
         return STAGE_OF.get(self.metric, "score")
 
     @property
     def attacked(self) -> bool:
-        """Whether its images are attacked, or some of those that it combines."""
+        """Whether the cell has an attack or combines several cells."""
         return self.combine is not None or self.attack != "none"
 
     @property
     def mean(self) -> bool:
-        """Whether it is the mean of its runs, and not the lowest of them."""
+        """Whether the cell is the mean of its runs instead of the lowest of them."""
         return self.combine is not None and self.combine.how == "mean"
 
     @property
     def attack_label(self) -> str:
-        """The attack in words."""
+        """Name of the attack, or of the attacks that are combined."""
         if self.combine is None:
             return self.attack
         listed = ", ".join(self.combine.over)
@@ -129,12 +137,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """The images that a document shows.
+    """Selection of the cells and images in a document's picture of examples.
 
     Attributes:
-        each: how many test images per cell.
-        rows: ids of the rows whose cells are shown; empty: all.
-        columns: ids of the columns, likewise.
+        each: number of test images per cell.
+        rows: ids of the rows shown; empty: all.
+        columns: ids of the columns shown; empty: all.
     """
 
     each: int
@@ -147,9 +155,12 @@ class Document:
     """A table, a figure or the audit; cells in row-major order inside each block.
 
     Attributes:
-        plot: how it is drawn: ``curves``, ``audit``, or ``""`` for not at all.
-        axis: what its columns are, for curves.
-        images: the images that are shown, if any.
+        document: file stem of the declaration, such as ``table_3``.
+        where: place in the paper.
+        status: ``measured``, ``configuration`` or ``qualitative``.
+        plot: ``curves``, ``audit``, or ``""`` for no picture.
+        axis: label of the x-axis, for curves.
+        images: the picture of example images; None: no such picture.
     """
 
     paper: str
@@ -166,10 +177,11 @@ class Document:
 
 @dataclass(frozen=True)
 class ScaleInfo:
-    """What a report prints about the scale.
+    """What a report prints about a scale.
 
     Attributes:
-        reduced: sizes or budgets are below the papers'.
+        stand_in_note: sentence printed where another data set replaces the paper's.
+        reduced: whether sizes or budgets are below the papers'.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Chains that make no sense, refused before anything runs."""
+"""Refuse a method that does not fit its cell, before any job starts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from purifiers.plan.resolve import Setting
 
 
 def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequence[int]) -> None:
-    """Compare the traits of a method with the cell that uses it.
+    """Check a method's requirements against the cell that uses it.
 
     Args:
         name: the method's name in the paper's recipes.
         shape: (C, H, W) of the images.
 
     Raises:
-        UserError: they do not fit.
+        UserError: the classifier's training, the number of channels or the image size does not fit.
     """
     traits: MethodTraits = registry.describe("method", method.component).traits
     where = f"{setting.where}: method {name!r}"
@@ -40,16 +40,19 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
     images = traits.images
     if images.channels and channels not in images.channels:
         allowed = " or ".join(str(count) for count in images.channels)
-        raise UserError(f"{where} takes images of {allowed} channels; these have {channels}")
+        raise UserError(
+            f"{where} takes images of {allowed} channels; these have {channels}: "
+            "choose another data set"
+        )
     above = images.square_above
     if above is not None and (height != width or height <= above):
         raise UserError(
-            f"{where} has no network for {height}x{width} images: square ones above "
-            f"{above}x{above} only"
+            f"{where} has no network for {height}x{width} images, only for square images above "
+            f"{above}x{above}: choose another data set"
         )
     multiple = int(evaluate(images.side_multiple, method.parameters))
     if height % multiple or width % multiple:
         raise UserError(
-            f"{where}: the sides of {height}x{width} images are no multiples of {multiple}, "
-            f"{images.side_multiple}"
+            f"{where}: the sides of {height}x{width} images are not multiples of {multiple} "
+            f"({images.side_multiple}): change these parameters or the data set"
         )

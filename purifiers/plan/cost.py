@@ -1,4 +1,4 @@
-"""What runs cost, in forward passes of the networks they use."""
+"""Predicted cost of runs, in forward passes of one image by network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from purifiers.plan.scale import UsedDataset
 
 
 def passes(formula: str, spec: ComponentSpec, images: int = 1) -> float:
-    """Value of a cost formula for a component's parameters and the number of training images."""
+    """Evaluate a cost formula.
+
+    Args:
+        formula: arithmetic over the component's parameters and ``images``.
+        images: number of training images.
+    """
     return evaluate(formula, {**spec.parameters, "images": images})
 
 
 def added(*costs: Cost) -> Cost:
-    """The sum of several costs."""
+    """Add costs network by network."""
     total: dict[str, float] = {}
     for cost in costs:
         for network, count in cost.items():
@@ -27,48 +32,53 @@ def added(*costs: Cost) -> Cost:
 
 
 def times(factor: float, cost: Cost) -> Cost:
-    """A cost so many times."""
+    """Multiply a cost by a factor."""
     return {network: factor * count for network, count in cost.items()}
 
 
 def method_traits(method: ComponentSpec) -> MethodTraits:
-    """The traits of a method."""
+    """Look up the traits of a method."""
     traits: MethodTraits = registry.describe("method", method.component).traits
     return traits
 
 
 def purify_cost(used: UsedDataset, classifier: Run, method: ComponentSpec) -> Cost:
-    """Passes that purify one image: of the classifier, and of the network the method brings."""
+    """Passes to purify one image, of the classifier and of the method's own network."""
     traits = method_traits(method)
-    own = traits.network.passes if traits.network else "0"
-    return _method_cost(used, classifier, method, traits.passes, own)
+    own_passes = traits.network.passes if traits.network else "0"
+    return _method_cost(used, classifier, method, traits.passes, own_passes)
 
 
 def fit_cost(used: UsedDataset, classifier: Run, method: ComponentSpec) -> Cost:
-    """Passes that fit a method, per training image."""
+    """Passes to fit a method, per training image."""
     traits = method_traits(method)
-    own = traits.network.fit_passes if traits.network else "0"
-    return _method_cost(used, classifier, method, traits.fit.passes if traits.fit else "0", own)
+    classifier_passes = traits.fit.passes if traits.fit else "0"
+    own_passes = traits.network.fit_passes if traits.network else "0"
+    return _method_cost(used, classifier, method, classifier_passes, own_passes)
 
 
 def _method_cost(
-    used: UsedDataset, classifier: Run, method: ComponentSpec, of_classifier: str, own: str
+    used: UsedDataset,
+    classifier: Run,
+    method: ComponentSpec,
+    classifier_passes: str,
+    own_passes: str,
 ) -> Cost:
-    both = {
-        network_of(classifier, used): passes(of_classifier, method, used.train),
-        own_network_key(method, used): passes(own, method, used.train),
+    by_network = {
+        network_of(classifier, used): passes(classifier_passes, method, used.train),
+        own_network_key(method, used): passes(own_passes, method, used.train),
     }
-    return {network: count for network, count in both.items() if count}
+    return {network: count for network, count in by_network.items() if count}
 
 
 def network_of(trained: Run, used: UsedDataset) -> str:
-    """The network that a classifier's or a substitute's run trains."""
+    """Key of the network that a classifier's or substitute's run trains."""
     assert isinstance(trained.spec, ClassifierSpec | SubstituteSpec)
     return network_key(trained.spec.classifier, shape_of(used))
 
 
 def own_network_key(method: ComponentSpec, used: UsedDataset) -> str:
-    """The network that a method brings: its component, its sizes and the image shape."""
+    """Key of a method's own network: component, sizes and image shape."""
     network = method_traits(method).network
     sizes = {name: method.parameters[name] for name in (network.sized_by if network else ())}
     sized = ComponentSpec(component=method.component, version=method.version, parameters=sizes)
@@ -76,17 +86,17 @@ def own_network_key(method: ComponentSpec, used: UsedDataset) -> str:
 
 
 def network_key(spec: ComponentSpec, shape: tuple[int, ...]) -> str:
-    """What one forward pass is a pass of: architecture, sizes and image shape."""
+    """Key of a network in a cost: architecture, sizes and image shape."""
     sizes = ",".join(f"{key}={value}" for key, value in sorted(spec.parameters.items()))
     return f"{spec.component}({sizes})@{'x'.join(map(str, shape))}"
 
 
 def shape_of(used: UsedDataset) -> tuple[int, ...]:
-    """(C, H, W) of the images."""
+    """Shape (C, H, W) of the data set's images."""
     shape: tuple[int, ...] = registry.describe("dataset", used.name).traits.shape
     return shape
 
 
 def float_bytes(used: UsedDataset) -> int:
-    """Size of the evaluated images in float32."""
+    """Size of the evaluated images in float32, in bytes."""
     return 4 * math.prod(shape_of(used)) * used.test

@@ -1,4 +1,4 @@
-"""Reads the YAML declarations of papers, tables, claims and scales, and refuses wrong ones."""
+"""Read and validate the YAML declarations of papers, tables, claims and scales."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ RECIPES = {
     "method": "methods",
     "attack": "attacks",
 }
+"""Kind of a component to the key of ``paper.yaml`` that holds its recipes."""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's declarations as they stand in the files.
+    """A paper's declarations, as read from its YAML files.
 
     Attributes:
+        id: name of the paper's folder.
+        folder: the folder, relative to the repository root.
         declared: content of ``paper.yaml``.
         documents: content of each table or figure file by its stem, in reading order.
         claims: content of ``claims.yaml``.
@@ -39,24 +42,28 @@ class Paper:
     claims: tuple[dict[str, Any], ...]
 
     def recipe(self, kind: str, name: str, where: str) -> dict[str, Any]:
-        """A named recipe of ``paper.yaml``.
+        """Look up a named recipe of ``paper.yaml``.
+
+        Args:
+            kind: a key of ``RECIPES``.
+            where: file and cell, for the error message.
 
         Raises:
-            UserError: there is none of that name.
+            UserError: ``paper.yaml`` has no recipe of that name.
         """
-        known = self.declared.get(RECIPES[kind], {})
-        if name not in known:
+        recipes = self.declared.get(RECIPES[kind], {})
+        if name not in recipes:
             raise UserError(
                 f"{where}: {kind} {name!r} is not in {self.folder / 'paper.yaml'}"
-                f"{did_you_mean(name, known)}"
+                f"{did_you_mean(name, recipes)}"
             )
-        return dict(known[name])
+        return dict(recipes[name])
 
     def settings(self, dataset: str) -> dict[str, Any]:
-        """The values that ``$name`` stands for on a data set.
+        """Look up the values of the ``$name`` references on a data set.
 
         Raises:
-            UserError: the paper has no row for it.
+            UserError: the settings of ``paper.yaml`` have no row for the data set.
         """
         rows = self.declared.get("settings", {})
         if dataset not in rows:
@@ -68,10 +75,10 @@ class Paper:
 
 
 def load_paper(root: Path, paper: str) -> Paper:
-    """Read ``benchmarks/<paper>/``.
+    """Read and validate the declarations in ``benchmarks/<paper>/``.
 
     Raises:
-        UserError: no such paper, or a file that breaks its schema.
+        UserError: the paper does not exist, or a file breaks its schema.
     """
     folder = root / "benchmarks" / paper
     if not (folder / "paper.yaml").exists():
@@ -91,15 +98,16 @@ def load_paper(root: Path, paper: str) -> Paper:
 
 
 def paper_names(root: Path) -> list[str]:
-    """All papers: the folders of ``benchmarks/`` that hold a ``paper.yaml``."""
+    """Names of all papers: the folders of ``benchmarks/`` that contain a ``paper.yaml``."""
     return sorted(path.parent.name for path in (root / "benchmarks").glob("*/paper.yaml"))
 
 
 def read_checked(path: Path, schema: str, root: Path) -> dict[str, Any]:
-    """Read a YAML file and hold it against ``workflow/schemas/<schema>.schema.yaml``.
+    """Read a YAML file and validate it against ``workflow/schemas/<schema>.schema.yaml``.
 
     Raises:
-        UserError: file, key path, what was expected, and the nearest known key.
+        UserError: the file is missing, is not YAML or breaks the schema; the message has the file,
+            the key path, what was expected, and the nearest valid key.
     """
     shown = path.relative_to(root) if path.is_relative_to(root) else path
     try:
@@ -116,7 +124,7 @@ def read_checked(path: Path, schema: str, root: Path) -> dict[str, Any]:
 
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, except that a key given twice is an error and not silently the last one."""
+    """PyYAML's safe loader, but a duplicate key is an error instead of overwriting the first."""
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -124,12 +132,12 @@ def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(
-                None, None, "a key is a word", key_node.start_mark
+                None, None, "a key must be a word or a number", key_node.start_mark
             )
         key = key_node.value
         if key != "<<" and key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is given twice", key_node.start_mark
+                None, None, f"duplicate key {key!r}: remove one", key_node.start_mark
             )
         seen.add(key)
     loader.flatten_mapping(node)
@@ -149,19 +157,20 @@ def _validator(path: Path) -> Any:
 
 
 def _importance(error: Any) -> tuple[int, bool]:
-    """Outer mistakes first; a misspelled key before the key that is missing because of it."""
+    """Sort key: outer errors first; a misspelled key before the key that it leaves missing."""
     return len(list(error.absolute_path)), error.validator != "additionalProperties"
 
 
 def _explain(error: Any) -> str:
+    """Format a schema error as key path, what is wrong and what was expected."""
     while error.context:
         error = max(error.context, key=lambda e: len(list(e.absolute_path)))
     place = ".".join(str(part) for part in error.absolute_path) or "top level"
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = error.schema.get("properties", {})
-        unknown = [key for key in error.instance if key not in known]
-        if unknown and known:
-            hint = did_you_mean(unknown[0], known) or f" (known: {', '.join(known)})"
+        valid = error.schema.get("properties", {})
+        unknown = [key for key in error.instance if key not in valid]
+        if unknown and valid:
+            hint = did_you_mean(unknown[0], valid) or f" (valid keys: {', '.join(valid)})"
             return f"{place}: unknown key {unknown[0]!r}{hint}"
     if error.validator == "enum":
         hint = did_you_mean(str(error.instance), map(str, error.validator_value))
@@ -171,7 +180,7 @@ def _explain(error: Any) -> str:
 
 
 def blocks_of(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The blocks of a document, each with its rows and columns filled in from the document."""
+    """Yield the blocks of a document; rows and columns default to the document's."""
     for block in content.get("blocks") or []:
         yield {
             **block,
@@ -183,14 +192,21 @@ def blocks_of(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _check_published(path: Path, content: dict[str, Any]) -> None:
-    """Published rows must be declared rows, one value per column; doubts, of published values."""
+    """Check the ids, the published values and the doubts of each block.
+
+    Raises:
+        UserError: a duplicate id, a published row that is not declared or that does not have one
+            value per column, a number that YAML reads as text, or a doubt without a published
+            value.
+    """
     shown = f"benchmarks/{path.parent.name}/{path.name}"
     for block in blocks_of(content):
         where = f"{shown}: blocks.{block['id']}"
         for axis in ("rows", "columns"):
             ids = [entry["id"] for entry in block[axis]]
             if len(set(ids)) != len(ids):
-                raise UserError(f"{where}.{axis}: an id is given twice")
+                repeated = next(name for name in ids if ids.count(name) > 1)
+                raise UserError(f"{where}.{axis}: duplicate id {repeated!r}: rename one")
         rows = [entry["id"] for entry in block["rows"]]
         for row, values in block["published"].items():
             if row not in rows:
@@ -200,35 +216,43 @@ def _check_published(path: Path, content: dict[str, Any]) -> None:
             for value in values:
                 if (number := number_in(value)) is not None:
                     raise UserError(
-                        f"{where}.published.{row}: {value!r} is text for YAML: write {number}"
+                        f"{where}.published.{row}: YAML reads {value!r} as text: write {number}"
                     )
             if len(values) != len(block["columns"]):
                 raise UserError(
                     f"{where}.published.{row}: {len(values)} values "
-                    f"for {len(block['columns'])} columns"
+                    f"for {len(block['columns'])} columns: write null where the paper has no value"
                 )
         columns = [entry["id"] for entry in block["columns"]]
         for row, doubts in block["doubts"].items():
             for column in doubts:
-                place = columns.index(column) if column in columns else None
+                position = columns.index(column) if column in columns else None
                 values = block["published"].get(row)
-                if place is None or not values or values[place] is None:
-                    raise UserError(f"{where}.doubts: nothing is published at {row}, {column}")
+                if position is None or not values or values[position] is None:
+                    raise UserError(
+                        f"{where}.doubts.{row}.{column}: no published value: "
+                        "correct the row or column, or remove the doubt"
+                    )
 
 
 def _check_images(path: Path, content: dict[str, Any]) -> None:
-    """Images are shown of declared rows and columns."""
+    """Check that the picture of example images lists declared rows and columns.
+
+    Raises:
+        UserError: a row or column that no block declares.
+    """
     for axis in ("rows", "columns"):
-        known = {entry["id"] for block in blocks_of(content) for entry in block[axis]}
+        declared = {entry["id"] for block in blocks_of(content) for entry in block[axis]}
         for name in content.get("images", {}).get(axis, ()):
-            if name not in known:
+            if name not in declared:
                 raise UserError(
                     f"benchmarks/{path.parent.name}/{path.name}: images.{axis}: there is no "
-                    f"{axis[:-1]} {name!r}{did_you_mean(name, known)}"
+                    f"{axis[:-1]} {name!r}{did_you_mean(name, declared)}"
                 )
 
 
 def _reading_order(stem: str) -> tuple[Any, ...]:
+    """Sort key: tables before other documents, then by kind and number."""
     kind, _, number = stem.partition("_")
     digits = "".join(c for c in number if c.isdigit())
     return (kind not in ("table",), kind, int(digits or 0), number)

@@ -1,4 +1,4 @@
-"""From a declared table to its cells, each with the score runs that give its number."""
+"""Expand declared tables into cells, each with the runs that measure it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from purifiers.plan.score_runs import MEASURED
 from purifiers.plan.threats import GRADIENTS, THREAT_MODELS, Method, Parts, check_threat, eot
 
 COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
-"""Keys of a cell whose number is the lowest, or the mean, of several."""
+"""Keys that declare a cell as the lowest value or the mean of several."""
 METRICS = ("accuracy", "mean_l2", "mean_linf", *STAGE_OF)
+"""Implemented metrics; the first is the default."""
 SUPPORTED = frozenset(
     "dataset classifier training methods attack threat_model gradient metric unit "  # noqa: SIM905
     "eot source auxiliary detector fit_classifiers override quoted flags".split()
 )
+"""Keys of a cell that are implemented, beside those of ``COMBINED``."""
 
 
 class Expander:
-    """Expands documents at one scale.
+    """Expand documents at one scale.
 
     Attributes:
-        graph: the runs behind all documents expanded so far.
+        scale: the scale.
+        graph: the runs of all documents expanded so far.
     """
 
     def __init__(self, scale: Scale) -> None:
@@ -39,15 +42,15 @@ class Expander:
         self.graph = Graph()
 
     def document(self, paper: Paper, stem: str) -> Document:
-        """All cells of one table or figure."""
+        """Expand one table or figure into its cells, and add their runs to the graph."""
         content = paper.documents[stem]
         where = f"benchmarks/{paper.id}/{stem}.yaml"
         cells: list[Cell] = []
         for block in blocks_of(content):
             for row in block["rows"]:
-                for place, column in enumerate(block["columns"]):
+                for position, column in enumerate(block["columns"]):
                     published = block["published"].get(row["id"])
-                    value = published[place] if published else None
+                    value = published[position] if published else None
                     cells.append(self._cell(paper, stem, content, block, row, column, value, where))
         return Document(
             paper=paper.id,
@@ -79,8 +82,8 @@ class Expander:
         state, reason, used = "planned", "", None
         scores: tuple[tuple[str, ...], ...] = ()
         flags = [Flag("note", text) for text in declared.get("flags", ())]
-        number = isinstance(published, int | float)
-        if published is not None and not number:
+        is_number = isinstance(published, int | float)
+        if published is not None and not is_number:
             flags.append(Flag("words", str(published)))
         if doubt := block["doubts"].get(row["id"], {}).get(column["id"]):
             flags.append(Flag("doubt", doubt))
@@ -93,8 +96,8 @@ class Expander:
                 parts = _parts(declared, base, block, where)
                 used, scores = self._scores(paper, parts, where)
                 flags += _remarks(self._runs(scores)) if used else []
-            except NotImplementedHere as missing:
-                state, reason = "not implemented", str(missing)
+            except NotImplementedHere as error:
+                state, reason = "not implemented", str(error)
             if state == "planned" and used is None:
                 state = "not run"
                 reason = f"{declared['dataset']} is not part of scale {self.scale.name}"
@@ -118,7 +121,7 @@ class Expander:
             gradient=declared.get("gradient", ""),
             metric=declared.get("metric", "accuracy"),
             unit=declared.get("unit", "percent"),
-            published=float(published) if number else None,
+            published=float(published) if is_number else None,
             flags=tuple(flags),
             state=state,
             reason=reason,
@@ -134,7 +137,12 @@ class Expander:
     def _scores(
         self, paper: Paper, parts: list[dict[str, Any]], where: str
     ) -> tuple[UsedDataset | None, tuple[tuple[str, ...], ...]]:
-        """The data set that is used, and per seed the runs of a cell's parts."""
+        """Plan the runs of a cell's parts.
+
+        Returns:
+            The data set that is used (None where the scale leaves it out) and the run ids per
+            seed.
+        """
         settings = [self._setting(paper, part, where) for part in parts]
         used = None
         per_part: list[tuple[str, ...]] = []
@@ -151,9 +159,18 @@ class Expander:
         return [self.graph.runs[run] for ids in scores for run in ids]
 
     def _setting(self, paper: Paper, cell: dict[str, Any], where: str) -> Setting | None:
+        """Check a plain cell; None where the scale leaves its data set out.
+
+        Raises:
+            UserError: a missing key, an unknown name or a refused threat model.
+            NotImplementedHere: the cell needs something that is not implemented.
+        """
         for key in ("dataset", "classifier", "training"):
             if key not in cell:
-                raise UserError(f"{where}: the cell names no {key}")
+                raise UserError(
+                    f"{where}: the cell has no {key}: add `{key}: <name>` to the cell, its row, "
+                    "column or block, or the defaults"
+                )
         for key in cell.get("override", {}):
             kind, _, name = key.partition(".")
             paper.recipe(kind, name, f"{where}: override")
@@ -165,12 +182,12 @@ class Expander:
             )
         for key in sorted(set(cell) - SUPPORTED):
             raise NotImplementedHere(f"{key} is not implemented")
-        for key, known in (
+        for key, implemented in (
             ("metric", METRICS),
             ("threat_model", THREAT_MODELS),
             ("gradient", GRADIENTS),
         ):
-            if cell.get(key, known[0]) not in known:
+            if cell.get(key, implemented[0]) not in implemented:
                 raise NotImplementedHere(f"{key} {cell[key]} is not implemented")
         used = self.scale.dataset(cell["dataset"])
         for kind, name in _components(cell):
@@ -180,9 +197,9 @@ class Expander:
         check_threat(cell, _threat_parts(paper, cell, where), where)
         if used is None:
             return None
-        # no more images than the paper looked at: some of its attacks cost hours for each
-        most = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
-        used = replace(used, test=min(used.test, most))
+        # no more images than the paper evaluated: some attacks take hours per image
+        limit = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
+        used = replace(used, test=min(used.test, limit))
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])
@@ -197,7 +214,7 @@ def _attack_traits(component: str) -> AttackTraits:
 
 
 def _methods(paper: Paper, cell: dict[str, Any], names: Sequence[str], where: str) -> list[Method]:
-    """Traits and parameters of methods at any scale: a budget changes no choice between modes."""
+    """Look up methods with their parameters; budgets are left out, as they change no mode."""
     methods = []
     for name in names:
         recipe = paper.recipe("method", name, where)
@@ -209,7 +226,9 @@ def _methods(paper: Paper, cell: dict[str, Any], names: Sequence[str], where: st
 
 
 def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> Parts:
-    def one(key: str) -> Method | None:
+    """The components of a cell that decide which attacks are possible."""
+
+    def method_at(key: str) -> Method | None:
         return _methods(paper, cell, [cell[key]], where)[0] if key in cell else None
 
     name = cell.get("attack", "none")
@@ -217,25 +236,26 @@ def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> Parts:
     return Parts(
         methods=_methods(paper, cell, cell.get("methods", ()), where),
         attack=None if attack is None else _attack_traits(attack),
-        auxiliary=one("auxiliary") if attack else None,
-        detector=one("detector"),
+        auxiliary=method_at("auxiliary") if attack else None,
+        detector=method_at("detector"),
     )
 
 
 def _image_grid(content: dict[str, Any]) -> ImageGrid | None:
-    if (asked := content.get("images")) is None:
+    if (declared := content.get("images")) is None:
         return None
-    return ImageGrid(asked["each"], *(tuple(asked.get(axis, ())) for axis in ("rows", "columns")))
+    rows, columns = (tuple(declared.get(axis, ())) for axis in ("rows", "columns"))
+    return ImageGrid(declared["each"], rows, columns)
 
 
 def _parts(
     declared: dict[str, Any], base: dict[str, Any], block: dict[str, Any], where: str
 ) -> list[dict[str, Any]]:
-    """The plain cells behind a cell: itself, or those that it combines.
+    """List the plain cells of a cell: itself, or the cells that it combines.
 
     Raises:
-        UserError: a column that is not there, a mean over a parameter of no attack, a combination
-            of columns that are combined in another way.
+        UserError: an unknown column, a mean over a parameter without an attack, or a combination
+            of columns that combine cells in another way.
     """
     key = next((key for key in COMBINED if key in declared), None)
     if key is None:
@@ -251,21 +271,26 @@ def _parts(
             part = merge(base, by_id[name])
             inner = next((inner for inner in COMBINED if inner in part), None)
             if inner and inner != key.replace("_of", "_over"):
-                raise UserError(f"{where}: {key}: column {name!r} has a {inner} of its own")
+                raise UserError(
+                    f"{where}: {key}: column {name!r} has its own {inner}: combine plain "
+                    "columns only"
+                )
             parts += _parts(part, base, block, where)
         return parts
     rest = {name: value for name, value in declared.items() if name not in COMBINED}
     if key == "worst_over":
         return [{**rest, "attack": name} for name in declared[key]]
     if rest.get("attack", "none") == "none":
-        raise UserError(f"{where}: mean_over takes a parameter of the attack, and there is none")
+        raise UserError(
+            f"{where}: mean_over needs an attack, but the cell has none: add `attack: <name>`"
+        )
     ((parameter, values),) = declared[key].items()
     name = f"attack.{rest['attack']}"
     return [merge(rest, {"override": {name: {parameter: value}}}) for value in values]
 
 
 def _combine(declared: dict[str, Any]) -> Combine | None:
-    """How the cell's runs are combined; None where it has a single one."""
+    """How the runs of a cell are combined; None for a single run."""
     match next((key for key in COMBINED if key in declared), None):
         case None:
             return None
@@ -278,17 +303,17 @@ def _combine(declared: dict[str, Any]) -> Combine | None:
 
 
 def _remarks(runs: Iterable[Run]) -> list[Flag]:
-    """What a table must add about a cell's attacks and its detector."""
-    remarks: list[str] = []
+    """Remarks that the table must print about a cell's attacks and detector."""
+    texts: list[str] = []
     for spec in (run.spec for run in runs):
         if isinstance(spec, ScoreSpec) and spec.attack is not None:
-            remarks += notes_on(spec.attack, _attack_traits(spec.attack.component).remarks)
+            texts += notes_on(spec.attack, _attack_traits(spec.attack.component).remarks)
         if isinstance(spec, ScoreSpec) and spec.detector is not None:
             name = spec.detector.component
-            remarks.append(
+            texts.append(
                 f"images that {name} detects count as correct when attacked, as wrong when clean"
             )
-    return [Flag("remark", text) for text in dict.fromkeys(remarks)]
+    return [Flag("remark", text) for text in dict.fromkeys(texts)]
 
 
 def _is_model_free(runs: Iterable[Run]) -> bool:
@@ -297,23 +322,23 @@ def _is_model_free(runs: Iterable[Run]) -> bool:
 
 
 def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:
-    """Kind and recipe name of everything that a cell names."""
-    named = [("classifier", cell["classifier"]), ("training", cell["training"])]
-    named += [("classifier", name) for name in cell.get("fit_classifiers", ())]
-    named += [("method", name) for name in cell.get("methods", ())]
+    """Kind and recipe name of every component that a cell uses."""
+    components = [("classifier", cell["classifier"]), ("training", cell["training"])]
+    components += [("classifier", name) for name in cell.get("fit_classifiers", ())]
+    components += [("method", name) for name in cell.get("methods", ())]
     if "detector" in cell:
-        named.append(("method", cell["detector"]))
+        components.append(("method", cell["detector"]))
     if cell.get("attack", "none") != "none":
-        named.append(("attack", cell["attack"]))
+        components.append(("attack", cell["attack"]))
         if "auxiliary" in cell:
-            named.append(("method", cell["auxiliary"]))
+            components.append(("method", cell["auxiliary"]))
         if "source" in cell:
-            named += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
-    return named
+            components += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
+    return components
 
 
 def _draws(declared: dict[str, Any]) -> int:
-    """Draws behind each of the attacker's gradients; 0: not declared."""
+    """EOT samples per gradient of the attack; 0: not declared."""
     return eot(declared["eot"]).samples if "eot" in declared else 0
 
 

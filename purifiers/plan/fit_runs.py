@@ -1,4 +1,4 @@
-"""The runs that train: a data set's classifiers, and the methods fitted to them."""
+"""Plan the runs that prepare data, train classifiers and fit methods."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from purifiers.plan.scale import UsedDataset
 
 
 class Defended(NamedTuple):
-    """A trained classifier and the methods before it, first to last."""
+    """A trained classifier and the methods in front of it, first to last."""
 
     classifier: Run
     methods: tuple[MethodSpec, ...]
 
 
 def dataset_run(graph: Graph, used: UsedDataset) -> Run:
-    """The run that prepares a data set."""
+    """Plan the run that prepares a data set."""
     traits: DatasetTraits = registry.describe("dataset", used.name).traits
     pixels = math.prod(traits.shape) * ((traits.train or 0) + (traits.test or 0))
     spec = DatasetSpec(dataset=component_spec("dataset", used.name, used.parameters))
@@ -48,10 +48,10 @@ def dataset_run(graph: Graph, used: UsedDataset) -> Run:
 
 
 def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str, Any]) -> Run:
-    """The run that trains a classifier.
+    """Plan the run that trains a classifier.
 
     Args:
-        names: the recipes' names, under ``classifier`` and ``training``.
+        names: recipe names under the keys ``classifier`` and ``training``.
     """
     used = setting.used
     classifier = setting.recipe("classifier", names["classifier"])
@@ -70,11 +70,14 @@ def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str
 
 
 def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> MethodSpec:
-    """A method ready for use; the run that fits it is added where it has to be fitted.
+    """Resolve a method of a cell; plan the run that fits it where the method needs one.
+
+    Args:
+        name: the method's recipe.
 
     Raises:
-        UserError: it does not fit the cell, or is to be fitted on other classifiers than the one
-            it protects, which it listens to.
+        UserError: the method does not fit the cell, or the cell lists ``fit_classifiers`` for a
+            method that can only be fitted on the classifier it protects.
     """
     method = setting.recipe("method", name)
     check_method(setting, name, method, shape_of(setting.used))
@@ -85,8 +88,8 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
         names = cell.get("fit_classifiers") or [cell["classifier"]]
         if names != [cell["classifier"]] and not fit.several_classifiers:
             raise UserError(
-                f"{setting.where}: method {name!r} listens to the classifier it protects and "
-                f"cannot be fitted on {', '.join(names)}: leave fit_classifiers out"
+                f"{setting.where}: method {name!r} can only be fitted on the classifier it "
+                f"protects, not on {', '.join(names)}: remove fit_classifiers"
             )
         classifiers = [
             classifier_run(graph, setting, seed, {**cell, "classifier": n}) for n in names
@@ -103,7 +106,7 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
 def _purifier_run(
     graph: Graph, setting: Setting, method: ComponentSpec, classifiers: Sequence[Run], seed: int
 ) -> Run:
-    """The run that fits a method; one fit serves all values of its inference's parameters."""
+    """Plan the run that fits a method; its spec leaves out the ``inference_only`` parameters."""
     fit = method_traits(method).fit
     assert fit is not None
     used, (first, *others) = setting.used, classifiers
@@ -116,8 +119,8 @@ def _purifier_run(
         seed=seed,
         ensemble=tuple(run.id for run in others),
     )
-    beside = [_architecture(run) for run in others]
-    slug = slug_of(first, ["_and_".join([method.component, *beside])], seed)
+    architectures = [_architecture(run) for run in others]
+    slug = slug_of(first, ["_and_".join([method.component, *architectures])], seed)
     if not fit.uses_classifier:
         slug = f"{used.name}-{method.component}-s{seed}"
     cost = times(used.train, added(*(fit_cost(used, run, method) for run in classifiers)))
@@ -130,12 +133,12 @@ def _architecture(classifier: Run) -> str:
 
 
 def defended(graph: Graph, setting: Setting, seed: int) -> Defended:
-    """The cell's classifier behind its methods."""
+    """Plan a cell's classifier and the methods in front of it."""
     classifier = classifier_run(graph, setting, seed, setting.cell)
     names = setting.cell.get("methods", ())
     return Defended(classifier, tuple(fitted_method(graph, setting, n, seed) for n in names))
 
 
-def slug_of(classifier: Run, story: Sequence[str], seed: int) -> str:
-    """Data set, architecture and training of the classifier, then what was done, then the seed."""
-    return "-".join([classifier.id.rsplit("-", 2)[0], *story, f"s{seed}"])
+def slug_of(classifier: Run, parts: Sequence[str], seed: int) -> str:
+    """Readable beginning of a run id: the classifier's slug, the processing steps and the seed."""
+    return "-".join([classifier.id.rsplit("-", 2)[0], *parts, f"s{seed}"])

@@ -1,4 +1,4 @@
-"""The units of work, named by what they are made of, and the graph that they form."""
+"""Runs, identified by the hash of their spec, and the graph of their dependencies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from purifiers.core.artifacts import short_hash
 from purifiers.core.spec import ComponentSpec, Spec
 
 Cost = Mapping[str, float]
-"""Forward passes of one image, by network."""
+"""Number of forward passes of one image, by network."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Run:
 
     Attributes:
         id: readable slug and eight digits of the hash of stage and spec.
-        spec: everything that its result depends on.
-        inputs: the runs it is made from.
-        job_group: id of the classifier's or data set's run that it shares jobs with.
-        cost: predicted cost (keys as :func:`purifiers.plan.cost.network_key` makes them).
+        spec: everything that the result depends on.
+        inputs: the runs whose results it reads.
+        job_group: id of the classifier's or data set's run whose jobs it shares.
+        cost: predicted cost, by :func:`purifiers.plan.cost.network_key`.
         size_bytes: predicted size of its files.
     """
 
@@ -36,21 +36,21 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """The stage that does it."""
+        """Stage that executes the run."""
         return self.spec.stage
 
     @property
     def passes(self) -> float:
-        """The passes of all its networks together."""
+        """Predicted forward passes, summed over the networks."""
         return sum(self.cost.values())
 
     def ancestors(self) -> Iterator[Run]:
-        """All runs it is made from, directly or not, each once; nearer ones first."""
+        """Yield all direct and indirect inputs once, nearer ones first."""
         return _reached(self.inputs)
 
 
 def with_ancestors(runs: Iterable[Run]) -> list[Run]:
-    """Runs and all they are made from, each once."""
+    """List runs and all their direct and indirect inputs, each once."""
     return list(_reached(runs))
 
 
@@ -64,10 +64,10 @@ def _reached(runs: Iterable[Run]) -> Iterator[Run]:
 
 
 class Graph:
-    """All runs of a plan; what two cells both need is added once.
+    """All runs of a plan; cells that need the same result share one run.
 
     Attributes:
-        runs: every run by id.
+        runs: all runs by id.
     """
 
     def __init__(self) -> None:
@@ -81,11 +81,14 @@ class Graph:
         group: Run | None = None,
         size_bytes: int = 0,
     ) -> Run:
-        """The run of a spec, whose upstream runs are in the graph already.
+        """Add the run of a spec, or return the existing one.
 
         Args:
+            spec: its upstream runs must be in the graph.
             slug: readable beginning of the id.
-            group: the run whose jobs it shares; None: it founds a group.
+            cost: predicted cost; None: no forward passes.
+            group: the run whose jobs it shares; None: it starts a job group.
+            size_bytes: predicted size of its files.
         """
         run_id = f"{slug}-{short_hash({'stage': spec.stage, **spec.to_json()})}"
         if run_id not in self.runs:
@@ -96,20 +99,21 @@ class Graph:
 
 
 def component_spec(kind: str, name: str, parameters: Mapping[str, Any]) -> ComponentSpec:
-    """A component with every parameter.
+    """Build a component spec with defaults filled in.
 
-    Parameters that ``joined_later`` are left out at their defaults: runs that are older than the
-    parameter keep their identity.
+    Parameters in ``joined_later`` are left out at their defaults, so that older runs keep their
+    identity.
     """
     described = registry.describe(kind, name)
     filled = {**described.parameters, **parameters}
-    for joined in described.traits.joined_later:
-        if filled[joined] == described.parameters[joined]:
-            del filled[joined]
+    for parameter in described.traits.joined_later:
+        if filled[parameter] == described.parameters[parameter]:
+            del filled[parameter]
     return ComponentSpec(component=name, version=described.version, parameters=_plain(filled))
 
 
 def _plain(value: Any) -> Any:
+    """Convert tuples to lists, as JSON does."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

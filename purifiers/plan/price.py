@@ -1,4 +1,4 @@
-"""What a plan costs, before it runs: jobs, device-hours, disk."""
+"""Estimate a plan's cost before it runs: jobs, device-hours and disk space."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan
 
 ASSUMED_FLOPS = 6e12
-"""Sustained float32 operations per second of a GPU that nobody has measured: about 45 % of an RTX
-2080 Ti's 13.4e12, the card of the AID-Purifier paper. Our choice."""
+"""Float32 operations per second assumed for a GPU without measured throughput: about 45 % of the
+13.4e12 of an RTX 2080 Ti, the card of the AID-Purifier paper. Our choice."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Measured seconds per forward pass of one image, and multiply-adds, per network."""
+    """Measured throughput of networks.
+
+    Attributes:
+        networks: per network the multiply-adds of one forward pass of one image (``macs``) and,
+            per measured device, its seconds.
+    """
 
     networks: dict[str, dict[str, Any]]
 
@@ -32,20 +37,28 @@ class Throughput:
         return cls(yaml.safe_load(path.read_text()) or {} if path.exists() else {})
 
     def seconds(self, run: Run, device: str) -> float | None:
-        """Predicted seconds of a run on a device; None where a network was never measured."""
+        """Predict the seconds of a run on a device; None if a network of it was never measured."""
         total = 0.0
         for network, passes in run.cost.items():
-            known = self.networks.get(network)
-            if known is None:
+            measured = self.networks.get(network)
+            if measured is None:
                 return None
-            total += passes * known.get(device, 2 * known["macs"] / ASSUMED_FLOPS)
+            total += passes * measured.get(device, 2 * measured["macs"] / ASSUMED_FLOPS)
         return total
 
 
 @dataclass(frozen=True)
 class Price:
-    """Cost of some runs; ``unknown`` counts those of networks that were never measured, and with
-    ``at_most`` some of them train and may stop early."""
+    """Predicted cost of runs that have not finished.
+
+    Attributes:
+        runs: number of runs.
+        jobs: number of jobs.
+        hours: device-hours, without the runs counted in ``unknown``.
+        unknown: number of runs with a network that was never measured.
+        gibibytes: size of their files, in GiB.
+        at_most: ``hours`` is an upper bound, because a training may stop early.
+    """
 
     runs: int
     jobs: int
@@ -56,7 +69,7 @@ class Price:
 
 
 def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) -> Price:
-    """Add up the runs that are not done yet."""
+    """Add up the predicted cost of the runs that have not finished."""
     open_runs = [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
     seconds = [throughput.seconds(run, device) for run in open_runs]
     return Price(
@@ -79,37 +92,37 @@ def _may_stop_early(run: Run) -> bool:
 
 
 def describe_price(plan: Plan) -> str:
-    """A table for people: each document on its own, then everything together."""
+    """Format the cost as a text table: one line per document, then the total."""
     throughput = Throughput.load(plan.root)
     device = "cpu" if plan.scale.setting("device", "auto") == "cpu" else "gpu"
     lines = [
-        f"scale {plan.scale.info().label}; hours on one {device}; what is done is subtracted",
+        f"scale {plan.scale.info().label}; hours on one {device}; finished runs are not counted",
         f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>11}{'GiB':>9}",
     ]
     for name, document in plan.documents.items():
         planned = sum(cell.state == "planned" for cell in document.cells)
-        found = price(with_ancestors(plan.score_runs(name)), plan, throughput, device)
-        lines.append(_line(name, len(document.cells), planned, found))
+        cost = price(with_ancestors(plan.score_runs(name)), plan, throughput, device)
+        lines.append(_line(name, len(document.cells), planned, cost))
     cells = sum(len(d.cells) for d in plan.documents.values())
     planned = sum(c.state == "planned" for d in plan.documents.values() for c in d.cells)
     total = price(plan.runs.values(), plan, throughput, device)
-    lines.append(_line("all together", cells, planned, total))
+    lines.append(_line("total", cells, planned, total))
     if device == "gpu":
         lines.append(
-            f"GPU hours are estimated at {ASSUMED_FLOPS / 1e12:g} TFLOP/s where not measured."
+            f"GPU hours assume {ASSUMED_FLOPS / 1e12:g} TFLOP/s for networks not measured on a GPU."
         )
     if total.at_most:
-        lines.append("Trainings that may stop early are counted to their last epoch.")
+        lines.append("Trainings with early stopping are counted to their last epoch.")
     if total.unknown:
         lines.append(
-            f"{total.unknown} runs use networks without a measured throughput: not counted."
+            f"+ {total.unknown} runs are not counted: the throughput of their networks is unknown."
         )
     return "\n".join(lines)
 
 
-def _line(name: str, cells: int, planned: int, found: Price) -> str:
-    hours = f"{found.hours:.2f}" + ("+" if found.unknown else "")
+def _line(name: str, cells: int, planned: int, cost: Price) -> str:
+    hours = f"{cost.hours:.2f}" + ("+" if cost.unknown else "")
     return (
-        f"{name:<22}{cells:>7}{planned:>8}{found.runs:>7}{found.jobs:>6}{hours:>11}"
-        f"{found.gibibytes:>9.2f}"
+        f"{name:<22}{cells:>7}{planned:>8}{cost.runs:>7}{cost.jobs:>6}{hours:>11}"
+        f"{cost.gibibytes:>9.2f}"
     )

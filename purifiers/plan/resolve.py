@@ -1,4 +1,4 @@
-"""From recipes, settings, budgets and overrides to a component's final parameters."""
+"""Resolve a component's parameters from recipe, settings, budget and override."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ from purifiers.plan.graph import component_spec
 from purifiers.plan.scale import Scale, UsedDataset
 
 RELATIVE: dict[str, Callable[[Any, Any], Any]] = {"at_most": min, "times": operator.mul}
-"""Changes that depend on what they change."""
+"""Relative changes of a parameter, by their key."""
 
 
 class NotImplementedHere(Exception):
-    """A cell needs something the suite does not have yet; its text names it."""
+    """A cell needs something that is not implemented; the message is printed as its reason."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A cell's declaration with everything needed to resolve it."""
+    """A cell's declaration with everything needed to resolve its recipes.
+
+    Attributes:
+        paper: the paper's declarations.
+        scale: the scale.
+        where: file and cell, for error messages.
+        cell: the merged declaration of the cell.
+        used: the data set at this scale.
+    """
 
     paper: Paper
     scale: Scale
@@ -36,14 +44,15 @@ class Setting:
     used: UsedDataset
 
     def recipe(self, kind: str, name: str) -> ComponentSpec:
-        """A recipe as a component spec: settings filled in, budgets and overrides applied.
+        """Resolve a recipe to a component spec, with settings, budget and override applied.
 
-        A change may be relative to what it changes: ``{at_most: n}`` lowers it and never raises
-        it, ``{times: n}`` multiplies it.
+        A change may be relative to the value before it: ``{at_most: n}`` is an upper limit,
+        ``{times: n}`` multiplies.
 
         Raises:
-            UserError: unknown recipe, parameter or setting, a length out of range, or an override
-                that would undo what the scale says.
+            UserError: an unknown recipe, parameter or setting, a length out of range, or an
+                override of a parameter that the scale's budget sets.
+            NotImplementedHere: the recipe's component does not exist.
         """
         where = f"{self.where}: {kind}.{name}"
         declared = self.paper.recipe(kind, name, self.where)
@@ -58,8 +67,9 @@ class Setting:
         for key in set(budget) & set(override):
             if not isinstance(budget[key], dict) and not isinstance(override[key], dict):
                 raise UserError(
-                    f"{where}: the override says {key} {override[key]}, scale {self.scale.name} "
-                    f"{budget[key]}: write {{times: n}} for n times what the scale says"
+                    f"{where}: the override sets {key} to {override[key]}, but scale "
+                    f"{self.scale.name} sets it to {budget[key]}: write {{times: n}} for n times "
+                    "the scale's value"
                 )
         settings = (
             self.paper.settings(self.used.name)
@@ -77,7 +87,7 @@ class Setting:
 
 
 def notes_on(spec: ComponentSpec, notes: Iterable[Note]) -> list[str]:
-    """The notes that apply to a component's parameters, as sentences."""
+    """Texts of the notes that apply to a component's parameters."""
     texts = (note.applies(spec.parameters) for note in notes)
     return [text for text in texts if text is not None]
 
@@ -94,14 +104,17 @@ def _changed(
     settings: dict[str, Any],
     where: str,
 ) -> Any:
-    """A parameter's value after one layer of changes."""
+    """Apply one layer of changes to a parameter's value."""
     is_length = bool(length_kind(described.types[parameter]))
     if isinstance(to, dict) and len(to) == 1 and set(to) <= set(RELATIVE):
         ((how, amount),) = to.items()
         value = _number(_resolved(value, settings, where), is_length, f"{where}: {parameter}")
         amount = _number(_resolved(amount, settings, where), False, f"{where}: {how}")
         if not all(type(operand) in (int, float) for operand in (value, amount)):
-            raise UserError(f"{where}: {parameter}: {how} is {amount!r}, of {value!r}: not numbers")
+            raise UserError(
+                f"{where}: {parameter}: {how} is {amount!r} and applies to {value!r}: "
+                "both must be numbers"
+            )
         return RELATIVE[how](value, amount)
     return _resolved(to, settings, where)
 
@@ -111,7 +124,7 @@ def _number(value: Any, is_length: bool, where: str) -> Any:
 
 
 def _resolved(value: Any, settings: dict[str, Any], where: str) -> Any:
-    """A value, or the setting that ``$name`` refers to."""
+    """Replace ``$name`` by its setting; return any other value unchanged."""
     if not isinstance(value, str) or not value.startswith("$"):
         return value
     if value[1:] not in settings:
@@ -122,14 +135,14 @@ def _resolved(value: Any, settings: dict[str, Any], where: str) -> Any:
 
 
 def merge(*fragments: dict[str, Any]) -> dict[str, Any]:
-    """Later fragments win; ``override`` and ``flags`` add up."""
+    """Merge fragments of a cell; later keys win, ``override`` and ``flags`` accumulate."""
     merged: dict[str, Any] = {}
     for fragment in fragments:
         for key, value in fragment.items():
             if key == "override":
-                known = merged.get("override", {})
-                names = [*known, *(name for name in value if name not in known)]
-                merged["override"] = {n: {**known.get(n, {}), **value.get(n, {})} for n in names}
+                earlier = merged.get("override", {})
+                names = [*earlier, *(name for name in value if name not in earlier)]
+                merged["override"] = {n: {**earlier.get(n, {}), **value.get(n, {})} for n in names}
             elif key == "flags":
                 merged["flags"] = [*merged.get("flags", []), *value]
             else:

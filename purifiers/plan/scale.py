@@ -1,4 +1,4 @@
-"""Scales: what a run may cost. A scale changes data, sizes and budgets, never a code path."""
+"""Read scales, which set data, sizes and budgets and never change a code path."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from purifiers.plan.declarations import read_checked
 
 @dataclass(frozen=True)
 class UsedDataset:
-    """The data set that a paper's data set becomes at a scale.
+    """The data set that a scale uses for a paper's data set.
 
     Attributes:
-        train, test: how many images are used.
-        budgets: changes of sizes and budgets for this data set alone.
+        name: the data set's component.
+        parameters: its parameters.
+        train, test: number of images used.
+        budgets: parameter changes for this data set only, by ``kind.component``.
+        stand_in: whether it replaces the paper's data set.
     """
 
     name: str
@@ -42,23 +45,23 @@ class Scale:
         return tuple(self.declared["seeds"])
 
     def jobs(self, stage: str) -> int | str:
-        """How the runs of a stage are gathered into jobs."""
+        """How the runs of a stage are grouped: a number of jobs, ``lineage`` or ``run``."""
         return self.declared.get("jobs", {}).get(stage, "run")
 
     def setting(self, name: str, default: Any) -> Any:
-        """An optional top-level value."""
+        """Value of an optional top-level key."""
         return self.declared.get(name, default)
 
     def info(self) -> ScaleInfo:
-        """What reports must say of this scale."""
+        """The part of the scale that reports print."""
         note = self.declared.get("note", "")
         return ScaleInfo(self.name, self.declared["label"], note, self.declared["reduced"])
 
     def dataset(self, name: str) -> UsedDataset | None:
-        """What stands for a paper's data set here; None: it is left out.
+        """Look up the data set used for a paper's data set; None if the scale leaves it out.
 
         Raises:
-            UserError: the scale names a data set that does not exist.
+            UserError: the scale uses a data set that does not exist.
         """
         entry = self.declared["datasets"].get(name)
         if entry is None:
@@ -74,58 +77,61 @@ class Scale:
         )
 
     def budget(self, kind: str, component: str, used: UsedDataset) -> dict[str, Any]:
-        """Parameter changes for a component, those of the data set over the scale's own."""
+        """Parameter changes for a component; those of the data set override the scale's."""
         key = f"{kind}.{component}"
         changes = {**self.declared.get("budgets", {}).get(key, {}), **used.budgets.get(key, {})}
         return changes
 
 
 def scale_names(root: Path) -> list[str]:
-    """All scales."""
+    """Names of all scales."""
     return sorted(path.stem for path in (root / "workflow" / "scales").glob("*.yaml"))
 
 
 def load_scale(root: Path, name: str) -> Scale:
-    """Read a scale and check that it changes nothing but budgets.
+    """Read a scale and check that it changes budgets only.
 
     Raises:
-        UserError: unknown scale, broken schema, a data set without such a parameter or so many
-            images, a parameter that is not a budget, or a learning rate that does not say its
-            optimizer.
+        UserError: an unknown scale, a file that breaks its schema, an unknown data set parameter,
+            more images than the data set has, a parameter that is not a budget, or a learning
+            rate without its optimizer.
     """
     path = root / "workflow" / "scales" / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"there is no scale {name!r}{did_you_mean(name, scale_names(root))}")
     declared = read_checked(path, "scale", root)
-    everywhere = [("budgets", declared.get("budgets", {}))]
+    all_budgets = [("budgets", declared.get("budgets", {}))]
     for dataset, entry in declared["datasets"].items():
         if entry:
             _check_dataset(entry, f"workflow/scales/{name}.yaml: datasets.{dataset}")
-            everywhere.append((f"datasets.{dataset}.budgets", entry.get("budgets", {})))
-    for place, budgets in everywhere:
+            all_budgets.append((f"datasets.{dataset}.budgets", entry.get("budgets", {})))
+    for key_path, budgets in all_budgets:
         for key, changes in budgets.items():
             kind, _, component = key.partition(".")
             allowed = registry.describe(kind, component).traits.budget
             for parameter in changes:
                 if parameter not in allowed:
                     raise UserError(
-                        f"workflow/scales/{name}.yaml: {place}.{key}: {parameter!r} is not a budget"
-                        f"{did_you_mean(parameter, allowed)}; a scale may change "
+                        f"workflow/scales/{name}.yaml: {key_path}.{key}: {parameter!r} "
+                        f"is not a budget{did_you_mean(parameter, allowed)}; a scale may change "
                         f"{', '.join(allowed) or 'nothing'} there"
                     )
             if "learning_rate" in changes and "optimizer" in set(allowed) - set(changes):
                 raise UserError(
-                    f"workflow/scales/{name}.yaml: {place}.{key}: learning_rate without optimizer; "
-                    "recipes of different optimizers share this budget, so say which it is for"
+                    f"workflow/scales/{name}.yaml: {key_path}.{key}: learning_rate without "
+                    "optimizer, but recipes with different optimizers share this budget: add "
+                    "`optimizer: <name>`"
                 )
     return Scale(name, declared)
 
 
 def _check_dataset(entry: dict[str, Any], where: str) -> None:
-    """Its parameters exist, and so do as many images."""
+    """Check the parameters and the number of images of a data set."""
     described = registry.describe("dataset", entry["use"])
     described.check_parameters(entry.get("parameters", {}), where)
     for split in ("train", "test"):
-        most = getattr(described.traits, split)
-        if most is not None and (entry.get(split) or 0) > most:
-            raise UserError(f"{where}.{split} is {entry[split]}, but there are {most} images")
+        available = getattr(described.traits, split)
+        if available is not None and (entry.get(split) or 0) > available:
+            raise UserError(
+                f"{where}.{split} is {entry[split]}, but there are {available} images: lower it"
+            )

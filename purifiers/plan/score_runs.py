@@ -1,4 +1,4 @@
-"""The runs that give a cell its number: accuracy, mutual information, or time."""
+"""Plan the runs that measure a cell: accuracy, mutual information or time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import Setting
 
 ESTIMATOR_VERSION = 1
-"""Raised when :mod:`purifiers.core.information` estimates other numbers."""
+"""Raised when a change of :mod:`purifiers.core.information` changes its estimates."""
 
 TIMING = Timing(images=8, batches=(8, 32, 128, 512), limit_seconds=600)
-"""What a scale's ``timing`` may change: images timed one by one, the larger batches that are tried,
-and the time limit. Our choice; the AID-Purifier paper's Table 2 names batch size one alone."""
+"""Default timing, which a scale's ``timing`` may change: the number of images timed one by one, the
+larger batch sizes to try, and the time limit in seconds. Our choice; Table 2 of the AID-Purifier
+paper gives batch size one only."""
 
 
 def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
-    """The run that scores a cell with one seed.
+    """Plan the run that scores a cell under one seed.
 
     Raises:
-        UserError: an early-stopped adversarial set would be purified afterwards.
+        UserError: the attack stops at its first success, but its images would be purified
+            afterwards.
     """
     defence = defended(graph, setting, seed)
     attacked = attacked_images(graph, setting, defence, seed)
-    images, story = _purified_images(graph, setting, defence, attacked, seed)
+    images, slug_parts = _purified_images(graph, setting, defence, attacked, seed)
     detector = None
     if "detector" in setting.cell:
         detector = fitted_method(graph, setting, setting.cell["detector"], seed)
-        story = (*story, f"detected_by_{detector.component}")
+        slug_parts = (*slug_parts, f"detected_by_{detector.component}")
     attack = None
     if attacked.images.run is not None:
         attack_spec = graph.runs[attacked.images.run].spec
@@ -49,11 +51,11 @@ def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
     classifier = defence.classifier
     spec = ScoreSpec(images=images, classifier=classifier.id, attack=attack, detector=detector)
     cost = {network_of(classifier, setting.used): float(setting.used.test)}
-    return graph.add(spec, slug_of(classifier, story, seed), cost, classifier)
+    return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
 
 
 def information_run(graph: Graph, setting: Setting, seed: int) -> Run:
-    """The run that estimates the mutual information of two layers on a cell's images.
+    """Plan the run that estimates the mutual information of two layers on a cell's images.
 
     Raises:
         UserError: the paper declares no estimator.
@@ -62,11 +64,11 @@ def information_run(graph: Graph, setting: Setting, seed: int) -> Run:
     if declared is None:
         raise UserError(
             f"{setting.where}: mutual_information needs an `estimator` in "
-            f"{setting.paper.folder / 'paper.yaml'}"
+            f"{setting.paper.folder / 'paper.yaml'}: add one"
         )
     defence = defended(graph, setting, seed)
     attacked = attacked_images(graph, setting, defence, seed)
-    images, story = _purified_images(graph, setting, defence, attacked, seed)
+    images, slug_parts = _purified_images(graph, setting, defence, attacked, seed)
     classifier, budget = defence.classifier, setting.scale.setting("estimator", {})
     spec = InformationSpec(
         images=images,
@@ -75,13 +77,14 @@ def information_run(graph: Graph, setting: Setting, seed: int) -> Run:
         seed=seed,
     )
     cost = {network_of(classifier, setting.used): float(setting.used.test)}
-    return graph.add(spec, slug_of(classifier, story, seed), cost, classifier)
+    return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
 
 
 def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
-    """The run that times the cell's methods; the time of their training is read from their fits.
+    """Plan the run that times a cell's methods.
 
-    Its price is that of every batch that may be tried.
+    The training time is read from the runs that fitted the methods. The predicted cost includes
+    every batch size that may be tried.
 
     Raises:
         UserError: the cell has no method.
@@ -89,8 +92,10 @@ def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
     defence, used = defended(graph, setting, seed), setting.used
     classifier, methods = defence
     if not methods:
-        raise UserError(f"{setting.where}: there are no methods whose time could be taken")
-    images, story = attacked_images(graph, setting, defence, seed)
+        raise UserError(
+            f"{setting.where}: no methods to time: add `methods` or choose another metric"
+        )
+    images, slug_parts = attacked_images(graph, setting, defence, seed)
     changes = setting.scale.setting("timing", {})
     timing = Timing.from_json(
         {**TIMING.to_json(), **changes}, f"scale {setting.scale.name}: timing"
@@ -98,27 +103,27 @@ def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
     spec = TimeSpec(
         images=images, classifier=classifier.id, methods=methods, timing=timing, seed=seed
     )
-    tried = [size for size in timing.batches if size <= used.test]
-    each = added(*(purify_cost(used, classifier, method) for method in methods))
-    cost = times(1 + timing.images + sum(tried), each)
-    slug = slug_of(classifier, [*story, *(method.component for method in methods)], seed)
+    batch_sizes = [size for size in timing.batches if size <= used.test]
+    cost_per_image = added(*(purify_cost(used, classifier, method) for method in methods))
+    cost = times(1 + timing.images + sum(batch_sizes), cost_per_image)
+    slug = slug_of(classifier, [*slug_parts, *(method.component for method in methods)], seed)
     return graph.add(spec, slug, cost, classifier)
 
 
 def _purified_images(
     graph: Graph, setting: Setting, defence: Defended, attacked: ImageSet, seed: int
 ) -> ImageSet:
-    """The images behind the methods, first to last."""
-    images, story = attacked
+    """Plan the runs that purify images, one per method, first to last."""
+    images, slug_parts = attacked
     classifier, used = defence.classifier, setting.used
     for method in defence.methods:
-        story = (*story, method.component)
+        slug_parts = (*slug_parts, method.component)
         spec = PurifySpec(images=images, classifier=classifier.id, method=method, seed=seed)
         cost = times(used.test, purify_cost(used, classifier, method))
-        slug = slug_of(classifier, story, seed)
+        slug = slug_of(classifier, slug_parts, seed)
         run = graph.add(spec, slug, cost, classifier, float_bytes(used))
         images = ImagesSpec(data=images.data, subset=images.subset, run=run.id, stage="purify")
-    return ImageSet(images, story)
+    return ImageSet(images, slug_parts)
 
 
 MEASURED: dict[str, Callable[[Graph, Setting, int], Run]] = {

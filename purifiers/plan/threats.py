@@ -1,4 +1,4 @@
-"""Who attacks: what the threat model of a cell means, and which ones are refused."""
+"""Threat models: which part of a defence an attack queries, and which combinations are refused."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ GRADIENTS = ("exact", "bpda", "one_step", "second_order")
 
 
 def eot(declared: int | dict[str, Any]) -> Eot:
-    """A declared ``eot``: a number of draws, or with how they are combined."""
+    """Parse a declared ``eot``: a number of samples, or ``samples`` and ``combine``."""
     if isinstance(declared, int):
         return Eot(samples=declared, combine="mean")
     return Eot(samples=declared["samples"], combine=declared.get("combine", "mean"))
 
 
-def asks_defence(cell: dict[str, Any]) -> bool:
-    """Whether the attack asks the purifiers too, and not a bare classifier or a stand-in."""
+def queries_defence(cell: dict[str, Any]) -> bool:
+    """Whether the attack queries the whole defence, not only a classifier or a substitute."""
     threat = cell.get("threat_model", "oblivious")
     return threat == "white_box" or (threat == "black_box" and "source" not in cell)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method of a cell, by its name in the paper's recipes."""
+    """A method of a cell.
+
+    Attributes:
+        name: the method's recipe.
+        traits: traits of its component.
+        parameters: its parameters, without budgets.
+    """
 
     name: str
     traits: MethodTraits
@@ -38,7 +44,7 @@ class Method:
 
     @property
     def random(self) -> bool:
-        """Whether two seeds give two outputs."""
+        """Whether the method's output depends on the seed."""
         return self.traits.is_random(self.parameters)
 
 
@@ -48,9 +54,9 @@ class Parts:
 
     Attributes:
         methods: the purifiers, first to last.
-        attack: traits of the attack; None where nothing is attacked.
-        auxiliary: the method whose detector is attacked too.
-        detector: the method whose detected images count as its success.
+        attack: traits of the attack; None for clean images.
+        auxiliary: the method whose detector the attack evades as well.
+        detector: the method whose detections count as correct on attacked images.
     """
 
     methods: Sequence[Method] = ()
@@ -60,23 +66,34 @@ class Parts:
 
 
 def is_random(method: ComponentSpec) -> bool:
-    """Whether two seeds give two outputs."""
+    """Whether a method's output depends on the seed."""
     traits: MethodTraits = registry.describe("method", method.component).traits
     return traits.is_random(method.parameters)
 
 
 def check_threat(cell: dict[str, Any], parts: Parts, where: str) -> None:
-    """Refuse attacks that are impossible, or that would overstate the defence.
+    """Refuse attacks that are impossible or that would overstate robustness.
+
+    Args:
+        cell: the merged declaration of the cell.
+        parts: its components.
+        where: file and cell, for the error message.
 
     Raises:
-        UserError: a random defence attacked without a word on EOT, an exact gradient through a
-            method that has none, a transfer without a source, an attacked detector outside the
-            threat model, an attack on a part that no attacked method has, a corruption with a
-            threat model, or a detector that detects nothing.
+        UserError: one of
+
+            - a random defence attacked without a declared ``eot``,
+            - a gradient through a method that is not differentiable,
+            - a transfer attack without a source,
+            - an auxiliary method under a threat model that excludes it,
+            - an attack on a part that no attacked method provides,
+            - a corruption with a threat model other than oblivious,
+            - a detector that does not detect adversarial examples.
     """
     if parts.detector is not None and "detected" not in parts.detector.traits.provides:
         raise UserError(
-            f"{where}: method {parts.detector.name!r} detects nothing; name one that does"
+            f"{where}: method {parts.detector.name!r} detects nothing, but the cell uses it as "
+            "`detector`: choose a method that detects adversarial examples"
         )
     if parts.attack is None:
         return
@@ -84,42 +101,46 @@ def check_threat(cell: dict[str, Any], parts: Parts, where: str) -> None:
     _check_gradient(cell, parts, where)
     if parts.attack.model_free and threat != "oblivious":
         raise UserError(
-            f"{where}: attack {cell['attack']!r} queries no model; its threat model is oblivious"
+            f"{where}: attack {cell['attack']!r} queries no model, so threat model {threat} does "
+            "not apply: remove threat_model or set it to oblivious"
         )
     if threat == "transfer" and "source" not in cell:
-        raise UserError(f"{where}: threat model transfer needs a `source` to carry over from")
+        raise UserError(
+            f"{where}: threat model transfer needs a `source`: add the classifier and training "
+            "that the adversarial examples are made on"
+        )
     attacked = list(parts.methods) if threat == "white_box" else []
     if parts.auxiliary is not None:
         if threat not in ("oblivious", "white_box"):
             raise UserError(
-                f"{where}: threat model {threat} does not know the `auxiliary` method; take "
-                "oblivious or white_box"
+                f"{where}: threat model {threat} excludes the `auxiliary` method: remove it or "
+                "set threat_model to oblivious or white_box"
             )
         attacked.append(parts.auxiliary)
-    offered = {part for method in attacked for part in method.traits.provides}
+    provided = {part for method in attacked for part in method.traits.provides}
     for part in parts.attack.needs:
-        if part not in offered:
+        if part not in provided:
             raise UserError(
-                f"{where}: attack {cell['attack']!r} attacks a method's {part}, and none of "
-                "the attacked methods has one"
+                f"{where}: attack {cell['attack']!r} attacks a method's {part}, and none of the "
+                "attacked methods provides it: add one that does or choose another attack"
             )
 
 
 def _check_gradient(cell: dict[str, Any], parts: Parts, where: str) -> None:
-    """Refuse gradients through the defence that do not exist, or that average nothing."""
-    if not asks_defence(cell):
+    """Refuse gradients that do not exist, and random defences attacked without ``eot``."""
+    if not queries_defence(cell):
         return
     threat, gradient = cell["threat_model"], cell.get("gradient", "exact")
     if any(method.random for method in parts.methods) and "eot" not in cell:
         raise UserError(
-            f"{where}: a random defence is attacked {threat} without expectation over its draws; "
-            "say `eot: 20`, or `eot: 1` if the paper attacked single draws"
+            f"{where}: a random defence is attacked {threat} without EOT: add "
+            "`eot: 20`, or `eot: 1` if the paper attacked single draws"
         )
     if threat != "white_box" or gradient == "bpda":
         return
     for method in parts.methods:
         if not method.traits.differentiable:
             raise UserError(
-                f"{where}: method {method.name!r} has no gradient, but the cell asks for "
-                f"`gradient: {gradient}`; write `gradient: bpda`"
+                f"{where}: method {method.name!r} has no gradient, but the cell has "
+                f"`gradient: {gradient}`: write `gradient: bpda`"
             )

@@ -1,1 +1,1 @@
-"""From stored scores to tables, figures, claims and the status page. Never imports torch."""
+"""Write tables, figures, claims and the status page from stored scores. Never imports torch."""

@@ -1,4 +1,4 @@
-"""A document's cells as tidy rows: published beside reproduced."""
+"""Aggregate a document's cells to tidy rows with published and reproduced values."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ COLUMNS = (
     "warnings",
 )
 INTERNAL = (FLAGS, "suspicious")
-"""Columns of typed values that the files do not have: all flags of a cell, and whether its attack
+"""Columns that are not written to files: the flags of a cell as objects, and whether its attack
 shows signs of weakness."""
 COUNTS = ("n_correct", "n", "images", "seeds")
-UNMEASURED = {"train_minutes": "fitted before the time of a training was recorded"}
-"""Why a finished run may lack a metric, where there is more to say than that it does."""
+UNMEASURED = {"train_minutes": "fitted before training times were recorded"}
+"""Metric to the reason why a finished run may lack it, where the reason is known."""
 NUMBERS = ("published", "reproduced", "ci_low", "ci_high", "seed_low", "seed_high", "deviation")
 
 
@@ -36,23 +36,31 @@ def aggregate(
     results: Results,
     published_n: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
-    """One row per cell, in the document's order.
+    """Aggregate the finished runs of each cell to one row, in the document's order.
 
-    ``reproduced`` is the mean over the seeds (accuracy in percent), ``seed_low`` and ``seed_high``
-    their range. ``n_correct`` of ``n`` are pooled over the seeds; ``images`` counts the distinct
-    ones. Seeds classify the same images and are not independent, so the interval ``ci_low`` ...
-    ``ci_high`` is Wilson's 95 % interval at the pooled proportion with ``n = images``: more seeds
-    do not narrow it. In a worst-of cell each seed takes the lowest accuracy over its runs, and
-    ``worst_attack`` names the column that it is in, else the attack (over several seeds joined by
-    ``/``). A mean over cells counts all their images, its interval again the distinct ones only.
-    ``warnings`` has the signs of a weak attack, see :mod:`purifiers.report.signs`.
+    - ``reproduced`` is the mean over the seeds (accuracy in percent); ``seed_low`` and
+      ``seed_high`` are the lowest and highest value.
+    - ``n_correct`` and ``n`` are pooled over the seeds; ``images`` counts the distinct images.
+    - ``ci_low`` and ``ci_high`` are Wilson's 95 % interval at the pooled proportion with
+      ``n = images``. Seeds classify the same images and are not independent, so more seeds do not
+      narrow the interval.
+    - In a worst-of cell each seed takes the lowest accuracy over its runs. ``worst_attack`` is the
+      column of that run, or its attack where it has no column; several are joined by ``/``.
+    - A mean over cells pools the images of all its cells; its interval uses the distinct images.
+    - ``warnings`` lists the signs of a weak attack, see :mod:`purifiers.report.signs`.
 
     Args:
-        published_n: images behind a paper's numbers, by the data set's name; where it is silent
-            the reproduced number of images is taken, which is the same at the papers' own scale.
+        document: the document.
+        scale: the scale of its runs.
+        results: the runs.
+        published_n: number of images of the published values, by data set. Without an entry the
+            number of reproduced images is used, which is the same at the papers' own scale.
+
+    Returns:
+        One row per cell with the columns ``COLUMNS`` and ``INTERNAL``.
 
     Raises:
-        UserError: a worst-of cell of another metric than accuracy.
+        UserError: a worst-of cell of a metric other than accuracy.
     """
     cell_runs = [results.find(cell) for cell in document.cells]
     columns = {
@@ -73,7 +81,7 @@ def aggregate(
 
 
 def stand_in(cell: Cell) -> str:
-    """The data set that stands in for the paper's in this cell, or ``""``."""
+    """Name of the data set that replaces the paper's in this cell, or ``""``."""
     used = cell.used_dataset
     return used if used is not None and used != cell.dataset else ""
 
@@ -124,15 +132,15 @@ def _measured(
     parts = [runs if cell.mean else (worst(cell, runs),) for runs in cell_runs.seeds.values()]
     counted = [run for runs in parts for run in runs]
     values = [[run.value(cell.metric) for run in runs] for runs in parts]
-    known = [float(np.mean([v for v in of if v is not None])) for of in values if None not in of]
-    if len(known) < len(values):
-        why = UNMEASURED.get(cell.metric, f"the run did not measure {cell.metric}")
-        flags = (*cell.flags, *cell_runs.flags, Flag("run", why))
+    by_seed = [float(np.mean([v for v in of if v is not None])) for of in values if None not in of]
+    if len(by_seed) < len(values):
+        reason = UNMEASURED.get(cell.metric, f"the run did not measure {cell.metric}")
+        flags = (*cell.flags, *cell_runs.flags, Flag("run", reason))
         return {"seeds": 0, "verdict": "not run", FLAGS: flags}
     result: dict[str, Any] = {
-        "reproduced": float(np.mean(known)),
-        "seed_low": min(known),
-        "seed_high": max(known),
+        "reproduced": float(np.mean(by_seed)),
+        "seed_low": min(by_seed),
+        "seed_high": max(by_seed),
     }
     interval = None
     images = 0
@@ -145,8 +153,8 @@ def _measured(
         result |= {"n_correct": n_correct, "n": n, "images": images}
         result |= {"ci_low": interval[0], "ci_high": interval[1]}
     if not cell.mean and any(len(runs) > 1 for runs in cell_runs.seeds.values()):
-        reached = (columns.get((cell.block, cell.row, run.id), run.attack) for run in counted)
-        result["worst_attack"] = "/".join(dict.fromkeys(reached))
+        worst_names = (columns.get((cell.block, cell.row, run.id), run.attack) for run in counted)
+        result["worst_attack"] = "/".join(dict.fromkeys(worst_names))
     if cell.published is not None:
         result["deviation"] = result["reproduced"] - cell.published
     result["verdict"] = verdict(
@@ -156,10 +164,10 @@ def _measured(
         bool(stand_in(cell)),
         interval,
         published_n.get(cell.dataset, images),
-        max(known) - min(known),
+        max(by_seed) - min(by_seed),
     )
     if cell.stage == "time":
-        devices = dict.fromkeys(_taken_on(run, cell.metric) for run in counted)
+        devices = dict.fromkeys(_timed_on(run, cell.metric) for run in counted)
         timed = (Flag("run", device) for device in devices if device)
         result[FLAGS] = (*cell.flags, *cell_runs.flags, *timed)
         if cell.published is not None:
@@ -167,8 +175,8 @@ def _measured(
     return result
 
 
-def _taken_on(run: ScoreRun, metric: str) -> str:
-    """The device behind a time; "" where nothing was trained."""
+def _timed_on(run: ScoreRun, metric: str) -> str:
+    """Device on which a time was measured; ``""`` where nothing was trained."""
     if metric == "train_minutes":
         devices = dict.fromkeys(summary["device_name"] for summary in run.fits)
         return f"trained on {', '.join(devices)}" if devices else ""

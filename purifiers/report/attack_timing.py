@@ -1,7 +1,7 @@
-"""Attacks beside those of other libraries: measurements to a table and a chart.
+"""Compare the time and strength of attacks with other libraries, as a table and a chart.
 
-A measurement is what ``benchmarks/timing`` leaves: pytest-benchmark's JSON, one benchmark per
-attack and victim, with the libraries' rows in its ``extra_info``.
+A measurement is a file that ``benchmarks/timing`` writes: pytest-benchmark's JSON, one benchmark
+per attack and victim, with the libraries' rows in its ``extra_info``.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from purifiers.report.tables import csv_text
 FLOOR = "floor"
 SUITE = "purifybench"
 
-# Okabe & Ito's colours for other libraries, one blue from dark to light for the suite: apart for
+# Okabe & Ito's colours for other libraries, shades of one blue for the suite: distinct for
 # colour-blind readers and in grey.
 PEER_COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#999999")
 SUITE_COLOURS = ("#00324f", "#0072B2", "#56B4E9", "#bfe0f5")
 
 
 def write_timing(measurements: Sequence[Path], out: Path) -> None:
-    """Write ``out`` (CSV), and beside it the same as Markdown and as a chart (png and svg).
+    """Write the measurements as ``out`` (CSV), Markdown and a chart (png and svg) beside it.
 
     Raises:
-        UserError: a file is not a measurement, or one of them lacks the floor.
+        UserError: there are no measurements, a file is not one, or a benchmark lacks the floor.
     """
     frame = timing_table(measurements)
-    note = told(frame)
+    note = setup_note(frame)
     write_text(out.with_suffix(".md"), markdown(frame, note))
     picture = chart(frame)
     for kind in FORMATS:
@@ -46,91 +46,99 @@ def write_timing(measurements: Sequence[Path], out: Path) -> None:
 
 
 def timing_table(measurements: Sequence[Path]) -> pd.DataFrame:
-    """One row per library, attack, victim and device.
+    """Tabulate the measurements: one row per library, attack, victim and device.
 
-    Columns ``seconds`` (median over the rounds), ``over_floor`` (the ratio of two medians),
-    ``robust_accuracy`` (fraction, judged in float32), ``norm_median`` (of ``norm``; for L2 empty
-    where half of the images or more are not broken), ``differ`` (images that are broken by this
-    row or by the strongest other library, and not by both) and what was measured with what.
+    Columns: ``seconds`` (median over the rounds), ``over_floor`` (ratio to the median of the
+    floor), ``robust_accuracy`` (fraction, computed in float32), ``norm_median`` (median distance
+    in ``norm``; for L2 empty where more than half of the images are not broken), ``differ``
+    (number of images that either this row or the strongest other library breaks, but not both),
+    and the setup of the measurement.
 
     Raises:
         UserError: as :func:`write_timing`.
     """
-    rows = [row for path in measurements for found in benchmarks(path) for row in _rows(found)]
+    rows = [row for path in measurements for entry in benchmarks(path) for row in _rows(entry)]
     if not rows:
         raise UserError("no measurements: run pytest benchmarks/timing --benchmark-json=<file>")
     return pd.DataFrame(rows)
 
 
 def benchmarks(path: Path) -> list[dict[str, Any]]:
-    """What the measurements of a file tell."""
+    """Read the ``extra_info`` of each benchmark of a file."""
     try:
-        return [found["extra_info"] for found in read_json(path)["benchmarks"]]
+        return [entry["extra_info"] for entry in read_json(path)["benchmarks"]]
     except (KeyError, TypeError):
         raise UserError(
             f"{path}: not a measurement of benchmarks/timing; remove it and measure again"
         ) from None
 
 
-def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    medians = {row["library"]: statistics.median(row["seconds"]) for row in found["rows"]}
+def _rows(benchmark: dict[str, Any]) -> list[dict[str, Any]]:
+    medians = {row["library"]: statistics.median(row["seconds"]) for row in benchmark["rows"]}
     if FLOOR not in medians:
-        raise UserError(f"{found['attack']} on {found['victim']} was measured without its floor")
+        raise UserError(
+            f"{benchmark['attack']} on {benchmark['victim']} was measured without its floor: "
+            "measure again"
+        )
     return [
         {
             "library": row["library"],
-            "attack": found["attack"],
-            "victim": found["victim"],
-            "device": found["device"],
+            "attack": benchmark["attack"],
+            "victim": benchmark["victim"],
+            "device": benchmark["device"],
             "seconds": medians[row["library"]],
             "over_floor": medians[row["library"]] / medians[FLOOR],
-            "robust_accuracy": row["kept"] / found["n_images"] if "kept" in row else None,
+            "robust_accuracy": row["kept"] / benchmark["n_images"] if "kept" in row else None,
             "norm_median": row.get("norm_median"),
             "rounds": len(row["seconds"]),
-            "n_images": found["n_images"],
-            "norm": found["norm"],
-            "eps": found["eps"],
+            "n_images": benchmark["n_images"],
+            "norm": benchmark["norm"],
+            "eps": benchmark["eps"],
             "differ": row.get("differ"),
-            "flags": "; ".join(_flags(row, found)),
+            "flags": "; ".join(_flags(row, benchmark)),
             "version": row["version"],
-            "torch": found["torch"],
-            "processor": found["processor"],
-            "data": found["data"],
-            "missing": ", ".join(found["missing"]),
-            "git": found["git"],
+            "torch": benchmark["torch"],
+            "processor": benchmark["processor"],
+            "data": benchmark["data"],
+            "missing": ", ".join(benchmark["missing"]),
+            "git": benchmark["git"],
         }
-        for row in found["rows"]
+        for row in benchmark["rows"]
     ]
 
 
-def _flags(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _flags(row: dict[str, Any], benchmark: dict[str, Any]) -> list[str]:
     flags = []
-    if _weaker(row, found):
+    if _weaker(row, benchmark):
         flags.append("weaker than the strongest row")
     if row["library"].endswith("as is"):
         flags.append("parameters trainable")
     if row.get("black"):
         flags.append(f"{row['black']} black images do not count as broken")
-    if len(row["seconds"]) < max(len(other["seconds"]) for other in found["rows"]):
+    if len(row["seconds"]) < max(len(other["seconds"]) for other in benchmark["rows"]):
         flags.append("slow, fewer rounds")
     return flags
 
 
-def _weaker(row: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Beyond one image in 256 (at least one), or beyond 1 % in the median L2 distance."""
-    others = [other for other in found["rows"] if "kept" in other]
+def _weaker(row: dict[str, Any], benchmark: dict[str, Any]) -> bool:
+    """Whether a row is weaker than the strongest row of its benchmark.
+
+    L2: its median distance is over 1 % larger, or there is none. Other norms: it breaks over n/256
+    (at least one) fewer images.
+    """
+    others = [other for other in benchmark["rows"] if "kept" in other]
     if "kept" not in row:
         return False
-    if found["norm"] == "l2":
+    if benchmark["norm"] == "l2":
         medians = [other["norm_median"] for other in others if other["norm_median"] is not None]
         own = row["norm_median"]
         return bool(medians) and (own is None or own > 1.01 * min(medians))
     fewest = min(other["kept"] for other in others)
-    return bool(row["kept"] > fewest + max(1, found["n_images"] // 256))
+    return bool(row["kept"] > fewest + max(1, benchmark["n_images"] // 256))
 
 
-def told(frame: pd.DataFrame) -> str:
-    """One line: how it was measured, on what, and what is different about the data."""
+def setup_note(frame: pd.DataFrame) -> str:
+    """Describe the setup in one line: rounds, processor, torch version, data, missing libraries."""
     parts = [f"median of {frame['rounds'].max()} alternated rounds"]
     parts.append(", ".join(dict.fromkeys(frame["processor"])))
     parts.append(f"torch {', '.join(dict.fromkeys(frame['torch']))}")
@@ -142,12 +150,12 @@ def told(frame: pd.DataFrame) -> str:
 
 
 def markdown(frame: pd.DataFrame, note: str) -> str:
-    """A table per victim and device: time over floor and strength, libraries as columns."""
-    lines = ["# Attacks: time over floor", "", f"{note}.", ""]
+    """Format one table per victim and device: attacks as rows, libraries as columns."""
+    lines = ["# Attacks: time relative to the floor", "", f"{note}.", ""]
     lines += [
-        "Each cell: time / time of the floor, then in brackets what is left: the robust accuracy "
-        "at a fixed eps, the median L2 distance otherwise. *Slanted*: weaker than the strongest "
-        "row. –: more than half of the images not broken.",
+        "Each cell: time / time of the floor, then in brackets the strength: robust accuracy for "
+        "attacks at a fixed eps, median L2 distance for the others. *Italic*: weaker than the "
+        "strongest row. –: more than half of the images not broken.",
         "",
     ]
     for (victim, device), panel in frame.groupby(["victim", "device"], sort=False):
@@ -165,17 +173,17 @@ def markdown(frame: pd.DataFrame, note: str) -> str:
 
 
 def _cell(row: dict[Any, Any]) -> str:
-    left = row["robust_accuracy"] if row["norm"] == "linf" else row["norm_median"]
-    shown = "–" if pd.isna(left) else f"{left:.3f}"
+    strength = row["robust_accuracy"] if row["norm"] == "linf" else row["norm_median"]
+    shown = "–" if pd.isna(strength) else f"{strength:.3f}"
     text = f"{row['over_floor']:.2f} ({shown})"
     return f"*{text}*" if "weaker" in row["flags"] else text
 
 
 def chart(frame: pd.DataFrame) -> Figure:
-    """A panel per victim and device: for each attack a bar per library, up or down from the floor.
+    """Draw the time of each attack relative to the floor, one panel per victim and device.
 
-    The suite is blue. A cross stands at a row that is weaker than the strongest one, and rows
-    whose parameters were trainable are hatched.
+    The suite's bars are blue. A cross marks a row that is weaker than the strongest one. Rows
+    measured with trainable parameters are hatched.
     """
     frame = frame[frame["library"] != FLOOR]
     names = [name.removesuffix(", as is") for name in dict.fromkeys(frame["library"])]
@@ -189,10 +197,10 @@ def chart(frame: pd.DataFrame) -> Figure:
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
     if frame["library"].str.endswith("as is").any():
         handles.append(Patch(facecolor="white", edgecolor="0.3", hatch="////", label="as is"))
-    told = "1 is the floor; × weaker than the strongest row"
+    title = "1 is the floor; × weaker than the strongest row"
     picture.legend(
         handles=handles,
-        title=told,
+        title=title,
         fontsize=7,
         title_fontsize=7,
         loc="outside lower center",
@@ -204,30 +212,30 @@ def chart(frame: pd.DataFrame) -> Figure:
 def _colours(libraries: list[str]) -> dict[str, str]:
     ours = [name for name in libraries if name.startswith(SUITE)]
     others = [name for name in libraries if not name.startswith(SUITE)]
-    made = {name: SUITE_COLOURS[k % len(SUITE_COLOURS)] for k, name in enumerate(ours)}
-    return made | {name: PEER_COLOURS[k % len(PEER_COLOURS)] for k, name in enumerate(others)}
+    suite = {name: SUITE_COLOURS[k % len(SUITE_COLOURS)] for k, name in enumerate(ours)}
+    return suite | {name: PEER_COLOURS[k % len(PEER_COLOURS)] for k, name in enumerate(others)}
 
 
 def _bars(axes: Axes, panel: pd.DataFrame, colours: dict[str, str]) -> None:
     attacks = list(dict.fromkeys(panel["attack"]))
-    place, middles = 0.0, []
+    x, middles = 0.0, []
     order = list(colours)
     for attack in attacks:
         group = panel[panel["attack"] == attack].to_dict("records")
         group.sort(key=lambda row: order.index(row["library"].removesuffix(", as is")))
-        middles.append(place + (len(group) - 1) / 2)
+        middles.append(x + (len(group) - 1) / 2)
         for row in group:
             trainable = row["library"].endswith("as is")
             colour = colours[row["library"].removesuffix(", as is")]
             hatch = "////" if trainable else None
             height = row["over_floor"]
-            axes.bar(place, height - 1, 0.9, 1.0, color=colour, hatch=hatch, edgecolor="white")
+            axes.bar(x, height - 1, 0.9, 1.0, color=colour, hatch=hatch, edgecolor="white")
             parts = [f"{height:.2g}", *(["×"] if "weaker" in row["flags"] else [])]
             text = "\n".join(reversed(parts) if height >= 1 else parts)
             side = "bottom" if height >= 1 else "top"
-            axes.annotate(text, (place, height), ha="center", va=side, fontsize=6)
-            place += 1
-        place += 1
+            axes.annotate(text, (x, height), ha="center", va=side, fontsize=6)
+            x += 1
+        x += 1
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.margins(x=0.01, y=0.15)

@@ -1,4 +1,4 @@
-"""The attacked cells of a document, and which of them show signs of a weak attack."""
+"""Collect the attacks of a document and find the cells with signs of a weak attack."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from purifiers.report.results import CellRuns, Results, ScoreRun, worst
 from purifiers.report.signs import NOT_PROBED, Attacked, AttackedRun, Scored, Signs, signs
 
 ONE_GRADIENT = 3
-"""Passes of one forward and one backward pass, as components state them."""
+"""Cost of one forward and one backward pass, in forward passes, as in the components' traits."""
 
 Parts = dict[tuple[str, ...], Attacked]
-"""From the ids of the score runs of one attack, seed by seed, to its description."""
+"""Attacks by the ids of their score runs, one per seed."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Weakness:
     """The signs that a cell's attack is weak.
 
     Attributes:
-        text: all of them, joined by ``"; "``; ``NOT_PROBED`` where gradients and losses were not
+        text: the signs, joined by ``"; "``, with ``NOT_PROBED`` where gradients and losses were not
             recorded.
-        suspicious: there is a sign; not being probed alone is none.
+        suspicious: whether there is a sign; ``NOT_PROBED`` is not a sign.
     """
 
     text: str = ""
@@ -37,21 +37,24 @@ class Weakness:
 def weak_attacks(
     document: Document, cell_runs: Sequence[CellRuns], results: Results
 ) -> list[Weakness]:
-    """Per cell the signs of a weak attack.
+    """Find the signs of a weak attack in each cell.
 
-    A mean has the signs of all its attacks, and one that queries no model has none.
-    A worst-of cell has the signs of the attack that decides it and, if that one does not take
-    gradients of the model that is scored, those of the strongest one that does: an ensemble is no
-    better than its adaptive part.
+    A mean has the signs of all its attacks. An attack that queries no model has no signs. A
+    worst-of cell has the signs of the attack with the lowest accuracy. If that attack takes no
+    gradients of the scored model, the signs of the strongest attack that does are added, because
+    an ensemble of attacks is only as adaptive as that one.
 
     Args:
         cell_runs: the runs of each cell.
+
+    Returns:
+        One entry per cell, in the document's order.
     """
     by_block = _parts(document, cell_runs, results)
     every: Parts = {ids: part for parts in by_block.values() for ids, part in parts.items()}
     signs_by_block: dict[str, dict[tuple[str, ...], Signs]] = {}
     for block, parts in by_block.items():
-        others = list({**every, **parts}.values())  # what blocks share has its name in this one
+        others = list({**every, **parts}.values())  # shared attacks keep their name in this block
         signs_by_block[block] = {ids: signs(part, others) for ids, part in parts.items()}
     weaknesses = []
     for cell, runs in zip(document.cells, cell_runs, strict=True):
@@ -66,7 +69,7 @@ def weak_attacks(
 
 
 def _weakness(by_attack: Mapping[str, Signs]) -> Weakness:
-    """The signs of one attack or several, each attack's after its name."""
+    """Join the signs of one or several attacks; with several, each after the attack's name."""
     texts = []
     for name, listed in by_attack.items():
         if listed.texts:
@@ -82,7 +85,7 @@ def _short(part: Attacked) -> str:
 
 
 def _columns(runs: CellRuns) -> list[dict[int, ScoreRun]]:
-    """The runs of a cell by attack: each its runs by seed."""
+    """Split the runs of a cell by attack: one mapping from seed to run per attack."""
     by_attack = zip(*runs.seeds.values(), strict=True)
     return [dict(zip(runs.seeds, column, strict=True)) for column in by_attack]
 
@@ -92,7 +95,7 @@ def _ids(column: Mapping[int, ScoreRun]) -> tuple[str, ...]:
 
 
 def _parts(document: Document, cell_runs: Sequence[CellRuns], results: Results) -> dict[str, Parts]:
-    """Every attack of each block once, named after the cell that it has to itself, if any."""
+    """Describe each attack of each block once, named after its own cell where it has one."""
     columns = [(cell, _columns(runs)) for cell, runs in zip(document.cells, cell_runs, strict=True)]
     columns.sort(key=lambda entry: len(entry[1]) > 1)
     by_block: dict[str, Parts] = {cell.block: {} for cell in document.cells}
@@ -132,7 +135,7 @@ def _attack_of(run: ScoreRun) -> ComponentSpec | None:
 
 
 def _passes(attack: ComponentSpec) -> float:
-    """Forward passes per image that an attack takes."""
+    """Cost of an attack in forward passes per image."""
     formula = registry.describe("attack", attack.component).traits.passes
     return evaluate(formula, attack.parameters)
 
@@ -156,7 +159,7 @@ def _run(score: ScoreRun, results: Results) -> AttackedRun:
 def _deciding(
     cell: Cell, cell_runs: CellRuns, listed: Sequence[tuple[str, ...]], parts: Parts
 ) -> list[tuple[str, ...]]:
-    """Of a combined cell's attacks those whose weakness would make it an overestimate."""
+    """Attacks of a combined cell whose weakness would make the cell overstate robustness."""
     if cell.mean:
         return [ids for ids in listed if ids in parts]
     lowest = {worst(cell, runs).id for runs in cell_runs.seeds.values()}

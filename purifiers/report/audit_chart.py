@@ -1,4 +1,4 @@
-"""The audit's picture: what attacks on the classifier alone leave beside what the audit leaves."""
+"""Draw the audit: accuracy under attacks on the classifier alone and under the whole audit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from purifiers.plan.cells import Cell, Document
 from purifiers.report.layout import WEAK, WEAK_HEADING
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""One per classifier: Okabe & Ito's, apart for colour-blind readers."""
+"""One colour per classifier: Okabe & Ito's, distinct for colour-blind readers."""
 
 MARKERS = ("s", "D", "^", "v", "P", "X", "*", "p", "<", ">", "h", "8")
-"""One per purifier; a classifier alone is a hollow circle."""
+"""One marker per purifier; a classifier alone is a hollow circle."""
 AREAS = {"*": 100}
-"""In square points, where a marker is not as large as the others at their 34."""
+"""Area in square points of markers that look too small at the default of 34."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class AuditRow:
     """A row of the audit.
 
     Attributes:
-        label: the row's.
+        label: label of the row.
         base: label of the row with the same classifier alone, or the name of its training.
         purifier: the label without the base; ``""`` for the classifier alone.
-        oblivious: lowest accuracy over the attacks on the classifier alone, in percent.
-        audit: lowest accuracy over all attacks, never above ``oblivious``.
-        weak: an attack shows signs of weakness.
+        oblivious: lowest accuracy under attacks on the classifier alone, in percent.
+        audit: lowest accuracy under all attacks, in percent; at most ``oblivious``.
+        weak: whether an attack shows signs of weakness.
     """
 
     label: str
@@ -44,20 +44,23 @@ class AuditRow:
 
 
 def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
-    """Two panels per block. Above, the oblivious accuracy against the audit's: the farther a
-    defence lies below the diagonal, the more an attack gains by knowing it, and below the dotted
-    line of its classifier it does harm. Below, the same row by row."""
+    """Draw two panels per block; None where no row has both accuracies.
+
+    The upper panel plots audit accuracy over oblivious accuracy. The distance below the diagonal is
+    what an attack gains by knowing the defence. A defence below the dotted line of its classifier
+    is less robust than the classifier alone. The lower panel shows the same accuracies row by row.
+    """
     panels = audit_rows(document, frame)
     if not panels:
         return None
-    bases = list(dict.fromkeys(found.base for rows in panels.values() for found in rows))
-    purifiers = [found.purifier for rows in panels.values() for found in rows if found.purifier]
+    bases = list(dict.fromkeys(row.base for rows in panels.values() for row in rows))
+    purifiers = [row.purifier for rows in panels.values() for row in rows if row.purifier]
     colours = {base: COLOURS[k % len(COLOURS)] for k, base in enumerate(bases)}
     markers = {"": "o"} | {
         name: MARKERS[k % len(MARKERS)] for k, name in enumerate(dict.fromkeys(purifiers))
     }
-    most = max(len(rows) for rows in panels.values())
-    heights = (3.3, 0.5 + 0.2 * most)
+    row_count = max(len(rows) for rows in panels.values())
+    heights = (3.3, 0.5 + 0.2 * row_count)
     picture = Figure(figsize=(2.2 + 3.6 * len(panels), sum(heights) + 1.9), layout="constrained")
     above, below = picture.subplots(2, len(panels), squeeze=False, height_ratios=heights)
     shown: list[str] = []
@@ -74,10 +77,13 @@ def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
 
 
 def audit_rows(document: Document, frame: pd.DataFrame) -> dict[str, list[AuditRow]]:
-    """Per block label the rows that were attacked obliviously and through the whole defence, in the
-    document's order."""
+    """Select the rows with both oblivious and adaptive attacks.
+
+    Returns:
+        Rows by block label, in the document's order.
+    """
     oblivious: dict[tuple[str, str], float] = {}
-    every: dict[tuple[str, str], float] = {}
+    lowest: dict[tuple[str, str], float] = {}
     first: dict[tuple[str, str], Cell] = {}
     adaptive: set[tuple[str, str]] = set()
     weak: set[tuple[str, str]] = set()
@@ -88,7 +94,7 @@ def audit_rows(document: Document, frame: pd.DataFrame) -> dict[str, list[AuditR
             continue
         row, side = (cell.block_label, cell.row_label), _side(cell)
         first.setdefault(row, cell)
-        every[row] = min(float(value), every.get(row, 100.0))
+        lowest[row] = min(float(value), lowest.get(row, 100.0))
         if side == "oblivious":
             oblivious[row] = min(float(value), oblivious.get(row, 100.0))
         elif side == "adaptive":
@@ -106,8 +112,9 @@ def audit_rows(document: Document, frame: pd.DataFrame) -> dict[str, list[AuditR
             block, label = row
             base = bare.get((block, _classifier(cell)), cell.training)
             purifier = label.removeprefix(f"{base} + ") if cell.methods else ""
-            found = AuditRow(label, base, purifier, oblivious[row], every[row], row in weak)
-            panels.setdefault(block, []).append(found)
+            panels.setdefault(block, []).append(
+                AuditRow(label, base, purifier, oblivious[row], lowest[row], row in weak)
+            )
     return panels
 
 
@@ -116,12 +123,16 @@ def _classifier(cell: Cell) -> tuple[str, str, str]:
 
 
 def _side(cell: Cell) -> str:
-    """Whom it attacks: the classifier alone, or the whole defence; ``""`` for attacks that are made
-    on another model and carried over, and for the lowest or the mean of several."""
+    """Classify a cell's attack by what it queries.
+
+    Returns:
+        ``oblivious`` for the classifier alone, ``adaptive`` for the whole defence, ``""`` for
+        transfer attacks and combined cells.
+    """
     if cell.combine is not None:
         return ""
-    asks_defence = cell.threat_model == "black_box" and not cell.source
-    if cell.threat_model == "white_box" or asks_defence:
+    queries_defence = cell.threat_model == "black_box" and not cell.source
+    if cell.threat_model == "white_box" or queries_defence:
         return "adaptive"
     return "oblivious" if cell.threat_model in ("", "oblivious") else ""
 
@@ -164,18 +175,18 @@ def _points(
 
 
 def _dots(axes: Axes, rows: Sequence[AuditRow], colours: dict[str, str]) -> None:
-    """Each row's two accuracies joined, and the accuracy of its classifier alone as a stroke."""
+    """Draw the two accuracies of each row, joined, with a dotted line at its classifier's."""
     alone = {row.base: row.audit for row in rows if not row.purifier}
-    for place, row in enumerate(rows):
+    for y, row in enumerate(rows):
         colour = colours[row.base]
-        axes.plot((row.audit, row.oblivious), (place, place), color=colour, alpha=0.5, zorder=1)
-        axes.plot(row.oblivious, place, "o", color="white", mec=colour, ms=6, zorder=2)
-        axes.plot(row.audit, place, "o", color=colour, ms=6, mec="white", mew=0.5, zorder=3)
+        axes.plot((row.audit, row.oblivious), (y, y), color=colour, alpha=0.5, zorder=1)
+        axes.plot(row.oblivious, y, "o", color="white", mec=colour, ms=6, zorder=2)
+        axes.plot(row.audit, y, "o", color=colour, ms=6, mec="white", mew=0.5, zorder=3)
         if row.weak:
-            end = (max(row.audit, row.oblivious), place)
+            end = (max(row.audit, row.oblivious), y)
             axes.annotate(WEAK, end, (6, 0), textcoords="offset points", va="center", fontsize=8)
         if row.base in alone:
-            line = (place - 0.5, place + 0.5)
+            line = (y - 0.5, y + 0.5)
             axes.plot([alone[row.base]] * 2, line, ":", color=colour, linewidth=1, zorder=1)
     axes.set(xlim=_limits(rows), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xlabel("percent; attacked: ○ classifier, ● defence, too", fontsize=8)

@@ -11,9 +11,10 @@ RESAMPLES = 2000
 """Resamples behind a percentile interval (our choice)."""
 
 CONFIDENCE = 0.95
+"""Two-sided level of the intervals."""
 
 SEED = 0
-"""Seed of the resampling: the same runs give the same interval, digit for digit."""
+"""Seed of the resampling, fixed so that the same runs give exactly the same interval."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,27 @@ class Difference:
 
 
 def paired_difference(better: Sequence[np.ndarray], than: Sequence[np.ndarray]) -> Difference:
-    """Interval of ``worst(better) - worst(than)``, averaged over the seeds.
+    """Estimate ``worst(better) - worst(than)``, averaged over the seeds, with its interval.
 
-    Each resample draws seeds with replacement, then images with replacement: the same seeds and
-    the same images for both sides and, since all seeds classify the same images, for every seed. A
-    side's value under a seed is the minimum over its runs of their means over the images, taken
-    anew in each resample. With a single seed the interval speaks of the images only.
+    Each resample draws seeds with replacement, then images with replacement. Both sides use the
+    same seeds and the same images. All seeds use the same images, because they classify the same
+    ones. The value of a side under a seed is the minimum over its runs of their mean over the
+    images, recomputed in each resample. With a single seed the interval covers the choice of
+    images only.
 
     Args:
         better: per seed, values of shape (runs, images): 1 where correct, else 0.
         than: the other side, with the same seeds and the same images in the same order.
 
+    Returns:
+        The difference and its 95 % percentile interval, in the units of the values.
+
     Raises:
-        ValueError: no seeds, or seeds or images that differ in number.
+        ValueError: no seeds, or the sides differ in their number of seeds or images.
     """
     sides = [np.asarray(side, dtype=float) for side in (*better, *than)]
     if not better or len(better) != len(than) or len({side.shape[1] for side in sides}) != 1:
-        raise ValueError("both sides need the same seeds and the same images")
+        raise ValueError("both sides need the same seeds (at least one) and the same images")
     columns, counts = np.unique(np.concatenate(sides), axis=1, return_counts=True)
     n, seeds = int(counts.sum()), len(better)
     generator = np.random.default_rng(SEED)

@@ -1,4 +1,4 @@
-"""A paper's sentences, judged over the cells that should support them."""
+"""Test a paper's claims over the cells that should support them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 KEYS = ("table", "figure", "block", "row", "column")
 
 UNANSWERED = ("not implemented", "failed", "not run")
-"""Verdicts of cells without a number, the first of which a claim takes."""
+"""Verdicts of cells without a number, in the order of precedence for a claim."""
 
 LOWER_IS_BETTER = (
     *("seconds_per_image", "seconds_per_image_batched", "train_minutes"),
     *("mean_l2", "mean_linf"),
 )
-"""Metrics whose smaller value is the better one."""
+"""Metrics for which lower values are better."""
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
 
 
 @dataclass(frozen=True)
 class Question:
-    """Is the first cell above the second by more than ``by``, or the only one below ``by``?
+    """One comparison: the first of two cells exceeds the second by more than ``by``, or a single
+    cell is below ``by``.
 
     Attributes:
-        by: in the cells' unit; points, for accuracies.
+        cells: one or two cells.
+        by: margin or upper bound in the cells' unit; percentage points for accuracies.
     """
 
     cells: tuple[Cell, ...]
@@ -48,12 +50,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Part:
-    """One judged question.
+    """The result of one comparison.
 
     Attributes:
-        outcome: ``HOLDS``, ``CONTRADICTED``, ``UNDECIDED`` or a missing cell's verdict.
+        outcome: ``HOLDS``, ``CONTRADICTED``, ``UNDECIDED`` or the verdict of a missing cell.
         evidence: difference and interval; empty if a cell is missing.
-        missing: why each missing cell is missing.
+        missing: missing cells, each after the reason why it is missing.
     """
 
     outcome: str
@@ -69,24 +71,34 @@ def write_claims(
     out_path: Path,
     failure_of: FailureOf,
 ) -> None:
-    """Judge each claim and write ``out_path``, a CSV with the columns ``COLUMNS``.
+    """Test each claim and write ``out_path``, a CSV with the columns ``COLUMNS``.
 
-    A claim's ``decide`` lists parts: ``{better: cell, than: cell}`` or ``{better: cell,
-    better_than_all: [cells]}``, either with ``by: points`` (above by more than this; negative: not
-    more than this below), or ``{at_most: points, of: cell}`` (of an accuracy).
+    A claim's ``decide`` lists parts of three forms:
+
+    - ``{better: cell, than: cell, by: points}``: the first cell exceeds the second by more than
+      ``by`` (default 0; negative: it is at most that far below).
+    - ``{better: cell, better_than_all: [cells], by: points}``: the same against each of the cells.
+    - ``{at_most: percent, of: cell}``: an accuracy does not exceed a bound.
 
     A part holds when the 95 % interval of the paired difference lies above ``by``, or that of the
-    accuracy below ``at_most``; it is contradicted when the interval lies on the other side, else
-    undecided. A claim is ``contradicted`` if any part is; else it takes the verdict of a missing
-    cell (``not implemented`` before ``failed`` before ``not run``), its evidence saying which; else
-    it is ``supported`` if all parts hold; else, or without any part, ``undecided``.
+    accuracy below ``at_most``. It is contradicted when the interval lies on the other side, else
+    undecided.
+
+    The verdict of a claim is the first that applies: ``contradicted`` if any part is; the verdict
+    of a missing cell (``not implemented``, ``failed``, ``not run``, in this order), with the cell
+    in the evidence; ``supported`` if all parts hold; ``undecided``.
 
     Args:
         paper_claims: the list under ``claims`` in ``claims.yaml``.
         documents: all documents of that paper.
+        scale: the scale of the runs.
+        runs_root: the folder that holds ``score/``.
+        out_path: the CSV file.
+        failure_of: see :data:`purifiers.report.results.FailureOf`.
 
     Raises:
-        UserError: a claim names a cell that does not exist, or compares what cannot be compared.
+        UserError: a claim names a cell that does not exist, or compares cells of different data
+            sets or metrics.
     """
     cells = [cell for document in documents.values() for cell in document.cells]
     results = Results(runs_root, failure_of)
@@ -94,10 +106,10 @@ def write_claims(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for claim in paper_claims:
-        asked = list(_asked(claim, cells))
-        parts = [_judge(question, results, claim["id"]) for question in asked]
-        substitutes = sorted(
-            {stand_in(cell) for question in asked for cell in question.cells} - {""}
+        questions = list(_questions(claim, cells))
+        parts = [_judge(question, results, claim["id"]) for question in questions]
+        stand_ins = sorted(
+            {stand_in(cell) for question in questions for cell in question.cells} - {""}
         )
         writer.writerow(
             {
@@ -107,19 +119,19 @@ def write_claims(
                 "verdict": _verdict([part.outcome for part in parts]),
                 "evidence": _evidence(parts),
                 "scale": scale.name,
-                "stand_in": ", ".join(substitutes),
+                "stand_in": ", ".join(stand_ins),
             }
         )
     write_text(out_path, text.getvalue())
 
 
 def _evidence(parts: Sequence[Part]) -> str:
-    told = [part.evidence for part in parts if part.evidence]
+    texts = [part.evidence for part in parts if part.evidence]
     missing: dict[str, dict[str, None]] = {}
     for reason, cell in (entry for part in parts for entry in part.missing):
         missing.setdefault(reason, {})[_name(cell)] = None
-    told += [f"{reason}: {', '.join(names)}" for reason, names in missing.items()]
-    return "; ".join(dict.fromkeys(told)) or "no cell decides it"
+    texts += [f"{reason}: {', '.join(names)}" for reason, names in missing.items()]
+    return "; ".join(dict.fromkeys(texts)) or "no cell tests this claim"
 
 
 def _verdict(outcomes: Sequence[str]) -> str:
@@ -129,7 +141,7 @@ def _verdict(outcomes: Sequence[str]) -> str:
     return "supported" if outcomes and set(outcomes) == {HOLDS} else UNDECIDED
 
 
-def _asked(claim: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Question]:
+def _questions(claim: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Question]:
     where = f"claim {claim['id']!r}"
     for part in claim.get("decide", ()):
         if "at_most" in part:
@@ -142,22 +154,25 @@ def _asked(claim: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Question
 
 
 def _cell(reference: Mapping[str, Any], cells: Sequence[Cell], where: str) -> Cell:
-    """The one cell that a reference names; keys that one cell suffices for may be left out."""
-    left = list(cells)
+    """Look up the cell that a reference names; keys that are not needed may be missing."""
+    matches = list(cells)
     for key in KEYS:
         if key in reference:
-            wanted = str(reference[key])
-            options = {_place(cell, key) for cell in left}
-            left = [cell for cell in left if _place(cell, key) == wanted]
-            if not left:
-                hint = did_you_mean(wanted, options)
-                raise UserError(f"{where}: there is no {key} {wanted!r} in {dict(reference)}{hint}")
-    if len(left) > 1:
-        raise UserError(f"{where}: {dict(reference)} names {len(left)} cells, name one")
-    return left[0]
+            value = str(reference[key])
+            options = {_value(cell, key) for cell in matches}
+            matches = [cell for cell in matches if _value(cell, key) == value]
+            if not matches:
+                hint = did_you_mean(value, options)
+                raise UserError(f"{where}: there is no {key} {value!r} in {dict(reference)}{hint}")
+    if len(matches) > 1:
+        raise UserError(
+            f"{where}: {dict(reference)} matches {len(matches)} cells, not one: "
+            f"add more of the keys {', '.join(KEYS)}"
+        )
+    return matches[0]
 
 
-def _place(cell: Cell, key: str) -> str:
+def _value(cell: Cell, key: str) -> str:
     if key in ("table", "figure"):
         kind, _, number = cell.document.partition("_")
         return number if kind == key else cell.document
@@ -170,7 +185,7 @@ def _judge(question: Question, results: Results, claim_id: str) -> Part:
         if (first.dataset, first.metric) != (other.dataset, other.metric):
             raise UserError(
                 f"claim {claim_id!r}: {_name(first)} and {_name(other)} differ in data set or "
-                "metric"
+                "metric: compare cells that share both"
             )
     by_cell = [(cell, results.find(cell)) for cell in question.cells]
     missing = [(cell, runs) for cell, runs in by_cell if runs.missing]
@@ -179,29 +194,33 @@ def _judge(question: Question, results: Results, claim_id: str) -> Part:
             (", ".join(map(str, runs.flags)) or runs.missing, cell) for cell, runs in missing
         )
         verdicts = [runs.missing for _, runs in missing]
-        outcome = next((known for known in UNANSWERED if known in verdicts), "not run")
+        outcome = next((name for name in UNANSWERED if name in verdicts), "not run")
         return Part(outcome, "", reasons)
     if not others:
         return _bound(first, question.by, results)
     return _compare(first, others[0], question.by, results)
 
 
-def _bound(cell: Cell, most: float, results: Results) -> Part:
-    """Whether an accuracy is at most so many percent."""
+def _bound(cell: Cell, at_most: float, results: Results) -> Part:
+    """Test whether an accuracy is at most ``at_most`` percent."""
     if cell.metric != "accuracy":
-        raise UserError(f"claims: at_most is for accuracies, {_name(cell)} is a {cell.metric}")
+        raise UserError(
+            f"claims: at_most needs an accuracy, but {_name(cell)} has metric {cell.metric}: "
+            "choose another cell"
+        )
     sides = [results.find(cell).seeds]
     seeds = sorted(sides[0])
-    (reached,), images = _correct((cell,), sides, seeds)
-    bound = [np.full((1, len(images)), most / 100) for _ in seeds]
-    left = paired_difference(bound, reached)
-    value, low, high = (most - 100 * end for end in (left.estimate, left.high, left.low))
-    numbers = f"{value:.1f} [{low:.1f}, {high:.1f}] %, at most {most:g} asked"
+    (correct,), images = _correct((cell,), sides, seeds)
+    bound = [np.full((1, len(images)), at_most / 100) for _ in seeds]
+    margin = paired_difference(bound, correct)
+    value, low, high = (at_most - 100 * end for end in (margin.estimate, margin.high, margin.low))
+    numbers = f"{value:.1f} [{low:.1f}, {high:.1f}] %, at most {at_most:g} required"
     evidence = f"{_name(cell)}: {numbers} ({len(images)} images x {_seeds(seeds)})"
-    return Part(_outcome(left.low, left.high), evidence)
+    return Part(_outcome(margin.low, margin.high), evidence)
 
 
 def _compare(better: Cell, than: Cell, by: float, results: Results) -> Part:
+    """Test whether one cell exceeds another by more than ``by``, on common seeds and images."""
     sides = [results.find(cell).seeds for cell in (better, than)]
     seeds = sorted(set(sides[0]) & set(sides[1]))
     label = _contrast(better, than)
@@ -221,7 +240,11 @@ def _compare(better: Cell, than: Cell, by: float, results: Results) -> Part:
 def _correct(
     cells: Sequence[Cell], sides: Sequence[Any], seeds: Sequence[int]
 ) -> tuple[list[list[np.ndarray]], pd.Index]:
-    """Per cell and seed an array (runs, images), 1 where correct, and the images that all share."""
+    """Correctness on the images that all runs share.
+
+    Returns:
+        Per cell and seed an array (runs, images), 1 where correct; and the indices of the images.
+    """
     scored = [run.scores["correct"] for side in sides for seed in seeds for run in side[seed]]
     images = scored[0].index
     for other in scored[1:]:
@@ -236,7 +259,7 @@ def _correct(
 def _compare_values(
     better: Cell, than: Cell, sides: list[Any], seeds: list[int], label: str, by: float
 ) -> Part:
-    """A metric without a value per image: the bootstrap draws seeds only."""
+    """Compare a metric that has no value per image; the bootstrap resamples seeds only."""
     values = [[[run.value(better.metric) for run in side[s]] for s in seeds] for side in sides]
     if any(value is None for side in values for runs in side for value in runs):
         return Part("not run", f"{label}: not run, {better.metric} was not measured")
@@ -245,17 +268,17 @@ def _compare_values(
     arrays = [_combined(cell, side) for cell, side in zip((better, than), arrays, strict=True)]
     result = paired_difference(*arrays)
     gain = f"{result.estimate:+.3g} [{result.low:+.3g}, {result.high:+.3g}] {better.unit}"
-    # One seed gives an interval of no width, which decides nothing.
+    # A single seed gives an interval of zero width.
     outcome = _outcome(result.low - by, result.high - by) if len(seeds) > 1 else UNDECIDED
     return Part(outcome, f"{label}: better by {gain} ({_seeds(seeds)}){_margin(by)}")
 
 
 def _margin(by: float) -> str:
-    return f", more than {by:+g} asked" if by else ""
+    return f", more than {by:+g} required" if by else ""
 
 
 def _combined(cell: Cell, seeds: list[np.ndarray]) -> list[np.ndarray]:
-    """Per seed (runs, images), of which the bootstrap takes the lowest run: a mean is one run."""
+    """Average the runs of a mean cell into one run; the bootstrap takes the lowest run."""
     return [runs.mean(axis=0, keepdims=True) for runs in seeds] if cell.mean else seeds
 
 
@@ -273,12 +296,15 @@ def _name(cell: Cell) -> str:
 
 
 def _contrast(better: Cell, than: Cell) -> str:
-    """``"Madry + AID over Madry (SVHN, Worst)"``: what differs, then what both sides share."""
+    """Name a comparison, shared labels last: ``"Madry + AID over Madry (SVHN, Worst)"``."""
     sides = [
         (cell.document.replace("_", " "), cell.block_label, cell.row_label, cell.column_label)
         for cell in (better, than)
     ]
     pairs = list(zip(*sides, strict=True))
     shared = [first for first, second in pairs[1:] if first == second and first]
-    mine, theirs = (" ".join(pair[side] for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
-    return f"{mine} over {theirs} ({', '.join(shared)})" if shared else f"{mine} over {theirs}"
+    first_name, second_name = (
+        " ".join(pair[side] for pair in pairs if pair[0] != pair[1]) for side in (0, 1)
+    )
+    contrast = f"{first_name} over {second_name}"
+    return f"{contrast} ({', '.join(shared)})" if shared else contrast

@@ -1,4 +1,4 @@
-"""Whether a reproduced value agrees with the published one."""
+"""Compare a reproduced value with the published one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MATCH = "match"
 DIFFERS = "differs"
 NOT_COMPARABLE = "not comparable at this scale"
 ELSEWHERE = "not comparable"
-"""Of times: whatever the scale, the paper's were taken on another device."""
+"""Verdict of times at every scale: the paper measured them on another device."""
 NO_PUBLISHED = "no published value"
 VERDICTS = (
     MATCH,
@@ -24,28 +24,34 @@ VERDICTS = (
     "not implemented",
     "quoted",
 )
-"""Every verdict a row of a table can have; ``NO_PUBLISHED`` only where the paper left a cell of a
-table empty, or the suite added one, at a scale that could be compared."""
+"""All verdicts of a table's rows. ``NO_PUBLISHED`` occurs only at a scale that is compared, where
+the paper left a cell empty or the suite added one."""
 
 RELATIVE_TOLERANCE = 0.1
-"""For metrics that are not a proportion: 10 % of the published value (our choice)."""
+"""Tolerance of metrics that are not proportions: 10 % of the published value (our choice)."""
 
 
 def tolerance(
     published: float, interval: tuple[float, float], published_n: int, seed_spread: float
 ) -> float:
-    """How far two accuracies may lie apart and still agree, in percentage points.
+    """Largest difference at which two accuracies agree, in percentage points.
 
-    ``sqrt(h_r**2 + h_p**2 + s**2)`` (our choice) with
+    It is ``sqrt(h_r**2 + h_p**2 + s**2)`` (our choice) with
 
     - ``h_r``: half the width of the reproduced value's 95 % interval,
     - ``h_p``: half the width of Wilson's 95 % interval around the published value, as a proportion
-      of ``published_n`` images: papers seldom print their own,
+      of ``published_n`` images, because papers seldom print an interval,
     - ``s``: half the range of the reproduced value over the seeds, 0 for one seed.
 
     Two independent proportions differ by a random amount of variance ``h_r**2 + h_p**2`` (in units
-    of the 95 % quantile); ``s`` adds what training anew changes. Images that both sides share make
-    the true variance smaller, so the test errs towards "match".
+    of the 95 % quantile); ``s`` adds the variation between trainings. Images that both sides share
+    make the true variance smaller, so the comparison errs towards "match".
+
+    Args:
+        published: the published accuracy, in percent.
+        interval: the reproduced value's 95 % interval, in percent.
+        published_n: number of images behind the published value.
+        seed_spread: highest minus lowest value over the seeds, in percentage points.
     """
     p = min(max(published / 100, 0.0), 1.0)
     low, high = wilson(p * published_n, published_n)
@@ -66,11 +72,11 @@ def verdict(
     """Compare a reproduced value with the published one.
 
     Args:
-        published: the paper's value, or None where it has none.
+        published: the paper's value, or None where it printed none.
         reproduced: mean over the seeds, in the same unit.
-        scale: a reduced scale is never compared.
-        stand_in: another data set stood in: never compared either.
-        interval: 95 % interval of ``reproduced`` in percent; None for other metrics than accuracy,
+        scale: the scale; values of a reduced scale are never compared.
+        stand_in: whether another data set replaces the paper's; then values are never compared.
+        interval: 95 % interval of ``reproduced`` in percent; None for metrics other than accuracy,
             which agree within ``RELATIVE_TOLERANCE`` combined with half the seeds' range.
         published_n: number of images behind the published value.
         seed_spread: highest minus lowest value over the seeds.

@@ -1,4 +1,4 @@
-"""Pictures of a document's numbers: curves for figures and sweeps, and the audit's."""
+"""Draw a document's values: curves for figures and sweeps, and the chart of the audit."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FORMATS = ("png", "svg")
 
 
 def write_picture(document: Document, frame: pd.DataFrame, scale: ScaleInfo, out_dir: Path) -> None:
-    """Write ``<out_dir>/<document>.png`` and ``.svg`` if the document is to be drawn.
+    """Write ``<out_dir>/<document>.png`` and ``.svg`` of a document with ``plot``.
 
-    Where nothing is reproduced there is no picture, and an older one is removed.
+    If nothing is reproduced, no picture is written and an older one is removed.
     """
     draw = {"curves": _curves, "audit": draw_audit}.get(document.plot)
     picture = draw(document, frame) if draw and frame["reproduced"].notna().any() else None
@@ -39,12 +39,12 @@ def write_picture(document: Document, frame: pd.DataFrame, scale: ScaleInfo, out
 
 
 def save(picture: Figure, path: Path, title: str) -> None:
-    """Write a picture under a title; the same numbers give the same bytes."""
+    """Write a picture with a title; the same values give the same bytes."""
     width = int(picture.get_figwidth() * 14)
     lines = [piece for line in title.split("\n") for piece in textwrap.wrap(line, width)]
     picture.suptitle("\n".join(lines), fontsize=8)
     content = io.BytesIO()
-    # a fixed salt and no date
+    # a fixed salt and no date make the file reproducible
     with rc_context({"svg.hashsalt": "purifybench"}):
         metadata = {"Date": None} if path.suffix == ".svg" else None
         picture.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata)
@@ -52,19 +52,19 @@ def save(picture: Figure, path: Path, title: str) -> None:
 
 
 def _curves(document: Document, frame: pd.DataFrame) -> Figure:
-    """A panel per block, a line per row over the columns; published values are dashed."""
+    """Draw one panel per block and one line per row; published values are dashed."""
     cells = pd.DataFrame({"cell": document.cells, **{name: frame[name] for name in frame}})
     names = list(dict.fromkeys(frame["block"]))
     picture = Figure(figsize=(4.5 * len(names) + 0.5, 4.4), layout="constrained")
     for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _panel(axes, cells[cells["block"] == name])
         axes.set_xlabel(document.axis)
-    named: dict[str, Any] = {}
+    handle_of: dict[str, Any] = {}
     for axes in picture.axes:
         handles, labels = axes.get_legend_handles_labels()
-        named.update(zip(labels, handles, strict=True))
-    # below, where it hides no line
-    picture.legend(named.values(), named, loc="outside lower center", ncols=2, fontsize=7)
+        handle_of.update(zip(labels, handles, strict=True))
+    # below the panels, where it hides no line
+    picture.legend(handle_of.values(), handle_of, loc="outside lower center", ncols=2, fontsize=7)
     return picture
 
 
@@ -72,12 +72,12 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
     first: Cell = block["cell"].iloc[0]
     labels = {cell.column: cell.column_label for cell in block["cell"]}
     numbers = _as_numbers(list(labels.values()))
-    places = dict(zip(labels, numbers or range(len(labels)), strict=True))
+    positions = dict(zip(labels, numbers or range(len(labels)), strict=True))
     for row in dict.fromkeys(block["row"]):
         line = block[block["row"] == row]
         if line[["reproduced", "published"]].isna().all(axis=None):
             continue
-        x = line["column"].map(places)
+        x = line["column"].map(positions)
         half_widths = [
             (line["reproduced"] - line["ci_low"]).fillna(0.0),
             (line["ci_high"] - line["reproduced"]).fillna(0.0),
@@ -95,10 +95,10 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
             axes.plot([], [], "--", color=colour, label=f"{line['cell'].iloc[0].row_label}, paper")
     weak = block[block["suspicious"] & block["reproduced"].notna()]
     if not weak.empty:
-        x = weak["column"].map(places)
+        x = weak["column"].map(positions)
         axes.plot(x, weak["reproduced"], "rx", ms=10, label=WEAK_HEADING.lower())
     if numbers is None:
-        axes.set_xticks(list(places.values()), list(labels.values()), rotation=45, ha="right")
+        axes.set_xticks(list(positions.values()), list(labels.values()), rotation=45, ha="right")
         axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_title(first.block_label, fontsize=8)
     axes.set_ylabel(f"{first.metric.replace('_', ' ')} ({first.unit})")
@@ -106,7 +106,7 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
 
 
 def _as_numbers(labels: Sequence[str]) -> list[float] | None:
-    """The labels as numbers (``"8/255"`` is one too), or None where one is not."""
+    """Convert labels such as ``"8/255"`` to numbers; None if a label is not a number."""
     try:
         return [fraction(label) for label in labels]
     except UserError:

@@ -1,4 +1,4 @@
-"""Pictures of what became of a few test images: clean, attacked, changed by how much, purified."""
+"""Draw a few test images: clean, attacked, the difference of the two, and purified."""
 
 from __future__ import annotations
 
@@ -24,33 +24,36 @@ from purifiers.report.layout import heading, stamp
 from purifiers.report.results import Results, ScoreRun
 
 KINDS = ("clean", "attacked", "difference", "purified")
-"""The pictures of one image, from left to right."""
+"""Pictures of one test image, from left to right."""
 
 RIGHT, WRONG = "#00782e", "#c1121f"
-"""Colours of a predicted label; a tick or a cross says the same without colours."""
+"""Colours of a predicted label; a tick or a cross marks the same without colours."""
 
 LEGEND = (
-    "Above a picture: what the classifier alone says of it, ✓ right, ✗ wrong; nothing where no run "
-    "of this document tells. The difference is stretched to the largest change of a pixel, which "
-    "stands above it. Images: the first that the most undefended classifiers have right."
+    "Above a picture: the label that the classifier alone predicts, ✓ correct, ✗ wrong; no label "
+    "where no run of this document classified the picture. The difference is scaled to its largest "
+    "change of a pixel, printed above it. Images: the first test images among those that most "
+    "undefended classifiers classify correctly."
 )
 
 _INCHES = 0.62  # per side of a picture
-_SPAN = len(KINDS) * 1.08 + 0.3  # of one image's pictures, in sides of a picture
-_PITCH = 1.4  # from row to row
-_MARGIN = 3.2  # of the rows' names
-_LINE = 0.26  # of a note
+_SPAN = len(KINDS) * 1.08 + 0.3  # width of one test image's pictures, in sides of a picture
+_PITCH = 1.4  # height of a row, in sides of a picture
+_MARGIN = 3.2  # width of the row names, in sides of a picture
+_LINE = 0.26  # height of a line of the notes, in sides of a picture
 
 
 @dataclass(frozen=True)
 class Strip:
-    """What became of the images in one cell.
+    """The pictures of one cell.
 
     Attributes:
-        indices: the images' indices in their split.
-        labels: their labels.
-        pictures: per kind (n, C, H, W) in [0, 1]; nothing is purified where there is no method.
-        predictions: per kind what the classifier says of each picture, where a run tells.
+        cell: the cell.
+        indices: indices of the n test images in their split.
+        labels: ground-truth labels.
+        pictures: arrays (n, C, H, W) in [0, 1] by kind, the difference in [-1, 1]; no ``purified``
+            without a method.
+        predictions: predicted labels (n,) by kind, where a run recorded them.
     """
 
     cell: Cell
@@ -63,10 +66,10 @@ class Strip:
 def write_images(
     document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
 ) -> None:
-    """Write ``<out_dir>/<document>_images.png``, or one per block with the block's id at the end.
+    """Write ``<out_dir>/<document>_images.png``, or one file per block, ending in the block's id.
 
-    Blocks that a stand-in data set makes the same share a picture. Where no run's images are there
-    is none; older pictures are removed.
+    Blocks whose runs are the same, because of a stand-in data set, share a picture. Without stored
+    images no picture is written, and older ones are removed.
     """
     stem = f"{document.document}_images"
     several = len({cell.block for cell in document.cells}) > 1
@@ -86,9 +89,9 @@ def write_images(
 
 
 def _blocks(document: Document) -> Iterable[list[list[Cell]]]:
-    """The cells to show by block; blocks of the same runs together."""
+    """Group the cells to draw by block, and blocks with the same runs together."""
     blocks: dict[str, list[Cell]] = {}
-    for cell in _chosen(document):
+    for cell in _cells_to_draw(document):
         blocks.setdefault(cell.block, []).append(cell)
     alike: dict[Any, list[list[Cell]]] = {}
     for cells in blocks.values():
@@ -96,26 +99,28 @@ def _blocks(document: Document) -> Iterable[list[list[Cell]]]:
     return alike.values()
 
 
-def _chosen(document: Document) -> Iterator[Cell]:
-    """The cells whose images are asked for, and that can have some."""
-    asked = document.images
+def _cells_to_draw(document: Document) -> Iterator[Cell]:
+    """Yield the attacked cells in the rows and columns of the document's image grid."""
+    shown = document.images
+    if shown is None:
+        return
     for cell in document.cells:
         attacked = cell.attack != "none" and cell.combine is None
-        if asked and attacked and _scores(cell) and cell.state not in ("quoted", "configuration"):
-            shown = not asked.rows or cell.row in asked.rows
-            if shown and (not asked.columns or cell.column in asked.columns):
+        if attacked and _scores(cell) and cell.state not in ("quoted", "configuration"):
+            in_rows = not shown.rows or cell.row in shown.rows
+            if in_rows and (not shown.columns or cell.column in shown.columns):
                 yield cell
 
 
 def collect(
     document: Document, cells: Sequence[Cell], results: Results
 ) -> tuple[list[Strip], dict[str, str]]:
-    """The images of cells under the first seed, the same ones for all.
+    """Collect the pictures of cells under the first seed, of the same test images for all cells.
 
     Returns:
-        A strip per cell, and for cells that are left out their name and why.
+        One strip per cell, and the reasons of the cells left out, by name.
     """
-    known = list(_scored(document, results))
+    score_runs = list(_scored(document, results))
     strips: list[Strip] = []
     left_out: dict[str, str] = {}
     for cell in cells:
@@ -123,59 +128,59 @@ def collect(
         if score is None:
             left_out[_name(cell)] = results.find(cell).missing or "not run"
             continue
-        indices = strips[0].indices if strips else _first(score, known, document)
-        strip = _strip(cell, score, known, indices, results)
+        indices = strips[0].indices if strips else _first(score, score_runs, document)
+        strip = _strip(cell, score, score_runs, indices, results)
         if strip is None or (strips and strip.labels != strips[0].labels):
-            left_out[_name(cell)] = "its images are not there"
+            left_out[_name(cell)] = "its images are not stored"
         else:
             strips.append(strip)
     return strips, left_out
 
 
 def _scored(document: Document, results: Results) -> Iterator[ScoreRun]:
-    """The document's score runs under the first seed."""
+    """Yield the document's finished score runs under the first seed."""
     cells = (cell for cell in document.cells if _scores(cell))
     ids = dict.fromkeys(run_id for cell in cells for run_id in (*cell.scores, ())[0])
     yield from (score for run_id in ids if (score := results.score(run_id)) is not None)
 
 
 def _scores(cell: Cell) -> bool:
-    """Whether the cell's runs are score runs."""
+    """Whether the cell's metric is accuracy, so that its runs are score runs."""
     return cell.metric == "accuracy"
 
 
-def _first(score: ScoreRun, known: Sequence[ScoreRun], document: Document) -> tuple[int, ...]:
-    """Indices of the first images that the most undefended classifiers have right."""
+def _first(score: ScoreRun, score_runs: Sequence[ScoreRun], document: Document) -> tuple[int, ...]:
+    """Indices of the first test images among those that most undefended classifiers get right."""
     clean = dataclasses.replace(score.images, run=None, stage="")
-    right = np.zeros(len(score.scores), int)
-    for other in known:
+    correct_counts = np.zeros(len(score.scores), int)
+    for other in score_runs:
         if other.images == clean:
-            right += other.correct
+            correct_counts += other.correct
     each = document.images.each if document.images else 0
-    best = np.sort(np.argsort(-right, kind="stable")[:each])
+    best = np.sort(np.argsort(-correct_counts, kind="stable")[:each])
     return tuple(int(index) for index in score.scores.index[best])
 
 
 def _strip(
     cell: Cell,
     score: ScoreRun,
-    known: Sequence[ScoreRun],
+    score_runs: Sequence[ScoreRun],
     indices: tuple[int, ...],
     results: Results,
 ) -> Strip | None:
-    """The pictures of one cell, or None if a file is not there or has other images."""
-    places = score.scores.index.get_indexer(pd.Index(indices))
-    made_by: dict[str, str] = {}
+    """Load the pictures of one cell; None if a file is missing or has other images."""
+    positions = score.scores.index.get_indexer(pd.Index(indices))
+    run_of: dict[str, str] = {}
     pictures: dict[str, npt.NDArray] = {}
     for images, record in image_history(results.root, score.images):
         if record is None:
             return None
         kind = {"attack": "attacked", "purify": "purified"}[images.stage]
-        if kind not in pictures:  # of several purifiers the last
+        if kind not in pictures:  # of several purifiers only the last one's images
             stored = _open(RunFolder(results.root, record.stage, record.id), "images.npy")
-            if stored is None or places.min() < 0:
+            if stored is None or positions.min() < 0:
                 return None
-            made_by[kind], pictures[kind] = record.id, stored[places]
+            run_of[kind], pictures[kind] = record.id, stored[positions]
     images = score.images
     folder = RunFolder(results.root, "dataset", images.data)
     stored = _open(folder, f"{images.subset.split}_images.npy")
@@ -185,18 +190,18 @@ def _strip(
     pictures["difference"] = pictures["attacked"] - pictures["clean"]
     predictions = {}
     classifier = score.record.spec_as(ScoreSpec).classifier
-    for other in known:
+    for other in score_runs:
         same = (other.images.data, other.images.subset) == (images.data, images.subset)
         if same and other.record.spec_as(ScoreSpec).classifier == classifier:
             for kind in ("clean", "attacked", "purified"):
-                if kind in pictures and other.images.run == made_by.get(kind):
+                if kind in pictures and other.images.run == run_of.get(kind):
                     predictions[kind] = other.scores["prediction"].loc[list(indices)].to_numpy()
     labels = tuple(int(label) for label in score.scores["label"].loc[list(indices)])
     return Strip(cell, indices, labels, pictures, predictions)
 
 
 def _open(folder: RunFolder, name: str) -> npt.NDArray | None:
-    """A stored array, memory-mapped; None if the run or the file is not there or is cut short."""
+    """Memory-map a stored array; None if the run or the file is missing or truncated."""
     if not folder.complete():
         return None
     path, listed = folder.path / name, folder.record(verify=False).files
@@ -207,24 +212,25 @@ def _open(folder: RunFolder, name: str) -> npt.NDArray | None:
 
 
 def grid(strips: Sequence[Strip], left_out: dict[str, str]) -> Figure:
-    """A row per cell, an image's pictures side by side; below, what is left out and why."""
+    """Draw one row per cell, the pictures of each test image side by side, and notes below."""
     width = _MARGIN + len(strips[0].indices) * _SPAN
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(name)
-    notes = [LEGEND, *(f"Left out, {why}: {'; '.join(who)}." for why, who in by_reason.items())]
+    notes = [LEGEND]
+    notes += [f"Left out, {reason}: {'; '.join(names)}." for reason, names in by_reason.items()]
     lines = [line for note in notes for line in textwrap.wrap(note, int(width * 10))]
     height = 0.7 + len(strips) * _PITCH + 0.2 + len(lines) * _LINE
     picture = Figure(figsize=(width * _INCHES, height * _INCHES + 0.6), layout="constrained")
     axes = picture.subplots()
     for row, strip in enumerate(strips):
         top = 0.7 + row * _PITCH + 0.3
-        words = textwrap.fill(_name(strip.cell), 28, break_on_hyphens=False)
-        axes.text(-0.2, top + 0.5, words, fontsize=7, ha="right", va="center")
-        for place in range(len(strip.indices)):
-            _row(axes, strip, place, place * _SPAN, top)
-    for place, (index, label) in enumerate(zip(strips[0].indices, strips[0].labels, strict=True)):
-        left = place * _SPAN
+        name = textwrap.fill(_name(strip.cell), 28, break_on_hyphens=False)
+        axes.text(-0.2, top + 0.5, name, fontsize=7, ha="right", va="center")
+        for column in range(len(strip.indices)):
+            _row(axes, strip, column, column * _SPAN, top)
+    for column, (index, label) in enumerate(zip(strips[0].indices, strips[0].labels, strict=True)):
+        left = column * _SPAN
         axes.text(left, 0.2, f"test image {index}: {label}", fontsize=8, weight="bold")
         for number, kind in enumerate(KINDS):
             axes.text(left + number * 1.08 + 0.5, 0.6, kind, fontsize=7, ha="center")
@@ -235,22 +241,22 @@ def grid(strips: Sequence[Strip], left_out: dict[str, str]) -> Figure:
     return picture
 
 
-def _row(axes: Axes, strip: Strip, place: int, left: float, top: float) -> None:
-    """The pictures of one image, each with its text above it."""
-    words: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "bottom"}
+def _row(axes: Axes, strip: Strip, column: int, left: float, top: float) -> None:
+    """Draw the pictures of one test image, each with its text above it."""
+    style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "bottom"}
     for number, kind in enumerate(KINDS):
         if kind not in strip.pictures:
             continue
-        x, pixels = left + number * 1.08, strip.pictures[kind][place]
+        x, pixels = left + number * 1.08, strip.pictures[kind][column]
         if kind == "difference":
-            most = float(np.abs(pixels).max())
-            pixels = 0.5 + pixels / (2 * most or 1.0)
-            axes.text(x + 0.5, top - 0.05, f"±{most:.2g}", color="0.4", **words)
+            largest = float(np.abs(pixels).max())
+            pixels = 0.5 + pixels / (2 * largest or 1.0)
+            axes.text(x + 0.5, top - 0.05, f"±{largest:.2g}", color="0.4", **style)
         elif kind in strip.predictions:
-            said = int(strip.predictions[kind][place])
-            right = said == strip.labels[place]
-            text, colour = (f"{said} ✓", RIGHT) if right else (f"{said} ✗", WRONG)
-            axes.text(x + 0.5, top - 0.05, text, color=colour, **words)
+            prediction = int(strip.predictions[kind][column])
+            correct = prediction == strip.labels[column]
+            text, colour = (f"{prediction} ✓", RIGHT) if correct else (f"{prediction} ✗", WRONG)
+            axes.text(x + 0.5, top - 0.05, text, color=colour, **style)
         axes.imshow(
             pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0),
             cmap="gray",
@@ -258,7 +264,7 @@ def _row(axes: Axes, strip: Strip, place: int, left: float, top: float) -> None:
             vmax=1.0,
             interpolation="nearest",
             extent=(x, x + 1, top + 1, top),
-            gid=f"{strip.cell.row}/{strip.cell.column}/{strip.indices[place]}/{kind}",
+            gid=f"{strip.cell.row}/{strip.cell.column}/{strip.indices[column]}/{kind}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of a proportion."""
+"""Confidence interval of a proportion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 
 def wilson(n_correct: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (Wilson 1927, without continuity correction).
+    """Compute Wilson's score interval (Wilson 1927, without continuity correction).
 
     Args:
         n_correct: successes in [0, n]; a fraction is allowed, for a proportion pooled over seeds.
@@ -22,7 +22,7 @@ def wilson(n_correct: float, n: int, confidence: float = 0.95) -> tuple[float, f
         ValueError: ``n`` below 1, ``n_correct`` outside [0, n], or ``confidence`` outside (0, 1).
     """
     if n < 1 or not 0 <= n_correct <= n:
-        raise ValueError(f"no proportion: {n_correct} of {n}")
+        raise ValueError(f"{n_correct} of {n} is not a proportion: 0 <= n_correct <= n, n >= 1")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence {confidence} is not between 0 and 1")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -1,4 +1,4 @@
-"""A document laid out as in its paper: blocks of rows and columns, with a stamp and a legend."""
+"""Lay out a document as in its paper: blocks of rows and columns, with a stamp and a legend."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from purifiers.report.results import FLAGS
 from purifiers.report.signs import NOT_PROBED
 
 MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", ELSEWHERE: "/", NO_PUBLISHED: "/"}
-"""What stands between the published and the reproduced value."""
+"""Verdict to the mark between the published and the reproduced value."""
 
 MISSING = {"not run": "–", "not implemented": "n.i.", "failed": "failed"}
-"""What stands in place of a reproduced value."""
+"""Verdict to the mark in place of a missing reproduced value."""
 
 WEAK = "!"
-"""What follows a reproduced value whose attack shows signs of weakness."""
+"""Mark after a reproduced value whose attack shows signs of weakness."""
 
 DOUBTED = "†"
-"""What follows a published value that something speaks against."""
+"""Mark after a published value with evidence against it."""
 
 WEAK_HEADING = "Signs of a weak attack"
 
-WEAK_LEGEND = f"An accuracy marked {WEAK} may be left because its attack failed."
+WEAK_LEGEND = f"An accuracy marked {WEAK} may be high only because its attack failed."
 
 LEGEND = (
-    "Each cell: published / reproduced ± half the width of Wilson's 95 % interval at the number "
-    "of distinct images; ≈ match, ≠ differs, / not comparable at this scale, · no published "
-    "value, – not run, n.i. not implemented, q quoted by the paper from elsewhere and never run."
+    "Each cell: published / reproduced ± half the width of Wilson's 95 % interval for the number "
+    "of distinct images. Marks: ≈ match, ≠ differs, / not comparable at this scale, · no "
+    "published value, – not run, n.i. not implemented, q quoted by the paper from another "
+    "publication and not run."
 )
 
 
@@ -49,10 +50,10 @@ class Block:
     """A grid of cell texts.
 
     Attributes:
-        id: the block's name in its declaration.
-        label: heading of the block, may be empty.
+        id: id of the block in its declaration.
+        label: heading of the block; may be empty.
         columns: column labels.
-        rows: row label and one text per column; ``""`` where the paper has no such cell.
+        rows: per row its label and one text per column; ``""`` where the paper has no cell.
     """
 
     id: str
@@ -62,13 +63,13 @@ class Block:
 
 
 def heading(document: Document) -> str:
-    """For example ``"Table 3. White-box accuracy"``."""
+    """Heading of a document, for example ``"Table 3. White-box accuracy"``."""
     stem = document.document.replace("_", " ")
     return f"{stem[:1].upper()}{stem[1:]}. {document.title}"
 
 
 def blocks(document: Document, frame: pd.DataFrame) -> list[Block]:
-    """The document's blocks in order; ``frame`` is its aggregate, one row per cell."""
+    """Lay out a document's blocks in order; ``frame`` is its aggregate, one row per cell."""
     bare = all(cell.published is None for cell in document.cells)
     grids: dict[str, dict[tuple[str, str], str]] = {}
     cells: dict[str, list[Cell]] = {}
@@ -79,27 +80,29 @@ def blocks(document: Document, frame: pd.DataFrame) -> list[Block]:
     for name, grid in grids.items():
         rows = {cell.row: cell.row_label for cell in cells[name]}
         columns = {cell.column: cell.column_label for cell in cells[name]}
-        laid = tuple(
+        texts_by_row = tuple(
             (label, tuple(grid.get((row, column), "") for column in columns))
             for row, label in rows.items()
         )
-        result.append(Block(name, cells[name][0].block_label, tuple(columns.values()), laid))
+        result.append(
+            Block(name, cells[name][0].block_label, tuple(columns.values()), texts_by_row)
+        )
     return result
 
 
 def place(document: Document, cell: Cell) -> str:
-    """A cell in words: its row and column, and its block where there are several."""
+    """Name a cell by its row and column, and by its block where there are several."""
     several = len({other.block for other in document.cells}) > 1
     labels = (cell.block_label if several else "", cell.row_label, cell.column_label)
     return " / ".join(label for label in labels if label)
 
 
 def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
-    """Published and reproduced value of one cell, for example ``"51.64 / 49.2 ±4.4"``.
+    """Format one cell's published and reproduced value, for example ``"51.64 / 49.2 ±4.4"``.
 
     Args:
         row: the cell's row of the aggregate.
-        bare: the document has no published value at all: leave that half out.
+        bare: leave the published half out; for documents without any published value.
     """
     published = "·" if cell.published is None else f"{cell.published:g}"
     published += DOUBTED if _doubts(cell) else ""
@@ -122,22 +125,22 @@ def _number(cell: Cell, row: Mapping[Any, Any]) -> str:
 
 
 def data_notes(document: Document) -> list[str]:
-    """What is different about images that were really read: flags such as ``cifar10: ...``."""
+    """List how the images differ from the original data set, such as ``cifar10: ...``."""
     notes = (text for cell in document.cells for text in _texts(cell.flags, "data"))
     return list(dict.fromkeys(notes))
 
 
 def stamp(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
-    """One line: scale, stand-in data sets, number of images and seeds."""
+    """Summarise the scale, stand-in data sets, images and seeds in one line."""
     named = scale.label.startswith(scale.name)
     parts = [f"Scale {scale.label}" if named else f"Scale {scale.name} ({scale.label})"]
     if document.status != "measured":
         return f"{parts[0]}; {document.status}: nothing to run."
-    replaced: dict[str, dict[str, None]] = {}
+    by_stand_in: dict[str, dict[str, None]] = {}
     for cell, used in zip(document.cells, frame["stand_in"], strict=True):
         if used:
-            replaced.setdefault(used, {})[cell.dataset] = None
-    listed = [f"{used} for {', '.join(names)}" for used, names in replaced.items()]
+            by_stand_in.setdefault(used, {})[cell.dataset] = None
+    listed = [f"{used} for {', '.join(names)}" for used, names in by_stand_in.items()]
     if listed:
         parts.append(f"stand-in data: {', '.join(listed)}")
     elif any(cell.used_dataset for cell in document.cells):
@@ -161,13 +164,13 @@ def _range(values: pd.Series) -> str:
 
 
 def verdict_counts(frame: pd.DataFrame) -> str:
-    """For example ``"12 match, 3 differs"``, in the order of ``VERDICTS``."""
+    """Count the verdicts, for example ``"12 match, 3 differs"``, in the order of ``VERDICTS``."""
     counts = frame["verdict"].value_counts()
     return ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts) or "none"
 
 
 def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
-    """Flags of cells, and why cells are missing; each once, with the number of its cells."""
+    """List the cells' flags and the reasons for missing cells, each with its number of cells."""
     flagged = Counter(
         str(flag) for cell in document.cells for flag in cell.flags if flag.kind != "doubt"
     )
@@ -192,15 +195,15 @@ def _texts(flags: Iterable[Flag], kind: FlagKind) -> list[str]:
 
 
 def _doubts(cell: Cell) -> list[str]:
-    """The evidence against a cell's published number."""
+    """Evidence against a cell's published value."""
     return _texts(cell.flags, "doubt")
 
 
 def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
-    """What speaks against the attacks: the marked cells, then how many show no sign.
+    """List the cells with signs of a weak attack, then the number of cells without any sign.
 
-    Cells with the same signs (of one adversarial set, mostly) share a line. Empty where nothing
-    attacked is measured.
+    Cells with the same signs (mostly of one adversarial set) share a line. Empty if no attacked
+    cell is measured.
     """
     probed = unprobed = 0
     marked: dict[str, list[str]] = {}
@@ -221,7 +224,7 @@ def weak_attack_notes(document: Document, frame: pd.DataFrame) -> list[str]:
     if unprobed:
         notes.append(
             f"{unprobed} {other}attacked {_cells(unprobed)} not probed: gradients and losses were "
-            "not recorded; nothing else shows a sign."
+            "not recorded; no other sign found."
         )
     return notes
 

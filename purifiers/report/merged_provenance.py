@@ -1,4 +1,4 @@
-"""Where a table's numbers come from: the runs behind it, merged."""
+"""Merge the provenance of the runs behind a table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ KEYS = ("git", "torch", "device", "processor")
 
 
 def collect(runs_root: Path, runs: Iterable[Upstream]) -> dict[str, Any]:
-    """Merge the provenance of runs and of everything upstream of them.
+    """Merge the provenance of runs and of all their ancestors.
 
     Returns:
-        ``runs`` (finished runs per stage), the sorted distinct values of each of ``KEYS``,
-        ``finished`` (first and last time, or None) and ``elapsed_seconds`` (sum over the distinct
-        runs, however many cells share them).
+        ``runs`` (number of finished runs per stage), the sorted distinct values of each of
+        ``KEYS``, ``finished`` (first and last time, or None) and ``elapsed_seconds`` (sum over the
+        distinct runs; a run that several cells share counts once).
     """
     records = records_behind(runs_root, runs)
     stages: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Purification and training beside plain loops: measurements to a table.
+"""Compare the time of purification and training with plain loops, as a table.
 
-A measurement is what ``benchmarks/timing/test_purification.py`` and ``test_training.py`` leave:
-pytest-benchmark's JSON, one benchmark per method and case.
+A measurement is a file that ``benchmarks/timing/test_purification.py`` and ``test_training.py``
+write: pytest-benchmark's JSON, one benchmark per method and case.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from purifiers.report.tables import csv_text
 
 
 def write_speed(measurements: Sequence[Path], out: Path) -> None:
-    """Write ``out`` (CSV), and beside it the same as Markdown.
+    """Write the measurements as ``out`` (CSV) and Markdown beside it.
 
     Raises:
-        UserError: a file is not a measurement, or one of them lacks the suite's own row.
+        UserError: there are no measurements, a file is not one, or a benchmark lacks the suite's
+            own code.
     """
     frame = speed_table(measurements)
     write_text(out.with_suffix(".md"), markdown(frame))
@@ -31,55 +32,57 @@ def write_speed(measurements: Sequence[Path], out: Path) -> None:
 
 
 def speed_table(measurements: Sequence[Path]) -> pd.DataFrame:
-    """One row per task, method, case, device and library.
+    """Tabulate the measurements: one row per task, method, case, device and library.
 
-    Columns ``seconds`` (median over the rounds, for all ``n_images`` together), ``over_suite`` (the
-    ratio of two medians: how many times as long as the suite's own code) and what was measured with
-    what.
+    Columns: ``seconds`` (median over the rounds, for all ``n_images`` together), ``over_suite``
+    (ratio to the median of the suite's own code), and the setup of the measurement.
 
     Raises:
         UserError: as :func:`write_speed`.
     """
-    rows = [row for path in measurements for found in benchmarks(path) for row in _rows(found)]
+    rows = [row for path in measurements for entry in benchmarks(path) for row in _rows(entry)]
     if not rows:
         raise UserError("no measurements: run `make bench`")
     return pd.DataFrame(rows)
 
 
-def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    task = "purification" if "purifier" in found else "training"
-    method = found["purifier" if "purifier" in found else "method"]
-    medians = {library: statistics.median(taken) for library, taken in found["seconds"].items()}
+def _rows(benchmark: dict[str, Any]) -> list[dict[str, Any]]:
+    task = "purification" if "purifier" in benchmark else "training"
+    method = benchmark["purifier" if "purifier" in benchmark else "method"]
+    medians = {library: statistics.median(times) for library, times in benchmark["seconds"].items()}
     if SUITE not in medians:
-        raise UserError(f"{task} of {method} was measured without the suite's own code")
+        raise UserError(
+            f"{task} of {method} was measured without the suite's own code: measure again"
+        )
     return [
         {
             "task": task,
             "method": method,
-            "case": found["case"],
+            "case": benchmark["case"],
             "library": library,
-            "device": found["device"],
+            "device": benchmark["device"],
             "seconds": seconds,
             "over_suite": seconds / medians[SUITE],
-            "n_images": found["n_images"],
-            "rounds": len(found["seconds"][library]),
-            "torch": found["torch"],
-            "processor": found["processor"],
-            "git": found["git"],
+            "n_images": benchmark["n_images"],
+            "rounds": len(benchmark["seconds"][library]),
+            "torch": benchmark["torch"],
+            "processor": benchmark["processor"],
+            "git": benchmark["git"],
         }
         for library, seconds in medians.items()
     ]
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A row per method and case, a column per library."""
+    """Format the table as Markdown: one row per method and case, one column per library."""
     libraries = list(dict.fromkeys(frame["library"]))
     libraries.sort(key=lambda library: library != SUITE)
-    told = [f"median of {frame['rounds'].max()} alternated rounds"]
-    told += list(dict.fromkeys(frame["processor"]))
-    told.append(f"torch {', '.join(dict.fromkeys(frame['torch']))}")
-    lines = ["# Purification and training: time beside plain loops", "", f"{'; '.join(told)}.", ""]
-    lines += ["Each cell: seconds per image (times as long as the suite's).", ""]
+    setup = [f"median of {frame['rounds'].max()} alternated rounds"]
+    setup += list(dict.fromkeys(frame["processor"]))
+    setup.append(f"torch {', '.join(dict.fromkeys(frame['torch']))}")
+    lines = ["# Purification and training: time compared with plain loops", ""]
+    lines += [f"{'; '.join(setup)}.", ""]
+    lines += ["Each cell: seconds per image (ratio to the suite's).", ""]
     lines.append(f"| | {' | '.join(libraries)} |")
     lines.append("|:--" + "|--:" * len(libraries) + "|")
     for (task, method, case, device), group in frame.groupby(

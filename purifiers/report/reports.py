@@ -1,4 +1,4 @@
-"""From a scale to files on disk: documents, claims, a paper's index, the status."""
+"""Write the reports of a scale: documents, claims, each paper's index and the status page."""
 
 from __future__ import annotations
 
@@ -26,22 +26,27 @@ TRAITS = MarkedBlock("CONTRIBUTING.md", "traits")
 SCALE_ORDER = ("smoke", "desk", "paper")
 
 
-def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
-    """Write documents from the runs that are there; whole papers with claims and an index.
+def write_reports(root: Path, scale: str, names: Sequence[str]) -> None:
+    """Write documents from the finished runs; for whole papers also the claims and an index.
 
-    Of a whole paper, documents of which nothing has been run are only listed. An index that is
-    there is not replaced by one of nothing.
+    The index of a whole paper lists documents without any finished run, but their files are not
+    written. An existing index is not replaced by one without any reproduced value.
 
     Args:
-        wanted: ``aid/table_3``, or ``aid`` for everything of a paper; empty: all papers.
+        root: the repository.
+        scale: name of the scale.
+        names: documents such as ``aid/table_3`` or whole papers such as ``aid``; empty: all papers.
+
+    Raises:
+        UserError: an unknown name, an invalid declaration, or a damaged result.
     """
-    plan = make_plan(root, scale, wanted)
-    whole = [n for n in wanted if "/" not in n] if wanted else plan.working_papers()
+    plan = make_plan(root, scale, names)
+    papers = [name for name in names if "/" not in name] if names else plan.working_papers()
     notes = _data_notes(plan)
     documents = {name: _flagged(document, notes) for name, document in plan.documents.items()}
     reproduced: dict[str, int] = {}
     for name, document in documents.items():
-        if wanted or document.paper in whole:
+        if names or document.paper in papers:
             folder = root / "results" / "tables" / scale / document.paper
             published_n = plan.papers[document.paper].declared.get("published_n")
             reproduced[name] = write_document(
@@ -51,12 +56,12 @@ def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
                 folder,
                 plan.failure_of,
                 published_n,
-                only_if_run=name not in wanted,
+                only_if_run=name not in names,
             )
-    for paper in whole:
+    for paper in papers:
         folder = root / "results" / "tables" / scale / paper
-        found = sum(n for name, n in reproduced.items() if documents[name].paper == paper)
-        if not found and (folder / "README.md").exists():
+        count = sum(n for name, n in reproduced.items() if documents[name].paper == paper)
+        if not count and (folder / "README.md").exists():
             continue
         write_claims(
             plan.papers[paper].claims,
@@ -70,7 +75,7 @@ def write_reports(root: Path, scale: str, wanted: Sequence[str]) -> None:
 
 
 def _data_notes(plan: Plan) -> dict[str, str]:
-    """What the record of each data set that has been read says of its images, by its name."""
+    """Notes on the images in the records of the prepared data sets, by data set."""
     notes: dict[str, str] = {}
     for run in plan.runs.values():
         folder = RunFolder(plan.runs_root, run.stage, run.id)
@@ -81,7 +86,7 @@ def _data_notes(plan: Plan) -> dict[str, str]:
 
 
 def _flagged(document: Document, notes: Mapping[str, str]) -> Document:
-    """Flag every cell whose images are not the original ones."""
+    """Add a flag to every cell whose images differ from the original ones."""
     cells = []
     for cell in document.cells:
         note = notes.get(cell.used_dataset or "", "")
@@ -120,6 +125,7 @@ def write_status(root: Path, check: bool) -> int:
     The status depends on the declarations, the components and the tables in ``results/tables``.
 
     Args:
+        root: the repository.
         check: write nothing; print a message for each page that is out of date.
 
     Returns:
@@ -128,8 +134,8 @@ def write_status(root: Path, check: bool) -> int:
     Raises:
         UserError: a page lacks its two marks.
     """
-    found = [name for name in SCALE_ORDER if name in scale_names(root)]
-    plans = {name: make_plan(root, name) for name in found}
+    scales = [name for name in SCALE_ORDER if name in scale_names(root)]
+    plans = {name: make_plan(root, name) for name in scales}
     documents = {name: list(plan.documents.values()) for name, plan in plans.items()}
     components = {
         paper.id: {

@@ -1,4 +1,4 @@
-"""Score runs on disk, and which of a cell's runs are there."""
+"""Read the finished runs of cells from disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from purifiers.core.spec import (
 from purifiers.plan.cells import Cell, Flag
 
 FailureOf = Callable[[str], str | None]
-"""From the id of a score run to why it or one of its upstream runs failed, or None."""
+"""Maps the id of a score run to why it or one of its ancestors failed, or None."""
 
 MEANS = {
     "mean_l2": "attack_l2",
@@ -33,24 +33,25 @@ MEANS = {
     "mutual_information": "information",
     "seconds_per_image": "seconds",
 }
-"""Metrics that are means of a column of ``scores.parquet``. Distances: how far the attack went,
-whatever purified its images afterwards."""
+"""Metric to the column of ``scores.parquet`` whose mean it is. Distances are between the clean and
+the adversarial image, before any purification."""
 
 
 FLAGS = "cell_flags"
-"""Column of an aggregate with the flags of a cell and of its runs, as objects."""
+"""Column of an aggregate with the flags of a cell and its runs, as objects."""
 
 BUSY = 0.8
-"""A processor that gave a timed job less than this share of the time had other work; our choice."""
+"""Smallest share of processor time at which a timed job counts as undisturbed (our choice)."""
 
 
 @dataclass(frozen=True)
 class ScoreRun:
-    """One finished run of a stage that measures.
+    """One finished run of a measuring stage.
 
     Attributes:
-        folder: ``<runs>/score/<id>``, or another stage's.
-        record: its ``run.json``.
+        id: id of the run.
+        folder: ``<runs>/score/<id>``, or the folder of another stage.
+        record: content of its ``run.json``.
     """
 
     id: str
@@ -66,7 +67,7 @@ class ScoreRun:
 
     @property
     def images(self) -> ImagesSpec:
-        """The images that were measured."""
+        """Spec of the measured images."""
         spec = self.record.spec
         assert isinstance(spec, ScoreSpec | InformationSpec | TimeSpec)
         return spec.images
@@ -76,7 +77,7 @@ class ScoreRun:
         """One row per image, indexed by the image's index in its data set.
 
         Raises:
-            UserError: an image occurs twice, or the run's summary tells another count.
+            UserError: an image occurs twice, or the counts differ from the run's summary.
         """
         frame = pd.read_parquet(self.folder / "scores.parquet").set_index("index").sort_index()
         summary = self.record.summary
@@ -95,9 +96,10 @@ class ScoreRun:
         return self.scores["correct"].to_numpy(dtype=bool)
 
     def value(self, metric: str) -> float | None:
-        """A metric of this run in the unit of the tables: accuracy in percent, the training time of
-        the methods in minutes, ``MEANS`` over the images, anything else as the run's summary has
-        it; None if it was not measured.
+        """Compute a metric of this run in the unit of the tables; None if it was not measured.
+
+        Accuracy is in percent, the training time of the methods in minutes. Metrics in ``MEANS``
+        are means over the images. Any other metric is taken from the run's summary.
         """
         if metric == "accuracy":
             return 100.0 * float(self.correct.mean())
@@ -112,8 +114,10 @@ class ScoreRun:
 
     @property
     def fits(self) -> list[Mapping[str, Any]]:
-        """Summaries of the runs that fitted this run's methods, empty of those that are gone; none
-        of methods without weights."""
+        """Summaries of the runs that fitted this run's methods.
+
+        A deleted run has an empty summary. Methods that are not fitted have none.
+        """
         methods = self.record.spec_as(TimeSpec).methods
         fitted = [method.run for method in methods if method.run]
         folders = [RunFolder(self.folder.parents[1], "purifier", run) for run in fitted]
@@ -121,13 +125,13 @@ class ScoreRun:
 
     @property
     def device(self) -> str:
-        """What the times of this run were taken on, and whether it had other work to do."""
+        """Device on which this run was timed, and whether it was busy with other work."""
         summary = self.record.summary
         threads = summary["threads"]
         device = f"{summary['device_name']}, {threads} thread{'s' if threads > 1 else ''}"
-        own = summary["cpu_seconds_per_image"] / float(self.scores["seconds"].mean())
-        waited = self.record.provenance["device"] == "cpu" and own < BUSY
-        return f"{device}, busy with other work" if waited else device
+        cpu_share = summary["cpu_seconds_per_image"] / float(self.scores["seconds"].mean())
+        busy = self.record.provenance["device"] == "cpu" and cpu_share < BUSY
+        return f"{device}, busy with other work" if busy else device
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,10 @@ class CellRuns:
     """The finished runs of a cell.
 
     Attributes:
-        seeds: per seed that is complete, its score runs (more than one: worst or mean of them).
+        seeds: the score runs of each complete seed; several runs are combined.
         missing: verdict of a cell without a complete seed (``"not run"``, ``"failed"``,
             ``"not implemented"`` or ``"quoted"``), else ``""``.
-        flags: why something is missing.
+        flags: reasons for missing runs.
     """
 
     seeds: dict[int, tuple[ScoreRun, ...]]
@@ -148,11 +152,11 @@ class CellRuns:
 
 @dataclass
 class Results:
-    """The score runs below ``root``, each read once.
+    """The finished runs below ``root``, each read once.
 
     Attributes:
         root: the folder that holds ``score/``.
-        failure_of: tells whether a run that is not there has failed.
+        failure_of: see :data:`FailureOf`.
     """
 
     root: Path
@@ -160,10 +164,10 @@ class Results:
     _read: dict[str, ScoreRun] = field(default_factory=dict, repr=False)
 
     def score(self, run_id: str, stage: str = "score") -> ScoreRun | None:
-        """The run of that id of a stage that measures, or None if it has not finished.
+        """Read a run of a measuring stage; None if it has not finished.
 
         Raises:
-            UserError: its files are not those that were recorded.
+            UserError: its files differ from the recorded checksums.
         """
         if run_id not in self._read:
             folder = RunFolder(self.root, stage, run_id)
@@ -173,11 +177,11 @@ class Results:
         return self._read[run_id]
 
     def origin(self, score: ScoreRun) -> tuple[Record | None, tuple[MethodSpec, ...] | None]:
-        """Where scored images come from.
+        """Trace scored images back to their attack.
 
         Returns:
-            The record of the attack's run (None where nothing is attacked or the record is gone),
-            and the methods that purified, first to last (None if one of their records is gone).
+            The record of the attack's run (None for clean images or if the record is missing), and
+            the methods that purified the images, first to last (None if a record is missing).
         """
         methods: list[MethodSpec] = []
         for images, record in image_history(self.root, score.images):
@@ -189,17 +193,17 @@ class Results:
         return None, tuple(methods[::-1])
 
     def find(self, cell: Cell) -> CellRuns:
-        """The runs of a cell, seed by seed.
+        """Read the finished runs of a cell, seed by seed.
 
-        A seed counts only when all its runs have finished: the minimum over the attacks that
-        happened to finish would be too high.
+        A seed counts only when all its runs have finished, because the minimum over some of the
+        attacks would be too high.
         """
         if cell.state != "planned":
             verdict = "not run" if cell.state == "configuration" else cell.state
             reason = cell.reason or ("nothing to run" if cell.state == "configuration" else "")
             return CellRuns({}, verdict, (Flag("run", reason),) if reason else ())
         seeds: dict[int, tuple[ScoreRun, ...]] = {}
-        waiting: list[Flag] = []
+        not_run: list[Flag] = []
         failures: list[Flag] = []
         for seed, ids in zip(cell.seeds, cell.scores, strict=True):
             runs = {run_id: self.score(run_id, cell.stage) for run_id in ids}
@@ -211,17 +215,17 @@ class Results:
             if cause := next((cause for cause in causes if cause), None):
                 failures.append(Flag("run", f"seed {seed} failed: {cause}"))
             else:
-                waiting.append(Flag("run", f"seed {seed} not run"))
+                not_run.append(Flag("run", f"seed {seed} not run"))
         if seeds:
-            return CellRuns(seeds, "", (*failures, *waiting))
+            return CellRuns(seeds, "", (*failures, *not_run))
         return CellRuns({}, "failed" if failures else "not run", tuple(failures))
 
 
 def worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:
-    """Of a cell's runs under one seed that of lowest accuracy; the first of equals.
+    """Select the run with the lowest accuracy under one seed; of equal runs the first.
 
     Raises:
-        UserError: a worst-of cell of another metric than accuracy.
+        UserError: a worst-of cell of a metric other than accuracy.
     """
     if len(runs) == 1:
         return runs[0]

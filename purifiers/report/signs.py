@@ -1,8 +1,8 @@
-"""Signs of a weak attack: accuracy that is left because the attack failed, not the defence held.
+"""Detect signs of a weak attack, under which accuracy is high because the attack failed.
 
-The signs are those of Athalye et al. 2018 (arXiv 1802.00420, section 3.1) and the checks of
-Carlini et al. 2019 (arXiv 1902.06705, sections 4.4 to 4.6 and 5.2 to 5.4) that can be made from
-records. Every function here is pure: it reads records and scores, no files.
+The signs are those of Athalye et al. 2018 (arXiv 1802.00420, section 3.1) and those checks of
+Carlini et al. 2019 (arXiv 1902.06705, sections 4.4 to 4.6 and 5.2 to 5.4) that need records only.
+All functions are pure: they read records and scores, no files.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ from purifiers.core.spec import AttackSpec, ComponentSpec, MethodSpec, Subset
 from purifiers.report.intervals import wilson
 
 ZERO_SHARE = 0.1
-"""Share of probed images that may have a zero input gradient (our choice: a gradient that is zero
-no more often hides at most ten points of accuracy)."""
+"""Largest share of probed images that may have a zero input gradient (our choice: zero gradients on
+this share hide at most ten points of accuracy)."""
 
 RISING_SHARE = 0.5
-"""Share of probed images whose loss has to rise (our choice)."""
+"""Smallest share of the images changed by the attack whose loss must rise (our choice)."""
 
 CONFIDENCE = 0.95
-"""Two-sided level at which one attack is weaker than another on the same images (our choice). A
-cell is compared with m others at ``1 - (1 - CONFIDENCE) / m`` (Bonferroni)."""
+"""Two-sided level of the comparison of two attacks on the same images (our choice). A cell is
+compared with m others at ``1 - (1 - CONFIDENCE) / m`` (Bonferroni)."""
 
 UNBOUNDED_EPS = 0.5
-"""From here on every image can be turned into the same grey one (Carlini et al., section 5.2)."""
+"""Smallest L-infinity eps at which every image can become the same grey image (Carlini et al.,
+section 5.2)."""
 
 NOT_PROBED = "not probed"
-"""The warning where an attack's run recorded no gradients and losses."""
+"""Warning of a cell whose attack recorded no gradients and losses."""
 
 
 @dataclass(frozen=True)
 class Signs:
-    """What speaks against an attack.
+    """The signs that an attack is weak.
 
     Attributes:
-        texts: the signs, in words.
-        probed: gradients and losses were recorded under every seed.
+        texts: one text per sign.
+        probed: whether gradients and losses were recorded under every seed.
     """
 
     texts: tuple[str, ...] = ()
@@ -54,12 +55,14 @@ class Signs:
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored model and its images: equal ones score the same images on the same model.
+    """A scored model and its images; equal values mean the same model on the same images.
 
     Attributes:
-        classifier: run.
-        methods: the purifiers; None where a record is gone.
-        data: the data set's run.
+        classifier: id of the classifier's run.
+        methods: the purifiers, first to last; None where a record is missing.
+        data: id of the data set's run.
+        subset: the scored images.
+        detector: the detector whose detections count as correct on attacked images, if any.
     """
 
     classifier: str
@@ -74,15 +77,15 @@ class AttackedRun:
     """One seed of an attacked cell.
 
     Attributes:
-        model: what is scored.
-        attack: spec of the attack's run; None if that is not there any more.
-        direct: the attack takes gradients of the very model that is scored.
-        probe: what the attack's run recorded of its first ``images`` images: how many have a
-            ``zero_gradient`` or a ``nonfinite_gradient`` before the attack (None: the attack
-            takes no gradients), the mean ``loss_clean`` and ``loss_adversarial`` of the attacked
-            model, on how many images the loss rose (``loss_rose``) and, where it is recorded, how
-            many the attacked model had right (``correct``) and how many of these the attack changed
-            (``moved``). None in older runs.
+        model: the scored model and images.
+        attack: spec of the attack's run; None if its record is missing.
+        direct: whether the attack takes gradients of the scored model itself.
+        probe: statistics of the first ``images`` images of the attack's run; None in older runs.
+            ``zero_gradient`` and ``nonfinite_gradient``: images with such an input gradient before
+            the attack (None: the attack takes no gradients). ``loss_clean`` and
+            ``loss_adversarial``: mean loss of the attacked model. ``loss_rose``: images whose loss
+            rose. ``correct`` (where recorded): images that the attacked model classified correctly.
+            ``moved`` (where recorded): those of them that the attack changed.
         scores: indexed by the image's index; columns ``label`` and ``correct``.
     """
 
@@ -98,11 +101,12 @@ class Attacked:
     """A cell under one attack.
 
     Attributes:
-        name: the cell in words.
-        recipe: the attack's component.
-        one_step: it takes a single gradient per image.
-        stochastic: a purifier in front of the scored classifier is random.
-        seeds: its runs.
+        name: name of the cell.
+        threat_model: threat model of the cell.
+        recipe: component spec of the attack.
+        one_step: whether the attack takes a single gradient per image.
+        stochastic: whether a purifier in front of the scored classifier is random.
+        seeds: the runs, by seed.
     """
 
     name: str
@@ -114,26 +118,27 @@ class Attacked:
 
     @cached_property
     def eps(self) -> float | None:
-        """L-infinity radius on the [0, 1] scale; None for attacks that have none."""
+        """L-infinity radius on the [0, 1] scale; None for attacks without a radius."""
         eps = self.recipe.parameters.get("eps")
         return None if eps is None else fraction(eps)
 
     @cached_property
     def direct(self) -> bool:
-        """All runs take gradients of what they score."""
+        """Whether the attacks of all runs take gradients of the scored model itself."""
         return all(run.direct for run in self.seeds.values())
 
     @cached_property
     def accuracy(self) -> float:
-        """Share of correct images, over all seeds."""
+        """Share of correctly classified images over all seeds, in [0, 1]."""
         return float(np.concatenate([run.scores["correct"] for run in self.seeds.values()]).mean())
 
 
 def signs(cell: Attacked, document: Sequence[Attacked]) -> Signs:
-    """What speaks against the attack of a cell.
+    """Find the signs that the attack of a cell is weak.
 
     Args:
-        document: the cells to compare with; the cell itself may be among them.
+        cell: the attacked cell.
+        document: the cells to compare with; the cell itself is skipped.
     """
     probes = [run.probe for run in cell.seeds.values() if run.probe is not None]
     others = [other for other in document if other is not cell]
@@ -143,20 +148,23 @@ def signs(cell: Attacked, document: Sequence[Attacked]) -> Signs:
 
 
 def _gradients(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Vanished or broken gradients (Athalye et al., section 3, "shattered" and "vanishing")."""
+    """Yield a sign for vanishing or non-finite gradients.
+
+    See Athalye et al., section 3, "shattered" and "vanishing" gradients.
+    """
     probes = [probe for probe in probes if probe["zero_gradient"] is not None]
     for words, count, allowed in (
         ("zero gradient", "zero_gradient", ZERO_SHARE),
         ("NaN gradient", "nonfinite_gradient", 0.0),
     ):
-        odd = [probe for probe in probes if probe[count] > allowed * probe["images"]]
-        if odd:
-            images = sum(probe["images"] for probe in odd)
-            yield f"{words} at {sum(probe[count] for probe in odd)} of {images} probed images"
+        above = [probe for probe in probes if probe[count] > allowed * probe["images"]]
+        if above:
+            images = sum(probe["images"] for probe in above)
+            yield f"{words} at {sum(probe[count] for probe in above)} of {images} probed images"
 
 
 def _losses(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """An attack by gradients that does not raise the loss of what it attacks."""
+    """Yield a sign for a gradient attack that does not raise the loss of the attacked model."""
     flat = [probe for probe in probes if probe["zero_gradient"] is not None and _is_flat(probe)]
     if flat:
         weights = [probe["images"] for probe in flat]
@@ -172,19 +180,24 @@ def _losses(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _is_flat(probe: Mapping[str, Any]) -> bool:
-    # Some attacks leave alone what is wrong already, some give back what they could not break: such
-    # images need not rise. One that changes nothing at all has failed.
-    right = probe.get("correct", probe["images"])
-    moved = probe.get("moved", right)
+    """Whether the mean loss, or the loss of too many images, did not rise."""
+    # Some attacks skip misclassified images, some return images that they cannot break unchanged:
+    # the loss of such images need not rise. An attack that changes no image has failed.
+    correct = probe.get("correct", probe["images"])
+    moved = probe.get("moved", correct)
     rises = probe["loss_adversarial"] > probe["loss_clean"]  # False for NaN
     enough = moved > 0 and probe["loss_rose"] >= RISING_SHARE * moved
-    return right > 0 and not (rises and enough)
+    return correct > 0 and not (rises and enough)
 
 
 def _beaten(cell: Attacked, others: Sequence[Attacked]) -> Iterator[str]:
-    """An attack on the model itself is beaten by one that should be weaker, at no larger eps: one
-    that knows less (Athalye et al., section 3.1; Carlini et al., sections 4.4, 4.5 and 5.4), one of
-    a single step (ibid., section 5.2), or the same attack by another gradient."""
+    """Yield a sign if an attack that should be weaker leaves fewer images correct.
+
+    The cell's attack takes gradients of the scored model. Attacks that should be weaker, at an
+    equal or smaller eps, are: one with less knowledge (Athalye et al., section 3.1; Carlini et al.,
+    sections 4.4, 4.5 and 5.4), one of a single step (ibid., section 5.2), and the same attack with
+    another gradient.
+    """
     if not cell.direct or cell.eps is None:
         return
     rivals = [
@@ -198,17 +211,20 @@ def _beaten(cell: Attacked, others: Sequence[Attacked]) -> Iterator[str]:
             or _alike(cell, other, any_gradient=True)
         )
     ]
-    if found := _strongest(cell, rivals):
-        rival, points = found
-        knows = rival.threat_model or "oblivious"
-        how = f"{_gradient(rival)} gradient" if rival.direct else knows
-        how = f"{how}, one step" if rival.one_step else how
-        yield f"beaten by '{rival.name}' ({how}): it leaves {points:.1f} points fewer correct"
+    if strongest := _strongest(cell, rivals):
+        rival, points = strongest
+        threat = rival.threat_model or "oblivious"
+        kind = f"{_gradient(rival)} gradient" if rival.direct else threat
+        kind = f"{kind}, one step" if rival.one_step else kind
+        yield f"beaten by '{rival.name}' ({kind}): {points:.1f} points lower accuracy"
 
 
 def _rising(cell: Attacked, others: Sequence[Attacked]) -> Iterator[str]:
-    """A larger eps leaves more images correct (Athalye et al., section 3.1, as "increasing the
-    distortion bound"; Carlini et al., section 5.2). The step size may follow eps."""
+    """Yield a sign if a larger eps leaves more images correct.
+
+    See Athalye et al., section 3.1, "increasing the distortion bound", and Carlini et al., section
+    5.2. The attacks may differ in their step size.
+    """
     eps = cell.eps
     if eps is None:
         return
@@ -219,18 +235,18 @@ def _rising(cell: Attacked, others: Sequence[Attacked]) -> Iterator[str]:
         and other.eps < eps
         and _alike(cell, other, but_parameters=("eps", "step_size"))
     ]
-    if found := _strongest(cell, smaller):
-        rival, points = found
+    if strongest := _strongest(cell, smaller):
+        rival, points = strongest
         yield f"accuracy rises with eps: {points:.1f} points above '{rival.name}'"
 
 
 def _unbounded(cell: Attacked) -> Iterator[str]:
-    """Accuracy above chance at an eps that allows every image (Athalye et al., section 3.1; Carlini
-    et al., sections 5.2 and 5.3).
+    """Yield a sign for accuracy above chance at an eps that allows any image.
 
-    An attacker could make all images the same grey one, of which a model is right for no more
-    images than the most frequent label has: the sign is a 95 % interval (Wilson, at the number of
-    distinct images) that lies above this share.
+    An attacker could turn all images into the same grey image. A model then classifies at most the
+    share of the most frequent label correctly. The sign is a 95 % interval (Wilson, for the number
+    of distinct images) above this share. See Athalye et al., section 3.1, and Carlini et al.,
+    sections 5.2 and 5.3.
     """
     if cell.eps is None or cell.eps < UNBOUNDED_EPS:
         return
@@ -239,14 +255,16 @@ def _unbounded(cell: Attacked) -> Iterator[str]:
     chance = float(labels.value_counts(normalize=True).max())
     if wilson(cell.accuracy * len(labels), len(labels), CONFIDENCE)[0] > chance:
         yield (
-            f"accuracy {100 * cell.accuracy:.1f} % at eps {cell.eps:g}, where every image can be "
-            f"made the same grey one and at most {100 * chance:.1f} % be right"
+            f"accuracy {100 * cell.accuracy:.1f} % at eps {cell.eps:g}, where every image can "
+            f"become the same grey image and at most {100 * chance:.1f} % can be correct"
         )
 
 
 def _without_eot(cell: Attacked) -> Iterator[str]:
-    """A random defence attacked through single draws (Athalye et al., section 4.2; Carlini et al.,
-    section 4.6)."""
+    """Yield a sign for a random defence attacked through single draws.
+
+    See Athalye et al., section 4.2, and Carlini et al., section 4.6.
+    """
     specs = [run.attack for run in cell.seeds.values() if run.attack is not None]
     if cell.stochastic and any(
         spec.methods and (spec.eot is None or spec.eot.samples <= 1) for spec in specs
@@ -264,7 +282,7 @@ def _alike(
     any_gradient: bool = False,
     but_parameters: Sequence[str] = (),
 ) -> bool:
-    """Whether two attacks are the same but for some parameters, or the gradient."""
+    """Whether two attacks are equal except for some parameters, or for the gradient."""
     for seed in _common_seeds(cell, other):
         setups = [
             _setup(side.seeds[seed].attack, any_gradient, but_parameters) for side in (cell, other)
@@ -276,7 +294,7 @@ def _alike(
 def _setup(
     spec: AttackSpec | None, any_gradient: bool, but_parameters: Sequence[str]
 ) -> AttackSpec | None:
-    """A spec without the parameters and the gradient that may differ."""
+    """Remove the parameters, and the gradient, that may differ from a spec."""
     if spec is None:
         return None
     parameters = spec.attack.parameters
@@ -287,23 +305,27 @@ def _setup(
 
 
 def _strongest(cell: Attacked, rivals: Sequence[Attacked]) -> tuple[Attacked, float] | None:
-    """Of the rivals that leave significantly fewer images correct than the cell, the one that
-    leaves fewest, and by how many points."""
+    """Select the strongest rival that leaves significantly fewer images correct than the cell.
+
+    Returns:
+        The rival and its lead in percentage points, or None.
+    """
     gaps = [(rival, gap) for rival in rivals if (gap := paired_gap(cell, rival))]
     level = (1 - CONFIDENCE) / 2 / max(len(gaps), 1)
     beating = [(rival, points) for rival, (points, p) in gaps if p <= level and points > 0]
-    return max(beating, key=lambda found: found[1], default=None)
+    return max(beating, key=lambda entry: entry[1], default=None)
 
 
 def paired_gap(cell: Attacked, other: Attacked) -> tuple[float, float] | None:
-    """How many points more the cell leaves correct than another one, on the same model and images.
+    """Difference in accuracy between a cell and another one on the same model and images.
 
-    The p-value is that of the sign test over images (of one seed: the exact McNemar test), one
-    side: seeds of one image are not independent, so an image counts for the side that has it right
-    under more seeds.
+    The p-value is that of the one-sided sign test over images (with one seed the exact McNemar
+    test). The seeds of an image are not independent, so an image counts for the side that
+    classifies it correctly under more seeds.
 
     Returns:
-        Points (mean over seeds and images) and p-value, or None without a common run.
+        Percentage points by which the cell's accuracy is higher (mean over seeds and images), and
+        the p-value; None without a common run.
     """
     seeds = _common_seeds(cell, other)
     if not seeds:
@@ -319,6 +341,6 @@ def paired_gap(cell: Attacked, other: Attacked) -> tuple[float, float] | None:
 
 
 def _common_seeds(cell: Attacked, other: Attacked) -> list[int]:
-    """Seeds under which both score the same images on the same model."""
-    theirs = {seed: run.model for seed, run in other.seeds.items()}
-    return [seed for seed, run in cell.seeds.items() if theirs.get(seed) == run.model]
+    """Seeds under which both cells score the same images on the same model."""
+    other_models = {seed: run.model for seed, run in other.seeds.items()}
+    return [seed for seed, run in cell.seeds.items() if other_models.get(seed) == run.model]

@@ -1,4 +1,4 @@
-"""The status page in Markdown: cells done, runnable and missing per paper and scale."""
+"""Format the status page: cells done, runnable and missing per paper and scale."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from purifiers.core import registry
 from purifiers.plan.cells import Document
 
 Documents = Mapping[str, Sequence[Document]]
-"""Per scale, in the order of the columns: all documents; the same ones in the same order."""
+"""All documents by scale, in the order of the columns. All scales have the same documents in the
+same order."""
 
 Components = Mapping[str, Mapping[str, str]]
-"""Per paper: the component of each method recipe, by the recipe's name."""
+"""Component of each method recipe, by paper and recipe name."""
 
 Row = Mapping[str, Document]
-"""One document at each scale."""
+"""One document, by scale."""
 
 TABLES = "results/tables/{scale}"
 """Folder of the committed tables of a scale."""
 
 WORDS = {"not implemented": "missing", "not run": "left out", "quoted": "quoted"}
-"""State of a cell that does not run, and its word on the page."""
+"""State of a cell that does not run to its word on the page."""
 
 LEGEND = """\
 - **Cells**: numbers to reproduce; configuration and qualitative documents are not counted.
@@ -36,10 +37,12 @@ LEGEND = """\
 
 
 def status_markdown(documents: Documents, components: Components, root: Path) -> str:
-    """Matrix of papers and scales, legend, documents per paper, methods.
+    """Format the status page: matrix of papers and scales, legend, documents per paper, methods.
 
     Args:
-        root: root of the repository, for the committed tables and the papers' READMEs.
+        documents: all documents by scale.
+        components: components of the method recipes, by paper.
+        root: the repository, with the committed tables and the papers' READMEs.
     """
     papers = _by_paper(documents)
     sections = [_section(root, paper, rows) for paper, rows in papers.items()]
@@ -49,13 +52,13 @@ def status_markdown(documents: Documents, components: Components, root: Path) ->
 
 def _by_paper(documents: Documents) -> dict[str, list[Row]]:
     papers: dict[str, list[Row]] = {}
-    for same in zip(*documents.values(), strict=True):
-        papers.setdefault(same[0].paper, []).append(dict(zip(documents, same, strict=True)))
+    for row in zip(*documents.values(), strict=True):
+        papers.setdefault(row[0].paper, []).append(dict(zip(documents, row, strict=True)))
     return papers
 
 
 def _matrix(root: Path, papers: Mapping[str, Sequence[Row]], scales: Sequence[str]) -> str:
-    """One row per paper and a total; an entry links to the paper's committed index."""
+    """Format one row per paper and a total; an entry links to the paper's committed index."""
     lines = _header(["Paper", "Cells", *scales])
     for paper, rows in papers.items():
         readme = _target(root, [f"benchmarks/{paper}/README.md"])
@@ -66,7 +69,7 @@ def _matrix(root: Path, papers: Mapping[str, Sequence[Row]], scales: Sequence[st
 
 
 def _section(root: Path, paper: str, rows: Sequence[Row]) -> str:
-    """One row per measured document, then one line with the names of all others."""
+    """Format one row per measured document, then one line with the names of all others."""
     scales = list(rows[0])
     lines = [f"## {_heading(root, paper)} (`{paper}`)", ""]
     lines += _header(["Document", "Title", "Cells", *scales])
@@ -80,7 +83,7 @@ def _section(root: Path, paper: str, rows: Sequence[Row]) -> str:
         else:
             others.setdefault(document.status, []).append(document.document)
     if others:
-        listed = (f"{_gathered(stems)} ({status})" for status, stems in others.items())
+        listed = (f"{_joined(stems)} ({status})" for status, stems in others.items())
         lines += ["", f"Not measured: {'; '.join(listed)}."]
     return "\n".join([*lines, ""])
 
@@ -88,10 +91,10 @@ def _section(root: Path, paper: str, rows: Sequence[Row]) -> str:
 def _counted(
     root: Path, names: Sequence[str], rows: Sequence[Row], links: Sequence[str] = ()
 ) -> str:
-    """Names, number of cells, and an entry per scale that links to the first existing file.
+    """Format a row: names, number of cells, and an entry per scale.
 
     Args:
-        links: paths below ``root`` with ``{scale}`` in them.
+        links: paths below ``root`` with ``{scale}`` in them; the first existing one is linked.
     """
     totals = {
         scale: sum((_count(root, scale, row[scale]) for row in rows), Counter[str]())
@@ -107,21 +110,21 @@ def _counted(
 
 
 def _methods(root: Path, documents: Documents, components: Components) -> str:
-    """The implemented methods with their papers, then the missing ones with their documents."""
+    """Format the implemented methods with their papers, then the missing ones with documents."""
     implemented, missing = [], []
     for method, by_paper in sorted(_needed(documents, components).items()):
         papers = {_heading(root, paper): stems for paper, stems in by_paper.items()}
         if registry.exists("method", method):
             implemented.append(_row([f"`{method}`", "yes", ", ".join(papers)]))
         else:
-            needed = "; ".join(f"{paper}: {_gathered(stems)}" for paper, stems in papers.items())
+            needed = "; ".join(f"{paper}: {_joined(stems)}" for paper, stems in papers.items())
             missing.append(_row([f"`{method}`", "no", needed]))
     header = _header(["Method", "Implemented", "Needed by"])
     return "\n".join(["## Methods", "", *header, *implemented, *missing, ""])
 
 
 def _needed(documents: Documents, components: Components) -> dict[str, dict[str, list[str]]]:
-    """Per method component and paper, the documents whose cells use it."""
+    """List the documents that use a method, by method component and paper."""
     needed: dict[str, dict[str, list[str]]] = {}
     for document in (document for listed in documents.values() for document in listed):
         for recipe in (recipe for cell in document.cells for recipe in cell.methods):
@@ -133,7 +136,7 @@ def _needed(documents: Documents, components: Components) -> dict[str, dict[str,
 
 
 def _count(root: Path, scale: str, document: Document) -> Counter[str]:
-    """Cells of a measured document by state, and ``done`` from its committed table."""
+    """Count the cells of a measured document by state, and ``done`` from its committed table."""
     if document.status != "measured":
         return Counter()
     counts = Counter(cell.state for cell in document.cells)
@@ -145,7 +148,7 @@ def _count(root: Path, scale: str, document: Document) -> Counter[str]:
 
 
 def _entry(counts: Counter[str], target: str = "") -> str:
-    """Such as ``"8 of 20 done, 298 missing, 82 quoted"``; its first item links to ``target``."""
+    """Format counts: ``"8 of 20 done, 298 missing, 82 quoted"``, the first linked to ``target``."""
     texts = [f"{counts[state]:,} {word}" for state, word in WORDS.items() if counts[state]]
     if counts["planned"] or counts["done"]:
         texts.insert(0, f"{counts['done']:,} of {counts['planned']:,} done")
@@ -153,7 +156,7 @@ def _entry(counts: Counter[str], target: str = "") -> str:
 
 
 def _heading(root: Path, paper: str) -> str:
-    """The paper's short name: its README's title up to a colon; its id if it has no README."""
+    """Short name of a paper: its README's title up to a colon, or its id without a README."""
     readme = root / f"benchmarks/{paper}/README.md"
     if not readme.is_file():
         return paper
@@ -162,7 +165,7 @@ def _heading(root: Path, paper: str) -> str:
 
 
 def _target(root: Path, candidates: Sequence[str]) -> str:
-    """The first candidate that exists, relative to ``benchmarks/``; empty if none does."""
+    """First existing candidate, relative to ``benchmarks/``; empty if there is none."""
     existing = (path for path in candidates if (root / path).is_file())
     return next((os.path.relpath(path, "benchmarks").replace(os.sep, "/") for path in existing), "")
 
@@ -171,8 +174,8 @@ def _linked(text: str, target: str) -> str:
     return f"[{text}]({target})" if target else text
 
 
-def _gathered(stems: Iterable[str]) -> str:
-    """``table_1, table_2, audit, audit_eps`` as ``"table 1, 2, audit, audit eps"``."""
+def _joined(stems: Iterable[str]) -> str:
+    """Join stems: ``table_1, table_2, audit, audit_eps`` to ``"table 1, 2, audit, audit eps"``."""
     kinds: set[str] = set()
     texts: list[str] = []
     for kind, _, number in (stem.partition("_") for stem in stems):

@@ -1,4 +1,4 @@
-"""A document as CSV, Markdown and LaTeX."""
+"""Format a document as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<[]"} | {"\n": "
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """The tidy rows; numbers to four decimals, those below 1 to four digits, empty where none."""
+    """Format the tidy rows as CSV.
+
+    Numbers have four decimals, those below 1 four significant digits; missing values are empty.
+    """
     short = frame.drop(columns=[FLAGS, "suspicious"], errors="ignore")
     for name in frame.select_dtypes("float"):
         short[name] = [round(v, 4) if abs(v) >= 1 else float(f"{v:.4g}") for v in frame[name]]
@@ -57,7 +60,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
-    """The document as GitHub-flavoured Markdown; its first line is the stamp."""
+    """Format a document as GitHub-flavoured Markdown; the first line is the stamp."""
     lines = [f"**{_md(stamp(document, frame, scale))}**", "", f"# {_md(heading(document))}", ""]
     lines += [f"{_md(document.where)}.{_verdicts(document, frame)}", ""]
     for block in blocks(document, frame):
@@ -66,17 +69,17 @@ def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> 
         lines += [_md_row(["", *block.columns]), "|:--" + "|--:" * len(block.columns) + "|"]
         lines += [_md_row([label, *texts]) for label, texts in block.rows]
         lines.append("")
-    told = list(document.notes)
+    notes = list(document.notes)
     if document.status == "measured":
         lines += [_md(LEGEND), ""]
-        told += remarks(document, frame)
+        notes += remarks(document, frame)
     if scale.stand_in_note and (frame["stand_in"] != "").any():
-        told.insert(0, scale.stand_in_note)
-    lines += [f"- {_md(remark)}" for remark in told]
-    if weak := weak_attack_notes(document, frame):
+        notes.insert(0, scale.stand_in_note)
+    lines += [f"- {_md(remark)}" for remark in notes]
+    if weak_notes := weak_attack_notes(document, frame):
         lines += [""] if lines[-1] else []
         lines += [f"## {WEAK_HEADING}", "", _md(WEAK_LEGEND), ""]
-        lines += [f"- {_md(note)}" for note in weak]
+        lines += [f"- {_md(note)}" for note in weak_notes]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -93,16 +96,16 @@ def _md_row(texts: list[str]) -> str:
 
 
 def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
-    """The document as LaTeX (needs the package booktabs); its first line is the stamp.
+    """Format a document as LaTeX (needs the package booktabs); the first line is the stamp.
 
-    Every block is a float of its own, so that each fits a page; the first one has the legend. The
-    signs of weak attacks follow the floats as a list, which may break over pages.
+    Each block is a separate float, so that it fits a page; the first one has the legend. The signs
+    of weak attacks follow as a list, which may break over pages.
     """
     stamped = stamp(document, frame, scale)
     lines = [f"% {stamped}".replace("\n", " ")]
-    for place, block in enumerate(blocks(document, frame)):
+    for position, block in enumerate(blocks(document, frame)):
         caption = [f"{heading(document)}{f' ({block.label})' if block.label else ''}.", stamped]
-        if place == 0 and document.status == "measured":
+        if position == 0 and document.status == "measured":
             caption.append(LEGEND + _verdicts(document, frame))
         lines += [
             r"\begin{table}",
@@ -116,8 +119,8 @@ def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str
             *(_tex_row([label, *texts]) for label, texts in block.rows),
             *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
         ]
-    if weak := weak_attack_notes(document, frame):
-        items = [rf"\item {tex(note)}" for note in weak]
+    if weak_notes := weak_attack_notes(document, frame):
+        items = [rf"\item {tex(note)}" for note in weak_notes]
         lines += [rf"\paragraph{{{WEAK_HEADING}.}} {tex(WEAK_LEGEND)}", r"\begin{itemize}"]
         lines += [*items, r"\end{itemize}"]
     return "\n".join(lines) + "\n"
@@ -128,5 +131,5 @@ def _tex_row(texts: list[str]) -> str:
 
 
 def tex(text: str) -> str:
-    """Text with LaTeX's special characters escaped and the tables' marks as mathematics."""
+    """Escape LaTeX's special characters and write the tables' marks as mathematics."""
     return text.translate(_TEX)

@@ -1,4 +1,4 @@
-"""Everything that is written for one document."""
+"""Write all files of one document."""
 
 from __future__ import annotations
 
@@ -25,21 +25,29 @@ def write_document(
     *,
     only_if_run: bool = False,
 ) -> int:
-    """Write a table, a figure or the audit from the runs that are there.
+    """Write a table, a figure or the audit from its finished runs.
 
-    Below ``out_dir``: ``<document>.csv`` and ``<document>.provenance.json`` always; ``.md`` and
-    ``.tex`` for tables and the audit; ``.png`` and ``.svg`` for what is drawn when a value is
-    reproduced; ``<document>_images.png`` where images are asked for and there. Each file appears
-    whole or not at all.
+    Files below ``out_dir``, each written atomically:
+
+    - ``<document>.csv`` and ``<document>.provenance.json``;
+    - ``.md`` and ``.tex`` for tables and the audit;
+    - ``.png`` and ``.svg`` for documents with ``plot`` and a reproduced value;
+    - ``<document>_images.png`` for documents with ``images`` and stored images.
 
     Args:
+        document: the document.
+        scale: the scale of its runs.
         runs_root: the folder that holds ``score/``.
-        failure_of: from the id of a score run to why it failed, or None.
+        out_dir: the folder to write to.
+        failure_of: maps the id of a score run to why it failed, or None.
         published_n: see :func:`purifiers.report.aggregate.aggregate`.
-        only_if_run: leave the folder as it is while every cell that can be run is still to be run.
+        only_if_run: write nothing if cells are planned and none of them has run or failed.
 
     Returns:
-        How many cells have a reproduced value.
+        Number of cells with a reproduced value.
+
+    Raises:
+        UserError: a result is damaged, or a worst-of cell has a metric other than accuracy.
     """
     results = Results(runs_root, failure_of)
     frame = aggregate(document, scale, results, published_n)

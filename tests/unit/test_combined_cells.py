@@ -137,11 +137,11 @@ def test_what_cannot_be_made_is_not_implemented(make: Make) -> None:
     ("columns", "message"),
     [
         ({"mean": {"mean_of": ["cleen"]}, "clean": {}}, "mean_of: .*did you mean 'clean'"),
-        ({"mean": {"mean_over": {"severity": [1]}}}, "mean_over takes a parameter of the attack"),
-        ({"mean": {"mean_of": ["mean"]}}, "column 'mean' has a mean_of of its own"),
+        ({"mean": {"mean_over": {"severity": [1]}}}, "mean_over needs an attack"),
+        ({"mean": {"mean_of": ["mean"]}}, "column 'mean' has its own mean_of"),
         (
             {"mean": {"mean_of": ["worst"]}, "worst": {"worst_over": ["pgd", "fgsm"]}},
-            "column 'worst' has a worst_over of its own",
+            "column 'worst' has its own worst_over",
         ),
         ({"mean": BY_SEVERITY | {"mean_over": {"sever": [1]}}}, "no parameter 'sever'"),
         ({"noise": {"attack": "corruption", "threat_model": "white_box"}}, "queries no model"),

@@ -146,7 +146,7 @@ def test_a_method_that_listens_to_its_classifier_is_fitted_on_no_other(
     make: Make, classifier: str, names: list[str], listed: str
 ) -> None:
     cell = {"methods": ["aid"], "classifier": classifier, "fit_classifiers": names}
-    with pytest.raises(UserError, match=rf"method 'aid' listens to .* fitted on {listed}: leave"):
+    with pytest.raises(UserError, match=rf"'aid' can only be fitted on .*not on {listed}: remove"):
         make(row=cell)
     own = {**cell, "fit_classifiers": [classifier]}
     told, unsaid = make(row=own), make(row={"methods": ["aid"], "classifier": classifier})

@@ -47,7 +47,7 @@ def test_defense_gan_has_networks_for_square_images(shape: tuple[int, ...]) -> N
 def test_pixel_defend_halves_the_sides() -> None:
     check("pixel_defend", COLOUR)
     check("pixel_defend", (1, 30, 30), scales=2)
-    with pytest.raises(UserError, match=r"sides of 30x30 images are no multiples of 4"):
+    with pytest.raises(UserError, match=r"sides of 30x30 images are not multiples of 4"):
         check("pixel_defend", (1, 30, 30))
     with pytest.raises(UserError, match="images of 1 or 3 channels; these have 4"):
         check("pixel_defend", (4, 32, 32))

@@ -183,7 +183,7 @@ def test_the_source_is_another_network_of_its_own_seed(make: Make) -> None:
 
 
 def test_transfer_needs_a_source(make: Make) -> None:
-    with pytest.raises(UserError, match="transfer needs a `source` to carry over from"):
+    with pytest.raises(UserError, match="threat model transfer needs a `source`"):
         make(row={"threat_model": "transfer"})
 
 
@@ -383,7 +383,7 @@ def test_a_detector_is_no_score(make: Make) -> None:
 def test_who_does_not_know_the_defence_knows_no_auxiliary(make: Make, threat: str) -> None:
     """A discriminator trained on the target would hear the source's features."""
     cell = {"attack": "auxiliary_aware", "auxiliary": "aid", "threat_model": threat}
-    with pytest.raises(UserError, match=f"threat model {threat} does not know the `auxiliary`"):
+    with pytest.raises(UserError, match=f"threat model {threat} excludes the `auxiliary`"):
         make(row={**cell, "source": SOURCE})
 
 

@@ -3,7 +3,7 @@ import functools
 import json
 
 from purifiers.core.errors import UserError
-from purifiers.plan.plan import make_plan, wanted_documents
+from purifiers.plan.plan import make_plan, requested_documents
 
 SCALE = config.get("scale", "smoke")
 ROOT = Path(workflow.basedir)
@@ -14,7 +14,7 @@ REPORT_VERSION = 3  # raised when tables must be written anew from the same runs
 
 def from_command_line():
     """Scale and documents that the targets on the command line ask for."""
-    return wanted_documents(sys.argv[1:], SCALE, config.get("tables", ""))
+    return requested_documents(sys.argv[1:], SCALE, config.get("tables", ""))
 
 
 @functools.cache

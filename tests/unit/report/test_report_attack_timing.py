@@ -13,7 +13,7 @@ import pytest
 
 from purifiers.__main__ import main
 from purifiers.core.errors import UserError
-from purifiers.report.attack_timing import markdown, timing_table, told, write_timing
+from purifiers.report.attack_timing import markdown, setup_note, timing_table, write_timing
 
 FOUND: dict[str, Any] = {
     **{"attack": "PGD-20", "norm": "linf", "victim": "mnist", "device": "cpu", "eps": 0.06},
@@ -93,8 +93,8 @@ def test_a_nearest_example_is_weak_beyond_one_percent(tmp_path: Path) -> None:
 def test_what_is_different_about_the_data_is_told_everywhere(tmp_path: Path) -> None:
     frame = timing_table(stored(tmp_path, FOUND, nearest(1.0, 1.0, 1.0)))
     assert set(frame["data"]) == {"", "recompressed"}
-    assert "mnist recompressed" in told(frame)
-    assert "mnist recompressed" in markdown(frame, told(frame))
+    assert "mnist recompressed" in setup_note(frame)
+    assert "mnist recompressed" in markdown(frame, setup_note(frame))
 
 
 def test_markdown_has_a_column_per_library_without_floor_and_as_is(tmp_path: Path) -> None:

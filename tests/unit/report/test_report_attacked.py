@@ -131,7 +131,7 @@ def test_a_masked_gradient_shows_every_sign(
         "zero gradient at 64 of 64 probed images",
         "loss does not rise: 0.4 on clean and 0.4 on adversarial images, higher on 0 of 64",
     ]
-    beaten = "beaten by 'Noise / square' (black_box): it leaves {} points fewer correct"
+    beaten = "beaten by 'Noise / square' (black_box): {} points lower accuracy"
     eot = "random defence attacked without EOT"
     assert frame["suspicious"].tolist() == [False, False, False, True, True]
     assert frame["warnings"].tolist() == [
@@ -142,8 +142,8 @@ def test_a_masked_gradient_shows_every_sign(
                 *both,
                 beaten.format("62.5"),
                 "accuracy rises with eps: 2.0 points above 'Noise / pgd'",
-                "accuracy 91.8 % at eps 0.5, where every image can be made the same grey one and "
-                "at most 10.2 % be right",
+                "accuracy 91.8 % at eps 0.5, where every image can become the same grey image and "
+                "at most 10.2 % can be correct",
                 eot,
             ]
         ),
@@ -169,7 +169,7 @@ def test_the_table_shows_them(masked: Document, runs_root: Path, smoke_scale: Sc
     table, _, section = text.partition("\n\n## Signs of a weak attack\n\n")
     assert "| Noise | 93.8 ±2.1 | 85.9 ±3.0 | 29.3 ±3.9 | 89.8 ±2.6 ! | 91.8 ±2.4 ! |" in table
     lines = section.splitlines()
-    assert lines[0] == "An accuracy marked ! may be left because its attack failed."
+    assert lines[0] == "An accuracy marked ! may be high only because its attack failed."
     assert lines[2].startswith("- Noise / pgd: zero gradient at 64 of 64 probed images; loss ")
     assert lines[3].startswith("- Noise / pgd at 0.5: zero gradient")
     assert lines[4:] == ["- No sign found in 2 other attacked cells."]
@@ -213,14 +213,14 @@ def test_no_sign_is_said(
         frame = aggregate(document, smoke_scale, Results(runs_root, {}.get))
         text = markdown_text(document, frame, smoke_scale)
         assert "\n\n\n" not in text
-        return text.partition("marked ! may be left because its attack failed.\n\n")[2]
+        return text.partition("marked ! may be high only because its attack failed.\n\n")[2]
 
     good = attacked_cell("pgd", 250)
     old = attacked_cell("old", 250, probe=None)
     assert section(clean, good) == "- No sign found in 1 attacked cell.\n"
     assert section(clean, old) == (
-        "- 1 attacked cell not probed: gradients and losses were not recorded; nothing else shows "
-        "a sign.\n"
+        "- 1 attacked cell not probed: gradients and losses were not recorded; no other sign "
+        "found.\n"
     )
     assert section(good, old).startswith("- No sign found in 1 attacked cell.\n- 1 attacked cell ")
     assert section(clean) == ""
@@ -284,7 +284,7 @@ def test_a_chain_is_attacked_in_its_order(
         cells.append(a_cell(column=name, scores=((run,),), seeds=(0,)))
     found = told(*cells)
     assert found["oblivious"] == ""
-    assert found["pgd"].startswith("beaten by 'Madry / PGD' (oblivious): it leaves 20.0 points")
+    assert found["pgd"].startswith("beaten by 'Madry / PGD' (oblivious): 20.0 points")
 
 
 def test_a_single_gradient_is_told_by_what_it_costs(attacked_cell: Make, told: Make) -> None:
@@ -296,8 +296,8 @@ def test_a_single_gradient_is_told_by_what_it_costs(attacked_cell: Make, told: M
         found = told(*cells)
         assert found[column] == ""
         assert found[f"pgd against {rival}"] == (
-            f"beaten by 'Noise / {column}' (exact gradient, one step): it leaves 29.3 points "
-            "fewer correct"
+            f"beaten by 'Noise / {column}' (exact gradient, one step): 29.3 points "
+            "lower accuracy"
         )
 
 
@@ -318,7 +318,7 @@ def test_the_bare_classifier_is_attacked_directly(
     ]
     found = told(*cells)
     assert found["transfer"] == ""
-    assert found["pgd"].startswith("beaten by 'Madry / PGD' (transfer): it leaves 20.0 points")
+    assert found["pgd"].startswith("beaten by 'Madry / PGD' (transfer): 20.0 points")
 
 
 def test_worst_of_has_the_signs_of_what_decides_it(

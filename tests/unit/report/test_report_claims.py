@@ -83,7 +83,7 @@ class TestScored:
     def test_a_margin(self, judge: Judge, by: float, verdict: str) -> None:
         row = judge({**part("aid", "madry"), "by": by})
         assert row["verdict"] == verdict
-        assert row["evidence"].endswith(f" pp (100 images x 2 seeds), more than {by:+} asked")
+        assert row["evidence"].endswith(f" pp (100 images x 2 seeds), more than {by:+} required")
 
     def test_a_loss_within_a_margin(self, judge: Judge) -> None:
         assert judge({**part("madry", "aid"), "by": -60})["verdict"] == "supported"
@@ -96,7 +96,7 @@ class TestScored:
         row = judge({"at_most": most, "of": part("madry", "aid")["better"]})
         assert row["verdict"] == verdict
         assert row["evidence"].startswith("table 3 (MNIST, Madry, PGD): 50.0 [4")
-        assert row["evidence"].endswith(f" %, at most {most} asked (100 images x 2 seeds)")
+        assert row["evidence"].endswith(f" %, at most {most} required (100 images x 2 seeds)")
 
     def test_contradicted_by_one_part(self, judge: Judge) -> None:
         row = judge(part("aid", "madry"), part("madry", "aid"))
@@ -125,13 +125,13 @@ class TestScored:
             judge(part("aid", "madri"))
 
     def test_ambiguous_cell_is_refused(self, judge: Judge) -> None:
-        with pytest.raises(UserError, match="names 4 cells"):
+        with pytest.raises(UserError, match="matches 4 cells"):
             judge({"better": {"table": "3"}, "than": {"table": "3"}})
 
 
 def test_a_claim_without_parts_is_undecided(judge: Judge) -> None:
     row = judge()
-    assert (row["verdict"], row["evidence"]) == ("undecided", "no cell decides it")
+    assert (row["verdict"], row["evidence"]) == ("undecided", "no cell tests this claim")
 
 
 def test_not_run(judge: Judge, score: Make) -> None:

@@ -199,7 +199,7 @@ def test_what_is_missing_is_told(document: Document, runs_root: Path) -> None:
     picture, shown = pictures(document, runs_root)
     assert {gid.rsplit("/", 2)[0] for gid in shown} == {"two/pgd"}
     note = " ".join(picture.axes[0].texts[-1].get_text().split())
-    assert "Left out, its images are not there: two / pgd_white_box." in note
+    assert "Left out, its images are not stored: two / pgd_white_box." in note
     assert "Left out, not run: two / cw." in note
 
 
@@ -210,7 +210,7 @@ def test_a_run_that_is_gone_leaves_its_row_out(
     (runs_root / path / "run.json").unlink()
     cells = [cell for cell in document.cells if cell.row == "two" and cell.column == "pgd"]
     strips, left_out = collect(document, cells, Results(runs_root, lambda _: None))
-    assert strips == [] and left_out == {"two / pgd": "its images are not there"}
+    assert strips == [] and left_out == {"two / pgd": "its images are not stored"}
 
 
 def test_the_files(

@@ -32,7 +32,7 @@ def test_narrows_with_more_images() -> None:
 
 @pytest.mark.parametrize(("n_correct", "n"), [(0, 0), (-1, 5), (6, 5)])
 def test_refuses_what_is_no_proportion(n_correct: int, n: int) -> None:
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="not a proportion"):
         wilson(n_correct, n)
 
 

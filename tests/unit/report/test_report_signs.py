@@ -126,10 +126,10 @@ def test_masked_gradients_show_every_sign() -> None:
         "zero gradient at 64 of 64 probed images",
         "NaN gradient at 2 of 64 probed images",
         "loss does not rise: 0.4 on clean and 0.4 on adversarial images, higher on 0 of 64",
-        "beaten by 'Square' (black_box): it leaves 62.5 points fewer correct",
+        "beaten by 'Square' (black_box): 62.5 points lower accuracy",
         "accuracy rises with eps: 5.9 points above 'PGD'",
-        "accuracy 91.8 % at eps 0.5, where every image can be made the same grey one and at most "
-        "10.2 % be right",
+        "accuracy 91.8 % at eps 0.5, where every image can become the same grey image and at "
+        "most 10.2 % can be correct",
         "random defence attacked without EOT",
     ]
 
@@ -202,7 +202,7 @@ def test_six_images_of_one_side_are_no_noise(fewer: int, sign: bool) -> None:
     cell = attacked("a", 200)
     rival = attacked("b", 200 - fewer, threat_model="oblivious", methods=())
     points = f"{100 * fewer / N:.1f}"
-    told = [f"beaten by 'b' (oblivious): it leaves {points} points fewer correct"]
+    told = [f"beaten by 'b' (oblivious): {points} points lower accuracy"]
     assert found_in(cell, [cell, rival]) == (told if sign else [])
 
 
@@ -268,7 +268,7 @@ def test_only_attacks_on_the_model_itself_are_judged_by_others() -> None:
 
 def test_the_better_gradient_is_named() -> None:
     exact, bpda = attacked("exact", 300), attacked("bpda", 200, gradient="bpda")
-    told = ["beaten by 'bpda' (bpda gradient): it leaves 19.5 points fewer correct"]
+    told = ["beaten by 'bpda' (bpda gradient): 19.5 points lower accuracy"]
     assert found_in(exact, [exact, bpda]) == told
     assert found_in(bpda, [exact, bpda]) == []
     fgsm = attacked("FGSM", 200, component="fgsm", one_step=True)

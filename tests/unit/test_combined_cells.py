@@ -115,7 +115,7 @@ def behind(plan: Plan, cell: Cell) -> set[str]:
             "column 'worst' has a worst_over of its own",
         ),
         ({"mean": BY_SEVERITY | {"mean_over": {"sever": [1]}}}, "no parameter 'sever'"),
-        ({"noise": {"attack": "corruption", "threat_model": "white_box"}}, "knows no model"),
+        ({"noise": {"attack": "corruption", "threat_model": "white_box"}}, "queries no model"),
     ],
 )
 def test_what_is_refused(make: Make, columns: dict[str, Any], message: str) -> None:

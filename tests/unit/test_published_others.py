@@ -186,8 +186,9 @@ def test_lengths_lie_on_the_pixel_scale(paper: str) -> None:
     lengths = 0
     for kind, recipes in RECIPES.items():
         for recipe in PAPER[paper][recipes].values():
-            name = recipe["component"]
-            types = registry.describe(kind, name).types if registry.exists(kind, name) else None
+            component = recipe["component"]
+            known = registry.exists(kind, component)
+            types = registry.describe(kind, component).types if known else None
             for name, value in recipe.items():
                 if (
                     length_kind(types.get(name, ())) == "Length"

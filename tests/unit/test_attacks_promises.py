@@ -55,7 +55,7 @@ def test_batches_and_batch_mates_do_not_matter(victim, name):
     # a sign decided by rounding may flip, so a few pixels may differ
     for other in (torch.cat(parts), mixed[order.argsort()]):
         assert ((whole - other).abs() > 1e-4).float().mean() < 0.002
-    assert registry.load("attack", name).batch_dependent is False
+    assert registry.load("attack", name).traits.batch_dependent is False
 
 
 @pytest.mark.parametrize("name", [n for n in SETTINGS if n not in BY_BATCH])

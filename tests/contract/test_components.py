@@ -8,7 +8,8 @@ from purifiers.core.component import Attack, Classifier, Method, build
 from purifiers.core.formula import evaluate
 from purifiers.core.traits import TRAITS
 from purifiers.datasets._base import Dataset
-from purifiers.plan import runs
+from purifiers.plan.cost import passes
+from purifiers.plan.graph import component_spec
 from purifiers.training._base import Training
 
 BASES = {
@@ -52,8 +53,8 @@ def test_cost_is_arithmetic_over_parameters(component):
         cost = evaluate(formula, {**described.parameters, "images": 1})
         assert cost >= 0, field
         if component.name != "_template":
-            spec = runs.component(component.kind, component.name, {})
-            assert runs.passes(formula, spec) == cost, field
+            spec = component_spec(component.kind, component.name, {})
+            assert passes(formula, spec) == cost, field
 
 
 def test_parameters_read_from_the_source_are_those_of_the_class(component):

@@ -7,7 +7,8 @@ import re
 import pytest
 import yaml
 
-from purifiers.core.numbers import fraction, is_linf_length
+from purifiers.core import registry
+from purifiers.core.numbers import fraction, length_kind
 from purifiers.plan.declarations import RECIPES, blocks_of
 
 from .published import DOCUMENTS, MEASURED, PAPERS, PLACES, ROOT, cells, numbers
@@ -99,10 +100,17 @@ def test_lengths_lie_on_the_pixel_scale(paper: str) -> None:
     """On every data set and in every recipe, also where no scale plans it."""
     declared = PAPERS[paper].declared
     lengths = 0
-    for kind in RECIPES.values():
-        for recipe in declared[kind].values():
+    for kind, recipes in RECIPES.items():
+        for recipe in declared[recipes].values():
+            component = recipe["component"]
+            exists = registry.exists(kind, component)
+            types = registry.describe(kind, component).types if exists else None
             for name, value in recipe.items():
-                if is_linf_length(name):
+                if (
+                    length_kind(types.get(name, ())) == "Length"
+                    if types is not None
+                    else re.fullmatch(r"(\w+_)?(eps|step)|step_size", name)  # not implemented
+                ):
                     by_name = [
                         row[str(value)[1:]]
                         for row in declared["settings"].values()

@@ -56,7 +56,7 @@ def test_grey_levels_are_refused_with_the_mend():
     with pytest.raises(UserError, match=r"pgd: eps is 8.*write 8/255 for 8 grey levels"):
         check_linf_length("eps", 8.0, "pgd")
     for wrong in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="images live in"):
+        with pytest.raises(UserError, match="lengths lie in"):
             check_linf_length("eps", wrong, "pgd")
     for right in (0.0, 1.0):
         check_linf_length("eps", right, "pgd")

@@ -206,9 +206,9 @@ def test_damaged_checkpoint(
 @pytest.mark.parametrize(
     ("stage", "run", "file", "told"),
     [
-        ("classifier", "*-natural-*", "weights.safetensors", "its bits are not those"),
-        ("dataset", "*", "test_images.npy", "its bits are not those"),
-        ("purify", "*-natural-pgd-aid-*", "images.npy", "its bits are not those"),
+        ("classifier", "*-natural-*", "weights.safetensors", "checksum mismatch"),
+        ("dataset", "*", "test_images.npy", "checksum mismatch"),
+        ("purify", "*-natural-pgd-aid-*", "images.npy", "checksum mismatch"),
         ("purify", "*-natural-pgd-aid-*", "run.json", "not readable as JSON"),
     ],
 )
@@ -240,7 +240,7 @@ def test_adversarial_set_of_another_run(finished: Any, command: Any, whole: bool
     for file in ("images.npy", "run.json") if whole else ("images.npy",):
         shutil.copy(other / file, wanted / file)
     err = refused_job(finished, command, "purify")
-    told = f"holds run {other.name!r}, not {wanted.name!r}" if whole else "its bits are not those"
+    told = f"holds run {other.name!r}, not {wanted.name!r}" if whole else "checksum mismatch"
     assert_one_line(err, str(wanted), told)
 
 
@@ -261,7 +261,7 @@ def test_report_refuses_damaged_scores(finished: Any, command: Any) -> None:
     before = finished.state()
     status, err = command("report", "--scale", "tiny")
     assert status != 0
-    assert_one_line(err, f"{scores}: its bits are not those that were recorded")
+    assert_one_line(err, f"{scores}: checksum mismatch")
     assert finished.state() == before
 
 
@@ -392,8 +392,8 @@ def attack_fails(
     ("behaviour", "reason"),
     [
         (_raises, "ValueError: boom"),
-        (_not_finite, "Pgd made images that are not finite"),
-        (_left_ball, "Pgd left its ball"),
+        (_not_finite, "Pgd: adversarial images are not finite"),
+        (_left_ball, "Pgd: perturbation "),
     ],
 )
 def test_failing_attack(

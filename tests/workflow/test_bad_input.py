@@ -354,7 +354,7 @@ def test_cuda_without_gpu(finished: Any, command: Any) -> None:
     spec.write_text(spec.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     reopen(finished, finished.folder("classifier", "*-madry-*"))
     err = refused_job(finished, command, "classifier")
-    assert_one_line(err, "device is cuda, but no CUDA device is there; set it to cpu or auto")
+    assert_one_line(err, "device is cuda, but no CUDA device is available; set it to cpu or auto")
 
 
 # A component that errors leaves no score.

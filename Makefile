@@ -1,8 +1,8 @@
-# Short forms of the usual commands; each makes the environment first where it is missing.
+# Short forms of the usual commands. Each creates the environment first if it is missing.
 #   make reproduce SCALE=smoke      every table of every paper
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
-#   make plan                       the price of a scale before anything runs
-#   make bench                      attacks beside other libraries, methods beside plain loops
+#   make plan                       the price of a scale, without running it
+#   make bench                      attacks and other libraries, methods and plain loops compared
 #   make register                   after a new component: golden output, status page, traits table
 SCALE ?= smoke
 T ?= aid/3
@@ -14,14 +14,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-# T=aid/3 names table_3, T=aid/11a names table_11a, any other name stands as it is.
+# T=aid/3 names table_3, T=aid/11a names table_11a, any other name is unchanged.
 item := $(notdir $(T))
 item := $(if $(filter 0% 1% 2% 3% 4% 5% 6% 7% 8% 9%,$(item)),table_$(item),$(item))
-asked := $(if $(findstring /,$(T)),$(dir $(T))$(item),$(T))
+document := $(if $(findstring /,$(T)),$(dir $(T))$(item),$(T))
 
-# Without byte code on disk every start of Python takes three times as long.
+# Without byte code on disk, every start of Python takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
-# So that the programs the rules call are those of the environment.
+# The rules must call the programs of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: reproduce table plan bench register test lint env lock clean
@@ -30,8 +30,8 @@ reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
 
 table: env
-	$(BIN)/python -m purifiers plan --scale $(SCALE) $(asked)
-	$(SNAKEMAKE) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(asked).csv,$(T)/claims.csv) --config scale=$(SCALE)
+	$(BIN)/python -m purifiers plan --scale $(SCALE) $(document)
+	$(SNAKEMAKE) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(document).csv,$(T)/claims.csv) --config scale=$(SCALE)
 
 plan: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE)
@@ -56,7 +56,7 @@ lint: env
 
 env: .venv/.ready
 
-# Needs neither python3-venv nor a change to the system's Python.
+# In a folder of its own, without python3-venv and without changes to the system's Python.
 .uv/bin/uv:
 	$(PYTHON) -m pip install --quiet --target .uv uv
 
@@ -66,14 +66,14 @@ env: .venv/.ready
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-# Other libraries, for `make bench` only: beside the environment, never in it.
+# Other libraries, for `make bench` only; installed outside the environment.
 .peers/.ready: benchmarks/timing/peers.lock | env
 	rm -rf .peers
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes \
 		--compile-bytecode --target .peers -r benchmarks/timing/peers.lock
 	touch $@
 
-# After a change of the dependencies in pyproject.toml or benchmarks/timing/peers.in.
+# Run after a change of the dependencies in pyproject.toml or benchmarks/timing/peers.in.
 lock: .uv/bin/uv
 	.uv/bin/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 \
 		--generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
@@ -82,7 +82,7 @@ lock: .uv/bin/uv
 		--python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 		--custom-compile-command "make lock" --output-file benchmarks/timing/peers.lock
 
-# The runs in results/runs stay: they are hours of work. Delete that folder by hand.
+# Keeps results/runs, which may hold hours of computation; delete it by hand.
 clean:
 	rm -rf .venv .uv .peers .snakemake .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 	find purifiers tests workflow benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-# The whole reproduction as one graph. The plan says what there is to do; a rule per stage does it.
+# The whole reproduction as one graph: the plan lists the runs, one rule per stage executes them.
 #
 #   snakemake                                          every implemented table, smoke scale
 #   snakemake --config scale=desk                      ... at another scale
 #   snakemake results/tables/smoke/aid/table_3.csv     one table
-#   snakemake results/tables/timing/attacks.csv        the attacks beside other libraries
+#   snakemake results/tables/timing/attacks.csv        the attacks compared with other libraries
 import sys
 from pathlib import Path
 
@@ -16,7 +16,7 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/timing.smk"
 
 
-# A job on a cluster does not see the targets that the plan is made for; these are quick anyway.
+# These need a plan of the requested targets, which cluster jobs do not know; they are quick anyway.
 localrules:
     all,
     document,
@@ -26,9 +26,9 @@ localrules:
 rule all:
     default_target: True
     input:
-        everything,
+        all_documents,
 
 
 onerror:
-    for scale, names in asked.items():
+    for scale, names in requested.items():
         shell("python -m purifiers report --scale {scale} {names} || true")

@@ -1,6 +1,6 @@
 """PurifyBench: a benchmark reproduction suite for adversarial purification.
 
-The library behind the workflow, usable without it::
+The library can be used without the workflow::
 
     import purifiers
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def attack(name: str, **parameters: Any) -> Attack:
-    """An attack by its name; lengths may be written ``"8/255"``.
+    """Create an attack by name; lengths may be written as ``"8/255"``.
 
     Raises:
         UserError: no such attack or parameter (with a suggestion), or a length out of range.
@@ -30,7 +30,7 @@ def attack(name: str, **parameters: Any) -> Attack:
 
 
 def method(name: str, **parameters: Any) -> Method:
-    """A purifier by its name. Some need ``.bind(classifier, shape)`` and weights before use.
+    """Create a purifier by name. Some need ``.bind(classifier, shape)`` and weights before use.
 
     Raises:
         UserError: as :func:`attack`.
@@ -39,7 +39,7 @@ def method(name: str, **parameters: Any) -> Method:
 
 
 def classifier(name: str, shape: Sequence[int], classes: int, **parameters: Any) -> Classifier:
-    """An untrained classifier for images of ``shape`` (C, H, W).
+    """Create an untrained classifier for images of ``shape`` (C, H, W).
 
     Raises:
         UserError: as :func:`attack`.
@@ -48,11 +48,11 @@ def classifier(name: str, shape: Sequence[int], classes: int, **parameters: Any)
 
 
 def defend(classifier: Classifier, methods: Sequence[Method], **threat: Any) -> Defence:
-    """A classifier behind purifiers: images (n, C, H, W) to logits (n, classes).
+    """Create a classifier behind purifiers: images (n, C, H, W) to logits (n, classes).
 
     Args:
-        threat: how an attacker sees it: ``gradient``, ``seed``, ``eot_samples``, ``eot_combine``,
-            ``auxiliary``, as in :class:`purifiers.core.defence.Defence`.
+        threat: settings of the threat model (``gradient``, ``seed``, ``eot_samples``,
+            ``eot_combine``, ``auxiliary``), as in :class:`purifiers.core.defence.Defence`.
     """
     from purifiers.core.defence import Defence
 

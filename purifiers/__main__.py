@@ -1,4 +1,4 @@
-"""The one entry of every job: ``python -m purifiers <command>``."""
+"""Command line of PurifyBench: ``python -m purifiers <command>``."""
 
 from __future__ import annotations
 
@@ -11,47 +11,59 @@ from purifiers.core.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; a mistake of the user's gives one line on stderr and status 2."""
+    """Run a command; a :class:`UserError` prints one line on stderr and returns status 2."""
     parser = argparse.ArgumentParser(prog="python -m purifiers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    run = commands.add_parser("run", help="do the runs of one job")
+    run = commands.add_parser("run", help="execute the runs of one job")
     run.add_argument("spec", type=Path)
     run.add_argument("manifest", type=Path)
     run.add_argument("--threads", type=int, default=1)
     run.set_defaults(function=_run)
 
-    plan = commands.add_parser("plan", help="show what there is to do and what it will cost")
+    plan = commands.add_parser("plan", help="show the runs to execute and their cost")
     plan.add_argument("--scale", default="smoke")
     plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
     plan.set_defaults(function=_plan)
 
-    report = commands.add_parser("report", help="write the tables of what is done")
+    report = commands.add_parser("report", help="write the tables of the finished runs")
     report.add_argument("--scale", default="smoke")
     report.add_argument("documents", nargs="*", help="such as aid/table_3 or aid")
     report.set_defaults(function=_report)
 
-    status = commands.add_parser("status", help="renew the generated blocks of two pages")
-    status.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    status = commands.add_parser("status", help="renew the generated parts of two pages")
+    status.add_argument(
+        "--check", action="store_true", help="only check whether they are up to date"
+    )
     status.set_defaults(function=_status)
 
-    measure = commands.add_parser("measure", help="time the planned networks for the prices")
+    measure = commands.add_parser("measure", help="measure the planned networks for the prices")
     measure.add_argument("--device", default="cpu")
     measure.set_defaults(function=_measure)
 
-    timing = commands.add_parser("timing", help="write the table of attacks beside other libraries")
-    timing.add_argument("table", type=Path, help="the CSV; the chart is put beside it")
-    timing.add_argument("measurements", type=Path, nargs="+", help="what benchmarks/timing left")
+    timing = commands.add_parser(
+        "timing", help="write the table of attacks compared with other libraries"
+    )
+    timing.add_argument(
+        "table", type=Path, help="the CSV to write; the chart goes to the same folder"
+    )
+    timing.add_argument(
+        "measurements", type=Path, nargs="+", help="JSON files of benchmarks/timing"
+    )
     timing.set_defaults(function=_timing)
 
-    speed = commands.add_parser("speed", help="write the table of methods beside plain loops")
-    speed.add_argument("table", type=Path, help="the CSV; the same as Markdown is put beside it")
-    speed.add_argument("measurements", type=Path, nargs="+", help="what benchmarks/timing left")
+    speed = commands.add_parser(
+        "speed", help="write the table of methods compared with plain loops"
+    )
+    speed.add_argument(
+        "table", type=Path, help="the CSV to write; Markdown goes to the same folder"
+    )
+    speed.add_argument("measurements", type=Path, nargs="+", help="JSON files of benchmarks/timing")
     speed.set_defaults(function=_speed)
 
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        return chosen.function(chosen)
+        return options.function(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,7 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     folder = arguments.spec.resolve().parent
     if folder.parent.name != "batches":
-        raise UserError(f"{arguments.spec}: is not in a folder <runs>/batches/<stage>")
+        raise UserError(
+            f"{arguments.spec}: not in a folder <runs>/batches/<stage>; pass a spec of the plan"
+        )
     runs_root = folder.parents[1]
     batch = read_json(arguments.spec)
     done = [RunFolder(runs_root, batch["stage"], run["id"]).complete() for run in batch["runs"]]

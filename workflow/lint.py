@@ -1,8 +1,8 @@
-"""Run `snakemake --lint` and fail on every lint it prints, except one.
+"""Run `snakemake --lint` and fail on every lint except one.
 
-Snakemake wants a conda environment or a container in each rule. This project pins one environment
-for all rules in requirements.lock, with hashes, so that lint would stand for ever and hide the
-others; its option for JSON output is not honoured on the command line, hence the reading of text.
+The exception requires a conda environment or a container in each rule. This project pins one
+environment for all rules in requirements.lock, with hashes. The text output is parsed because
+Snakemake ignores its option for JSON output on the command line.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ ALLOWED = "Specify a conda environment or container for each rule."
 
 
 def lints(output: str) -> list[str]:
-    """The lints in Snakemake's `output`: the place and the title of each."""
-    found, place = [], ""
+    """The lints in the `output` of Snakemake, each as "place: title"."""
+    titles, place = [], ""
     for line in output.splitlines():
         if line.startswith("Lints for "):
             place = line.removeprefix("Lints for ").rstrip(":")
         elif title := re.match(r" {4}\* (.+?):?$", line):
-            found.append(f"{place}: {title[1]}")
-    return found
+            titles.append(f"{place}: {title[1]}")
+    return titles
 
 
 def main() -> int:
-    """Print Snakemake's whole answer if there is anything to mend; return the exit status."""
+    """Print the output of Snakemake if it has lints; return the exit status."""
     snakemake = Path(sys.executable).parent / "snakemake"
     run = subprocess.run([snakemake, "--lint"], capture_output=True, text=True, check=False)
     output = run.stdout + run.stderr
-    found = lints(output)
-    remaining = [lint for lint in found if not lint.endswith(ALLOWED)]
-    unread = run.returncode != 0 and not found  # a syntax error, or lints printed in a new form
-    if remaining or unread:
+    all_lints = lints(output)
+    remaining = [lint for lint in all_lints if not lint.endswith(ALLOWED)]
+    unparsed = run.returncode != 0 and not all_lints  # a syntax error, or another output format
+    if remaining or unparsed:
         print(output, file=sys.stderr)
         print("\n".join(remaining) or "snakemake --lint failed, see above", file=sys.stderr)
         return 1
-    print("snakemake --lint: nothing to mend")
+    print("snakemake --lint: no lints")
     return 0
 
 

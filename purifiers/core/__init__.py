@@ -1,1 +1,1 @@
-"""The core: what every part stands on."""
+"""Foundations that every other package of the library imports."""

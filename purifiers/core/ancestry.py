@@ -1,4 +1,4 @@
-"""What finished runs were made from, read from their records."""
+"""Upstream runs of finished runs, read from their records."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from purifiers.core.spec import AttackSpec, ImagesSpec, PurifySpec, Upstream
 def image_history(
     runs_root: Path, images: ImagesSpec
 ) -> Iterator[tuple[ImagesSpec, Record | None]]:
-    """The sets that images went through, last first, each with the record of the run that made it.
+    """Yield the image sets behind ``images``, latest first, each with the record of its run.
 
-    Ends at the clean images, or with None at a run that is not finished.
+    Clean images are not yielded. A run that is not finished ends the iteration with a record of
+    None.
     """
     while images.run is not None:
         folder = RunFolder(runs_root, images.stage, images.run)
@@ -26,8 +27,11 @@ def image_history(
         images = record.spec.images
 
 
-def records_behind(runs_root: Path, runs: Iterable[Upstream]) -> dict[Upstream, Record]:
-    """The records of finished runs and of everything upstream of them, by stage and id."""
+def records_upstream(runs_root: Path, runs: Iterable[Upstream]) -> dict[Upstream, Record]:
+    """Records of ``runs`` and of all their upstream runs, by (stage, id).
+
+    Runs that are not finished are left out.
+    """
     records: dict[Upstream, Record] = {}
     pending = list(runs)
     while pending:

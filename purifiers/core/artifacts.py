@@ -1,8 +1,8 @@
-"""Files that are either whole and recorded, or not there.
+"""Run folders, and files that are written completely or not at all.
 
-A run's folder is ``<runs>/<stage>/<id>/``. Everything is written under a temporary name and
-renamed; ``run.json``, the record with the digest of every file, is written last. A folder
-without it is unfinished work that the next start continues.
+A run's folder is ``<runs>/<stage>/<id>/``. Every file is written under a temporary name and
+renamed. ``run.json``, the record with the SHA-256 of every file, is written last. A folder without
+it is unfinished work that the next start continues.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in chunks of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def short_hash(content: Any) -> str:
-    """Eight hexadecimal digits that identify a JSON-able value."""
+    """First eight hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @contextlib.contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Turn a full disk into one clear line.
+    """Convert a full-disk error raised inside the block into a one-line error.
 
     Raises:
         UserError: the disk, quota or file-size limit was reached while writing ``path``.
@@ -56,16 +56,16 @@ def room_for(path: Path) -> Iterator[None]:
         existing = next(p for p in (path, *path.parents) if p.exists())
         free = shutil.disk_usage(existing).free / 2**20
         raise UserError(
-            f"no room to write {path} ({os.strerror(error.errno or 0)}; {free:.0f} MiB free): "
+            f"{path}: no room to write it ({os.strerror(error.errno or 0)}; {free:.0f} MiB free); "
             "free some space and start again, finished work is kept"
         ) from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
-        UserError: the disk is full; a file of that name stays as it was.
+        UserError: the disk is full. An existing file of that name is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with room_for(path):
@@ -81,12 +81,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file completely or not at all."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file completely or not at all."""
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is damaged, or there is none.
+        UserError: the file is missing or not valid JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -105,30 +105,34 @@ def read_json(path: Path) -> Any:
 
 
 def write_sealed(path: Path, content: bytes) -> None:
-    """Write bytes behind their own digest, so that damage is seen when they are read."""
+    """Write ``content`` after its SHA-256 (32 bytes), so that a reader detects damage."""
     write_bytes(path, hashlib.sha256(content).digest() + content)
 
 
 def read_sealed(path: Path) -> bytes:
-    """Read what :func:`write_sealed` wrote.
+    """Read the content of a file that :func:`write_sealed` wrote.
 
     Raises:
-        UserError: the file is truncated or bits have flipped.
+        UserError: the content does not match the stored SHA-256.
     """
-    whole = path.read_bytes()
-    if hashlib.sha256(whole[32:]).digest() != whole[:32]:
+    stored = path.read_bytes()
+    if hashlib.sha256(stored[32:]).digest() != stored[:32]:
         raise UserError(f"{path}: damaged (truncated or bit-flipped); remove it and start again")
-    return whole[32:]
+    return stored[32:]
 
 
 @dataclass(frozen=True)
 class Record:
-    """``run.json``: what a finished run was made from, and what it left.
+    """Content of ``run.json``: spec, files and results of a finished run.
 
     Attributes:
-        files: per file its ``sha256`` and ``bytes``.
-        summary: figures that the stage reports.
-        provenance: code, libraries, device and time.
+        id: the run's id.
+        stage: the run's stage.
+        spec: everything the run depends on besides the code.
+        files: file name to its ``sha256`` and ``bytes``.
+        summary: results that the stage reports.
+        elapsed_seconds: wall-clock time of the attempt that finished the run.
+        provenance: versions of code and libraries, device, threads and time.
     """
 
     id: str
@@ -140,13 +144,13 @@ class Record:
     provenance: dict[str, Any]
 
     def spec_as(self, kind: type[AnySpec]) -> AnySpec:
-        """The spec of a record whose stage is known.
+        """The spec, checked to be of type ``kind``.
 
         Raises:
-            UserError: the record is of another stage.
+            UserError: the run is of another stage.
         """
         if not isinstance(self.spec, kind):
-            raise UserError(f"run {self.id} is of stage {self.stage}, not {kind.stage}")
+            raise UserError(f"run {self.id}: stage is {self.stage!r}, expected {kind.stage!r}")
         return self.spec
 
 
@@ -156,8 +160,8 @@ class RunFolder:
 
     Attributes:
         root: folder of all runs, ``results/runs``.
-        stage: ``dataset``, ``classifier``, ``purifier``, ``attack``, ``purify`` or ``score``.
-        id: readable slug and eight digits of the identity's hash.
+        stage: a key of :data:`purifiers.core.spec.SPECS`, such as ``attack``.
+        id: readable slug, followed by eight hexadecimal digits of the identity's hash.
     """
 
     root: Path
@@ -166,17 +170,17 @@ class RunFolder:
 
     @property
     def path(self) -> Path:
-        """Where the run's files lie."""
+        """The folder that holds the run's files."""
         return self.root / self.stage / self.id
 
     @property
     def record_path(self) -> Path:
-        """``run.json``, there only when the run is whole."""
+        """Path of ``run.json``, which exists only if the run is finished."""
         return self.path / "run.json"
 
     @property
     def failure_path(self) -> Path:
-        """``failure.json``, there when the last try ended in an error."""
+        """Path of ``failure.json``, which exists if the last attempt failed."""
         return self.path / "failure.json"
 
     def complete(self) -> bool:
@@ -184,11 +188,11 @@ class RunFolder:
         return self.record_path.exists()
 
     def failure(self) -> str | None:
-        """The error of the last try, if it failed."""
+        """The error of the last attempt; None unless it failed."""
         return read_json(self.failure_path)["error"] if self.failure_path.exists() else None
 
     def fail(self, error: str) -> None:
-        """Record a failed try."""
+        """Write ``failure.json`` with the error of a failed attempt."""
         write_json(self.failure_path, {"id": self.id, "stage": self.stage, "error": error})
 
     def finish(
@@ -199,8 +203,8 @@ class RunFolder:
         elapsed_seconds: float,
         provenance: dict[str, Any],
     ) -> None:
-        """Write the record: from now on the run is whole."""
-        listed = {
+        """Write ``run.json``, which marks the run as finished, and delete ``failure.json``."""
+        digests = {
             name: {"sha256": sha256(self.path / name), "bytes": (self.path / name).stat().st_size}
             for name in files
         }
@@ -210,7 +214,7 @@ class RunFolder:
                 "id": self.id,
                 "stage": self.stage,
                 "spec": spec.to_json(),
-                "files": listed,
+                "files": digests,
                 "summary": summary,
                 "elapsed_seconds": round(elapsed_seconds, 3),
                 "provenance": provenance,
@@ -219,10 +223,13 @@ class RunFolder:
         self.failure_path.unlink(missing_ok=True)
 
     def record(self, verify: bool = True) -> Record:
-        """The run's record, after checking its files against it.
+        """The run's record.
+
+        Args:
+            verify: compare size and SHA-256 of every file with the record.
 
         Raises:
-            UserError: the run is not there, belongs to another identity, or a file is damaged.
+            UserError: the run is not finished, the record is of another run, or a file is damaged.
         """
         if not self.complete():
             raise UserError(f"{self.path}: this run is not finished; start its stage again")
@@ -238,7 +245,7 @@ class RunFolder:
                 raise UserError(f"{file}: missing or truncated; remove {self.path} and start again")
             if sha256(file) != expected["sha256"]:
                 raise UserError(
-                    f"{file}: its bits are not those that were recorded; "
+                    f"{file}: checksum mismatch: its SHA-256 differs from run.json; "
                     f"remove {self.path} and start again"
                 )
         spec = read_spec(self.stage, content["spec"], f"{self.record_path}: spec")
@@ -246,7 +253,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder, waiting for another process (an orphan, say) that still works in it."""
+        """Hold an exclusive lock on the folder; wait while another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""A training on disk between two starts; what is damaged or foreign is refused."""
+"""Training checkpoints on disk; damaged files and those of another run are refused."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from purifiers.core.errors import UserError
 
 @dataclass
 class State:
-    """How far a training has come, besides its module and optimizer.
+    """State of a training, apart from its module and optimizer.
 
     Attributes:
-        step: steps taken.
-        losses: those of the latest steps, as far as they will be reported.
+        step: optimizer steps taken.
+        losses: training losses of the latest steps, as far as ``final_loss`` averages them.
         validation: loss of the held-out images after each epoch.
-        best: state of the module after the epoch with the lowest of these.
-        seconds: what the training took so far by the wall clock; work that a kill undid is not in
-            it.
+        best: ``state_dict`` of the module after the epoch with the lowest validation loss.
+        seconds: wall-clock seconds of training so far, without work that a kill undid.
     """
 
     step: int = 0
@@ -35,17 +34,18 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that holds a training of one run.
+    """The checkpoint file of one run.
 
     Attributes:
-        identity: the run it belongs to.
+        path: the file.
+        identity: id of the run that it belongs to.
     """
 
     path: Path
     identity: str
 
     def save(self, state: State, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write everything that a later start needs, whole or not at all."""
+        """Write state, module and optimizer, completely or not at all."""
         buffer = io.BytesIO()
         content = {
             "identity": self.identity,
@@ -57,20 +57,23 @@ class Checkpoint:
         write_sealed(self.path, buffer.getvalue())
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-        """Set module and optimizer to what was saved; a new start where nothing was.
+        """Load the checkpoint into ``module`` and ``optimizer``.
+
+        Returns:
+            The saved state; a new one if there is no file.
 
         Raises:
             UserError: the file is damaged or belongs to another run.
         """
         if not self.path.exists():
             return State()
-        content = io.BytesIO(read_sealed(self.path))
-        found = torch.load(content, weights_only=True, map_location="cpu")
-        if found["identity"] != self.identity:
+        buffer = io.BytesIO(read_sealed(self.path))
+        content = torch.load(buffer, weights_only=True, map_location="cpu")
+        if content["identity"] != self.identity:
             raise UserError(
-                f"{self.path}: belongs to run {found['identity']!r}, not {self.identity!r}; "
+                f"{self.path}: belongs to run {content['identity']!r}, not {self.identity!r}; "
                 "remove it to train from the start"
             )
-        module.load_state_dict(found["module"])
-        optimizer.load_state_dict(found["optimizer"])
-        return State(**found["state"])
+        module.load_state_dict(content["module"])
+        optimizer.load_state_dict(content["optimizer"])
+        return State(**content["state"])

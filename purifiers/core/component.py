@@ -1,4 +1,4 @@
-"""What every attack, purifier and classifier promises."""
+"""Base classes of attacks, classifiers and methods."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
 
 
 class Component:
-    """Base of everything that YAML names.
+    """Base of every component that a YAML file can name.
 
-    A parameter annotated ``Length`` or ``Radius`` may be given as text such as ``"8/255"``. It is
+    Parameters annotated ``Length`` or ``Radius`` accept text such as ``"8/255"``. They are
     converted and range-checked before ``__init__`` runs, however the component is constructed.
     """
 
@@ -32,7 +32,7 @@ class Component:
 
 
 def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
-    """``init`` with its lengths converted, defaults included; ``init`` itself if it has none."""
+    """Wrap ``init`` so that it receives lengths as numbers; ``init`` itself if it has none."""
     kinds = {
         name: kind
         for name, annotation in init.__annotations__.items()
@@ -56,10 +56,14 @@ def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_images(images: Tensor, where: str) -> None:
-    """Refuse anything but finite float32 NCHW images in [0, 1].
+    """Raise an error unless ``images`` are finite float32 NCHW images in [0, 1].
+
+    Args:
+        images: the tensor to check.
+        where: begins the error message.
 
     Raises:
-        UserError: wrong type, dimension, range, or values that are not finite.
+        UserError: wrong type, dimension or range, or values that are not finite.
     """
     if images.dtype != torch.float32 or images.dim() != 4:
         shape = tuple(images.shape)
@@ -72,7 +76,7 @@ def check_images(images: Tensor, where: str) -> None:
 
 
 class Attack(Component):
-    """From images and labels to adversarial images.
+    """Base of attacks: images and labels to adversarial images.
 
     A subclass stores its parameters as attributes of the same names, declares its ``traits`` and
     implements :meth:`perturb`.
@@ -94,13 +98,14 @@ class Attack(Component):
         seed: int = 0,
         indices: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
-        """Attack ``logits_fn``.
+        """Adversarial images against ``logits_fn``.
 
         Args:
             logits_fn: images float32 (n, C, H, W) in [0, 1] to logits (n, classes); or a
-                :class:`purifiers.core.defence.Defence`, which is also told the indices.
+                :class:`purifiers.core.defence.Defence`, which also receives the indices.
+            images: float32 (n, C, H, W) in [0, 1].
             labels: true labels, int64 (n,).
-            seed: with an image's index it decides that image's noise.
+            seed: random seed; an image's noise depends on the seed and the image's index alone.
             indices: the images' indices in their data set; 0 ... n-1 by default.
 
         Returns:
@@ -108,44 +113,44 @@ class Attack(Component):
 
         Raises:
             UserError: images of the wrong type or range, or labels that do not fit.
-            RuntimeError: the result is not finite, leaves [0, 1] or the eps ball.
+            RuntimeError: the adversarial images are not finite or leave [0, 1] or the eps ball.
         """
         name = type(self).__name__
         check_images(images, name)
         if labels.shape != images.shape[:1]:
             raise UserError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
-        where = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
-        adversarial = self.perturb(as_target(logits_fn), images, labels, seed, where).detach()
+        rows = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+        adversarial = self.perturb(as_target(logits_fn), images, labels, seed, rows).detach()
         self._check(images, adversarial)
         return adversarial
 
     def _check(self, images: Tensor, adversarial: Tensor) -> None:
         name = type(self).__name__
         if adversarial.shape != images.shape or adversarial.dtype != torch.float32:
-            raise RuntimeError(f"{name} changed the shape or type of the images")
+            raise RuntimeError(f"{name}: adversarial images changed in shape or type")
         if not torch.isfinite(adversarial).all():
-            raise RuntimeError(f"{name} made images that are not finite")
+            raise RuntimeError(f"{name}: adversarial images are not finite")
         if adversarial.numel() and (adversarial.min() < 0 or adversarial.max() > 1):
-            raise RuntimeError(f"{name} left the pixel range [0, 1]")
-        shift = (adversarial - images).flatten(1)
+            raise RuntimeError(f"{name}: adversarial images leave the pixel range [0, 1]")
+        perturbation = (adversarial - images).flatten(1)
         eps, radius = getattr(self, "eps", None), getattr(self, "radius", None)
-        if self.traits.norm == "linf" and eps is not None and shift.numel():
-            distance = float(shift.abs().max())
+        if self.traits.norm == "linf" and eps is not None and perturbation.numel():
+            distance = float(perturbation.abs().max())
             if distance > eps + 1e-6:
-                raise RuntimeError(f"{name} left its ball: {distance:g} > eps {eps:g}")
-        if self.traits.norm == "l2" and radius is not None and shift.numel():
-            distance = float(shift.norm(dim=1).max())
+                raise RuntimeError(f"{name}: perturbation {distance:g} exceeds eps {eps:g}")
+        if self.traits.norm == "l2" and radius is not None and perturbation.numel():
+            distance = float(perturbation.norm(dim=1).max())
             if distance > radius * (1 + 1e-5) + 1e-6:
-                raise RuntimeError(f"{name} left its ball: {distance:g} > radius {radius:g}")
+                raise RuntimeError(f"{name}: perturbation {distance:g} exceeds radius {radius:g}")
 
 
 class Classifier(Component, nn.Module):
-    """Images to logits, with named inner features.
+    """Base of classifiers: images to logits, with named inner representations.
 
     Attributes:
         shape: (channels, height, width) of the images.
         classes: number of classes.
-        TAPS: names of the inner representations, shallow to deep.
+        TAPS: names of the inner representations, from the first layer to the last.
     """
 
     traits: ClassVar[ClassifierTraits] = ClassifierTraits(version=0)
@@ -157,11 +162,11 @@ class Classifier(Component, nn.Module):
         self.classes = classes
 
     def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
-        """The named inner representations, computing no further than the deepest one.
+        """Inner representations by name; layers behind the last one named are not computed.
 
         Args:
             images: float32 (n, C, H, W) in [0, 1].
-            taps: names out of ``TAPS``.
+            taps: names from ``TAPS``.
 
         Returns:
             One tensor (n, channels, height, width) per name.
@@ -173,13 +178,13 @@ class Classifier(Component, nn.Module):
 
 
 class Method(Component, nn.Module):
-    """A purifier: images to images of the same shape.
+    """Base of methods, such as purifiers: images to images of the same shape.
 
     Attributes:
-        traits: what it declares, see CONTRIBUTING.md.
+        traits: declared properties; CONTRIBUTING.md lists them.
         stored_examples: adversarial examples of all training images, float32 (n, C, H, W), for each
-            classifier that the method is fitted on; empty: the method makes them when needed.
-        recipe: how its weights are trained (fitted methods only).
+            classifier that the method is fitted on. Empty: the method generates them when needed.
+        recipe: training settings of its weights (fitted methods only).
     """
 
     traits: ClassVar[MethodTraits] = MethodTraits(version=0)
@@ -188,33 +193,40 @@ class Method(Component, nn.Module):
 
     @property
     def random(self) -> bool:
-        """Whether two seeds give two outputs, under the parameters of this instance."""
+        """Whether the output depends on the seed, under the parameters of this instance."""
         condition = self.traits.random
         names = () if isinstance(condition, bool) else condition
         return self.traits.is_random({name: getattr(self, name) for name in names})
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
-        """Build what depends on the frozen classifier or on the images' shape (C, H, W)."""
+        """Build the parts that depend on the frozen classifier or on the image shape (C, H, W)."""
 
     def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
-        """Called before fitting: on which frozen classifiers, and on how many training images.
+        """Prepare a fit on ``classifiers``; called before fitting.
 
         By default a method is fitted on the classifier that it is bound to. A method that can be
         fitted on several declares ``Fit(several_classifiers=True)`` and overrides this.
 
+        Args:
+            classifiers: the frozen classifiers to fit on.
+            images: number of training images.
+
         Raises:
-            UserError: several, for a method that listens to one.
+            UserError: several classifiers, for a method that is fitted on one.
         """
         if len(classifiers) > 1:
             raise UserError(f"{type(self).__name__} cannot be fitted on several classifiers")
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Scalar training loss of one batch (fitted methods only)."""
+        """Training loss of one batch, a scalar (fitted methods only)."""
         raise TypeError(f"{type(self).__name__} is not fitted")
 
     def example(self, number: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Adversarial training examples against classifier ``number`` of those that the method is
-        fitted on, float32 (n, C, H, W); from a run of the fit to the next they are the same."""
+        """Adversarial training examples, float32 (n, C, H, W); the same in every run of the fit.
+
+        Args:
+            number: position of the attacked classifier among those that the method is fitted on.
+        """
         raise TypeError(f"{type(self).__name__} is not fitted on examples")
 
     def purify(
@@ -224,7 +236,7 @@ class Method(Component, nn.Module):
 
         Args:
             images: float32 (n, C, H, W) in [0, 1].
-            seed: with an image's index it decides that image's noise.
+            seed: random seed; an image's noise depends on the seed and the image's index alone.
             indices: the images' indices in their data set; 0 ... n-1 by default.
 
         Returns:
@@ -235,44 +247,55 @@ class Method(Component, nn.Module):
     def step(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """One step of an iterative purification; the whole of it where there is only one."""
+        """Images after one step of an iterative purification; by default :meth:`purify`."""
         return self.purify(images, seed, indices)
 
     def unrolled(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """The same images as :meth:`purify`, with the best gradient there is through the inner
-        gradients of an iterative purification; that of :meth:`purify` where it has none."""
+        """The images of :meth:`purify`, differentiable through the purification's inner gradients.
+
+        An iterative purification that follows gradients overrides this with the most exact
+        derivative that it can compute. By default the gradient is that of :meth:`purify`.
+        """
         return self.purify(images, seed, indices)
 
     def own_pass(self, images: Tensor) -> Tensor:
-        """One forward pass of the network that the method brings, for as many images: what
-        ``traits.network.passes`` counts."""
+        """One forward pass of the method's own network for ``images``.
+
+        ``traits.network.passes`` counts such passes.
+        """
         raise TypeError(f"{type(self).__name__} brings no network")
 
     def detector_logit(self, images: Tensor) -> Tensor:
-        """How adversarial the method's own detector finds each image: a logit (n,), high for
-        adversarial. Methods that provide ``detector_logit`` have one."""
+        """Logit (n,) of the method's own detector, high for adversarial images.
+
+        Implemented by methods that provide ``detector_logit``.
+        """
         raise UserError(f"{type(self).__name__} has no detector that could be attacked")
 
     def detected(self, images: Tensor) -> Tensor:
-        """Which images the method's own detector refuses, bool (n,). Methods that
-        provide ``detected`` have one."""
+        """Whether the method's own detector rejects each image, bool (n,).
+
+        Implemented by methods that provide ``detected``.
+        """
         raise UserError(f"{type(self).__name__} has no detector that decides")
 
     def score(self, images: Tensor) -> Tensor:
-        """Gradient of the log-density that the method learned, (n, C, H, W). Methods that
-        provide ``score`` have one."""
+        """Gradient of the log-density that the method learned, (n, C, H, W).
+
+        Implemented by methods that provide ``score``.
+        """
         raise UserError(f"{type(self).__name__} has no score that could be attacked")
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """Switch to evaluation mode and take no gradients of the parameters; returns ``module``."""
+    """Switch to evaluation mode, disable gradients of the parameters and return ``module``."""
     return module.eval().requires_grad_(False)
 
 
 def default_indices(images: Tensor, indices: Sequence[int] | Tensor | None) -> Tensor:
-    """The given indices as a tensor, or 0 ... n-1."""
+    """``indices`` as a tensor; 0 ... n-1 if None."""
     return torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
 
 
@@ -280,11 +303,11 @@ def build(cls: type, *context: Any, **parameters: Any) -> Any:
     """Construct a component.
 
     Raises:
-        UserError: a parameter the component does not have, or a length out of range.
+        UserError: a parameter that the component does not have, or a length out of range.
     """
-    declared = inspect.signature(cls).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in declared.values()):
+    accepted = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         for name in parameters:
-            if name not in declared:
+            if name not in accepted:
                 raise UserError(f"{cls.__name__} has no parameter {name!r}")
     return cls(*context, **parameters)

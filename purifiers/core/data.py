@@ -1,4 +1,4 @@
-"""Where the files of data sets lie."""
+"""Location of the data sets' files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def data_root() -> Path:
-    """The folder that holds the datasets.
+    """The folder of all data sets.
 
     Returns:
-        the environment variable ``PURIFYBENCH_DATA`` if it is set, else ``data/`` below the
+        The environment variable ``PURIFYBENCH_DATA`` if it is set, else ``data/`` below the
         current directory.
     """
-    given = os.environ.get("PURIFYBENCH_DATA")
-    return Path(given).expanduser() if given else Path.cwd() / "data"
+    configured = os.environ.get("PURIFYBENCH_DATA")
+    return Path(configured).expanduser() if configured else Path.cwd() / "data"

@@ -1,4 +1,4 @@
-"""A classifier behind a chain of purifiers, as one callable whose gradient an attacker chooses."""
+"""A classifier behind a chain of purifiers, as one callable with a choice of gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from purifiers.core.errors import UserError, check_choice
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign")
-_HIDDEN = "the attacker sees scores only"
+_SCORES_ONLY = "the attacker sees scores only: choose a gradient other than none"
 
 
 class Defence:
@@ -22,7 +22,7 @@ class Defence:
     Args:
         classifier: images to logits, frozen, in evaluation mode; may be ``prepared``.
         methods: purifiers, applied first to last.
-        gradient: how an attacker differentiates it:
+        gradient: the gradient that an attacker receives:
 
             - ``"exact"``: through the purifiers;
             - ``"bpda"``: the purifiers run forward, the identity backward (Athalye et al. 2018,
@@ -31,18 +31,18 @@ class Defence:
               (one-step unrolling; Yoon et al. 2021, appendix F);
             - ``"second_order"``: exact, and through the gradients that a purifier itself follows
               (:meth:`purifiers.core.component.Method.unrolled`);
-            - ``"none"``: not at all; the attacker sees scores only.
-        seed: decides the noise of random purifiers, with each image's index.
-        eot_samples: draws behind every answer and gradient of an attacked random defence.
+            - ``"none"``: none; the attacker sees scores only.
+        seed: random seed; an image's noise depends on the seed and the image's index alone.
+        eot_samples: draws per output and gradient of an attacked random defence.
         eot_combine: ``"mean"`` or ``"sign"``, as in :class:`purifiers.core.target.Target`.
-        auxiliary: a method whose detector an attacker fools beside the classifier, whether or not
-            it purifies here.
+        auxiliary: a method whose detector is attacked together with the classifier; it need not be
+            one of ``methods``.
 
     Attributes:
-        stochastic: a purifier of the chain is random.
-        straight_through: an attacker's gradient passes the purifiers unchanged.
-        exact: this defence in float32, where the classifier answers in low precision; else None.
-        chunk: images per gradient computation that the classifier was prepared for.
+        stochastic: whether a purifier of the chain is random.
+        straight_through: whether an attacker's gradient passes the purifiers unchanged.
+        exact: this defence in float32 if the classifier computes in lower precision, else None.
+        chunk: images per gradient computation; None: all at once.
     """
 
     per_image = True
@@ -76,41 +76,43 @@ class Defence:
 
     def purify(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images after all purifiers, float32 (n, C, H, W) in [0, 1]."""
-        where = default_indices(images, indices)
+        rows = default_indices(images, indices)
         for method in self.methods:
-            images = method.purify(images, self.seed, where)
+            images = method.purify(images, self.seed, rows)
         return images
 
     def classify(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images that are purified already.
 
         Raises:
-            UserError: a gradient is wanted where ``gradient`` is ``"none"``.
+            UserError: the images require gradients and ``gradient`` is ``"none"``.
         """
-        self._refuse_hidden(images)
+        self._refuse_gradient(images)
         return self.classifier(images)
 
     def detector_logit(self, images: Tensor) -> Tensor:
-        """The logit (n,) of the first detector among ``auxiliary`` and ``methods``, high for
-        adversarial; asked of the images as they are, whatever purifies before it.
+        """Logit (n,) of the first detector among ``auxiliary`` and ``methods``.
+
+        It is high for adversarial images. The detector receives ``images`` unpurified.
 
         Raises:
-            UserError: there is none, or the attacker sees scores only.
+            UserError: no method has a detector, or the attacker sees scores only.
         """
-        return self._providing("detector_logit").detector_logit(images)
+        return self._method_with("detector_logit").detector_logit(images)
 
     def score(self, images: Tensor) -> Tensor:
-        """Gradient (n, C, H, W) of the log-density learned by the first among ``auxiliary`` and
-        ``methods`` that has one; at the images as they are.
+        """Gradient (n, C, H, W) of a learned log-density at ``images``, unpurified.
+
+        The log-density is that of the first among ``auxiliary`` and ``methods`` that learned one.
 
         Raises:
-            UserError: there is none, or the attacker sees scores only.
+            UserError: no method has learned one, or the attacker sees scores only.
         """
-        return self._providing("score").score(images)
+        return self._method_with("score").score(images)
 
-    def _providing(self, part: str) -> Method:
+    def _method_with(self, part: str) -> Method:
         if self.gradient == "none":
-            raise UserError(f"this attack reads a method's {part}, but {_HIDDEN}")
+            raise UserError(f"this attack reads a method's {part}, but {_SCORES_ONLY}")
         for method in (self.auxiliary, *self.methods):
             if method is not None and getattr(type(method), part) is not getattr(Method, part):
                 return method
@@ -119,32 +121,32 @@ class Defence:
             "one: give one as `auxiliary`"
         )
 
-    def _refuse_hidden(self, images: Tensor) -> None:
+    def _refuse_gradient(self, images: Tensor) -> None:
         if self.gradient == "none" and torch.is_grad_enabled() and images.requires_grad:
-            raise UserError(f"this attack takes gradients, but {_HIDDEN}")
+            raise UserError(f"this attack takes gradients, but {_SCORES_ONLY}")
 
     def __call__(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Logits (n, classes).
 
         Raises:
-            UserError: a gradient is wanted where ``gradient`` is ``"none"``.
+            UserError: the images require gradients and ``gradient`` is ``"none"``.
         """
-        self._refuse_hidden(images)
+        self._refuse_gradient(images)
         if self.straight_through:
             with torch.no_grad():
                 purified = self.purify(images.detach(), indices)
             return self.classifier(_IdentityBackward.apply(images, purified))
         if self.gradient in ("one_step", "second_order"):
-            where = default_indices(images, indices)
+            rows = default_indices(images, indices)
             for method in self.methods:
-                passed = method.step if self.gradient == "one_step" else method.unrolled
-                images = passed(images, self.seed, where)
+                purify = method.step if self.gradient == "one_step" else method.unrolled
+                images = purify(images, self.seed, rows)
             return self.classifier(images)
         return self.classifier(self.purify(images, indices))
 
 
 class _IdentityBackward(torch.autograd.Function):
-    """Forward: the purified images, to the bit. Backward: as if nothing had been done."""
+    """Forward: the purified images, unchanged. Backward: the identity."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:

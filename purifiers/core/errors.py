@@ -1,4 +1,4 @@
-"""Errors that speak to the person at the keyboard."""
+"""Errors that a user can fix, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend; its one line says what, where and how.
+    """An error that the user can fix.
 
-    The command line prints the line without a traceback and exits with status 2.
+    Its message is one line: where it is, what is wrong and how to fix it. The command line prints
+    the line without a traceback and exits with status 2.
     """
 
 
-def check_choice(name: str, value: str, known: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``known``; ``name`` says whose setting it is.
+def check_choice(name: str, value: str, options: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``options``.
+
+    Args:
+        name: the setting, for the error message.
 
     Raises:
-        UserError: it is not.
+        UserError: it is none of them.
     """
-    known = tuple(known)
-    if value not in known:
-        hint = did_you_mean(value, known)
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(known)}{hint}")
+    options = tuple(options)
+    if value not in options:
+        hint = did_you_mean(value, options)
+        raise UserError(f"{name} is {value!r}: choose one of {', '.join(options)}{hint}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic over parameters, as components declare their cost."""
+"""Arithmetic over parameters, in which components declare their costs."""
 
 from __future__ import annotations
 
@@ -24,15 +24,20 @@ def evaluate(formula: str, values: Mapping[str, Any]) -> float:
 
 
 def check_formula(formula: str, parameters: Collection[str], where: str) -> None:
-    """Refuse a formula that cannot be evaluated.
+    """Raise an error if ``formula`` cannot be evaluated.
+
+    Args:
+        formula: such as ``"3 * steps"``.
+        parameters: the names that it may use.
+        where: begins the error message.
 
     Raises:
-        UserError: it is no arithmetic, or names something that is no parameter.
+        UserError: the formula is not arithmetic, or uses a name that is no parameter.
     """
     try:
         tree = ast.parse(formula, mode="eval")
     except SyntaxError:
-        raise UserError(f"{where} is {formula!r}: not arithmetic over parameters") from None
+        raise UserError(f"{where} is {formula!r}: not arithmetic such as 3 * steps") from None
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in parameters:
             hint = did_you_mean(node.id, parameters)
@@ -52,4 +57,4 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
         left, right = _evaluate(node.left, values), _evaluate(node.right, values)
         result: float = _OPERATORS[type(node.op)](left, right)
         return result
-    raise ValueError(f"{ast.unparse(node)} is no number, parameter, or +, -, *, /, ** of them")
+    raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or +, -, *, /, ** of them")

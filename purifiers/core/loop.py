@@ -1,4 +1,4 @@
-"""The training loop that every fitted component shares; it survives a kill."""
+"""Resumable training loop shared by all fitted components."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from purifiers.core.recipe import Recipe
 
 
 class Pixels(Protocol):
-    """Training images: an array, or something that reads the rows of one when asked."""
+    """Training images: an array, or an object that reads rows of an array on demand."""
 
     def __len__(self) -> int: ...
 
@@ -30,19 +30,24 @@ class Pixels(Protocol):
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""(images, labels, indices, seed) of a batch to a scalar, the mean over its images.
+"""(images, labels, indices, seed) of a batch to a scalar: the mean loss of its images.
 
-For validation it is called in evaluation mode and under ``torch.no_grad``."""
+Validation calls it in evaluation mode and under ``torch.no_grad``."""
 
 
 def to_float(pixels: npt.NDArray, device: str = "cpu") -> Tensor:
-    """uint8 NCHW pixels to float32 images in [0, 1]; float32 images pass unchanged."""
+    """Convert uint8 NCHW pixels to float32 images in [0, 1]; float32 images are unchanged."""
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
     return tensor.float().div_(255.0) if tensor.dtype == torch.uint8 else tensor
 
 
 def augment(images: Tensor, augmentation: str, seed: int) -> Tensor:
-    """Random shifts by up to 4 pixels (zero padding) and horizontal flips."""
+    """Randomly shift images by up to 4 pixels (zero padding) and flip them horizontally.
+
+    Args:
+        images: float32 (n, C, H, W).
+        augmentation: ``none``, ``flip``, or ``crop_flip`` for both.
+    """
     if augmentation == "none":
         return images
     draw = generator(seed, "augment")
@@ -51,9 +56,9 @@ def augment(images: Tensor, augmentation: str, seed: int) -> Tensor:
         padded = nn.functional.pad(images, (4, 4, 4, 4))
         rows = torch.randint(0, 9, (count, 1), generator=draw) + torch.arange(height)
         columns = torch.randint(0, 9, (count, 1), generator=draw) + torch.arange(width)
-        which = torch.arange(count)
+        numbers = torch.arange(count)
         images = padded.permute(0, 2, 3, 1)[
-            which[:, None, None], rows[:, :, None], columns[:, None, :]
+            numbers[:, None, None], rows[:, :, None], columns[:, None, :]
         ].permute(0, 3, 1, 2)
     flipped = torch.rand(len(images), generator=draw) < 0.5
     mask = flipped.to(images.device)[:, None, None, None]
@@ -75,46 +80,52 @@ def fit(
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
-    Order, augmentation and dropout depend on (seed, epoch or step) alone, so a continued training
-    ends with the same bits as an undisturbed one on the same processor; a GPU adds up in an order
-    of its own.
+    Batch order, augmentation and dropout depend only on the seed and the epoch or step. A resumed
+    training therefore ends with the same bits as an uninterrupted one on the same processor. On a
+    GPU the order of summation varies, and so may the bits.
 
     Args:
+        module: the module to train.
+        loss: of a batch.
         pixels: training images, uint8 (n, C, H, W), possibly memory-mapped.
-        identity: the run this checkpoint belongs to; a checkpoint of another run is refused.
-        prepare: called at every start; what it makes it keeps itself. Its time is the training's,
-            but for what it did before a kill cut it short.
+        labels: int64 (n,).
+        recipe: length, optimizer and learning rate of the training.
+        seed: random seed.
+        checkpoint: path of the checkpoint.
+        identity: id of the run; a checkpoint of another run is refused.
+        label: begins the progress lines and error messages.
+        prepare: called at every start; must store its own results. Its time counts as training
+            time, except that of a call which a kill interrupted.
 
     Returns:
-        ``steps`` taken, ``train_seconds`` by the wall clock (before a kill and after it), and
-        ``final_loss``: mean over the last tenth of the steps, or, where the training may stop
-        early, over its last epoch; in a game, of the first part's turns. With
-        ``recipe.validation`` also ``validation_loss`` of the weights that were kept, and the
-        ``best_epoch`` they are from.
+        Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
+        ``final_loss``. The final loss is the mean over the last tenth of the steps; with early
+        stopping, over the last epoch; in a game, over the turns of the first part only. With
+        ``recipe.validation`` also ``validation_loss`` and ``best_epoch`` of the kept weights.
 
     Raises:
-        UserError: the checkpoint is damaged or belongs to another run; too few images to hold
-            some of them out.
+        UserError: the checkpoint is damaged or belongs to another run, or holding images out
+            leaves none to train on.
         RuntimeError: the loss is not finite.
     """
     train, held_out = _split(len(pixels), recipe.validation, seed)
     per_epoch = math.ceil(len(train) / recipe.batch_size)
     total = recipe.steps or max(1, round(per_epoch * recipe.epochs))
-    reported = min(0.9 * total, total - max(1, sum(steps for _, steps in recipe.turns)))
+    unreported = min(0.9 * total, total - max(1, sum(steps for _, steps in recipe.turns)))
     optimizer = recipe.optimizer_for(module)
-    stored = Checkpoint(checkpoint, identity)
-    state = stored.resume(module, optimizer)
-    begun = time.monotonic() - state.seconds
+    store = Checkpoint(checkpoint, identity)
+    state = store.resume(module, optimizer)
+    started = time.monotonic() - state.seconds
     if prepare is not None:
         prepare()
-        if not state.step:  # so that a kill does not forget what this took
-            state.seconds = time.monotonic() - begun
-            stored.save(state, module, optimizer)
-    early = bool(recipe.early_stopping)
-    progress = Progress(label, total, unit="steps", done=state.step, at_most=early)
-    saved = time.monotonic()
+        if not state.step:  # a kill must not lose the time that this took
+            state.seconds = time.monotonic() - started
+            store.save(state, module, optimizer)
+    may_stop_early = bool(recipe.early_stopping)
+    progress = Progress(label, total, unit="steps", done=state.step, at_most=may_stop_early)
+    last_save = time.monotonic()
 
-    def value_of(rows: Tensor, augmentation: str, noise: int) -> Tensor:
+    def batch_loss(rows: Tensor, augmentation: str, noise: int) -> Tensor:
         images = augment(to_float(pixels[rows.numpy()], device), augmentation, noise)
         targets = torch.from_numpy(np.asarray(labels)[rows.numpy()]).to(device)
         torch.manual_seed(noise)
@@ -128,48 +139,52 @@ def fit(
         return value
 
     def validation_loss() -> float:
-        summed = 0.0
+        total_loss = 0.0
         with _evaluation(module):
             for number, rows in enumerate(held_out.split(recipe.batch_size)):
                 noise = derive_seed(seed, "validation", number)
-                summed += float(value_of(rows, "none", noise)) * len(rows)
-        return finite(summed / len(held_out), "validation loss")
+                total_loss += float(batch_loss(rows, "none", noise)) * len(rows)
+        return finite(total_loss / len(held_out), "validation loss")
 
     order, epoch_of_order = torch.empty(0, dtype=torch.int64), -1
     while state.step < total and not recipe.stops(state.validation):
-        epoch, place = divmod(state.step, per_epoch)
+        epoch, batch_number = divmod(state.step, per_epoch)
         if epoch != epoch_of_order:
             order = train[torch.randperm(len(train), generator=generator(seed, "order", epoch))]
             epoch_of_order = epoch
-        rows = order[place * recipe.batch_size : (place + 1) * recipe.batch_size].sort().values
+        rows = (
+            order[batch_number * recipe.batch_size : (batch_number + 1) * recipe.batch_size]
+            .sort()
+            .values
+        )
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(state.step, total, state.validation)
         optimizer.zero_grad(set_to_none=True)
         part = recipe.turn(state.step)
-        with _alone(module, part):
-            value = value_of(rows, recipe.augmentation, derive_seed(seed, "step", state.step))
+        with _training_only(module, part):
+            value = batch_loss(rows, recipe.augmentation, derive_seed(seed, "step", state.step))
             value.backward()
         optimizer.step()
         state.step += 1
         current = finite(float(value.detach()), "loss")
-        if early and place == 0:
+        if may_stop_early and batch_number == 0:
             state.losses.clear()
-        if (early or state.step > reported) and part == recipe.turn(0):
+        if (may_stop_early or state.step > unreported) and part == recipe.turn(0):
             state.losses.append(current)
         progress.add(1, f"loss {current:.4g}")
-        if len(held_out) and (place == per_epoch - 1 or state.step == total):
+        if len(held_out) and (batch_number == per_epoch - 1 or state.step == total):
             current = validation_loss()
             if current < min(state.validation, default=math.inf):
                 state.best = {name: value.clone() for name, value in module.state_dict().items()}
             state.validation.append(current)
-        if time.monotonic() - saved >= recipe.checkpoint_seconds and state.step < total:
-            state.seconds = time.monotonic() - begun
-            stored.save(state, module, optimizer)
-            saved = time.monotonic()
+        if time.monotonic() - last_save >= recipe.checkpoint_seconds and state.step < total:
+            state.seconds = time.monotonic() - started
+            store.save(state, module, optimizer)
+            last_save = time.monotonic()
     summary = {
         "steps": state.step,
         "final_loss": round(sum(state.losses) / len(state.losses), 6),
-        "train_seconds": round(time.monotonic() - begun, 3),
+        "train_seconds": round(time.monotonic() - started, 3),
     }
     if not state.validation:
         return summary
@@ -180,19 +195,21 @@ def fit(
 
 
 def _split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to train on and rows held out; drawn, for a folder of images is sorted by class."""
+    """Rows to train on and rows held out, both sorted; drawn at random, as files may be sorted."""
     if share == 0.0:
         return torch.arange(count), torch.empty(0, dtype=torch.int64)
     held_out = max(1, round(share * count))
     if held_out >= count:
-        raise UserError(f"validation holds out {held_out} of {count} images: none is left")
+        raise UserError(
+            f"validation holds out {held_out} of {count} images: lower it, none is left to train on"
+        )
     order = torch.randperm(count, generator=generator(seed, "validation"))
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 @contextlib.contextmanager
-def _alone(module: nn.Module, part: str) -> Iterator[None]:
-    """Only a part of the module takes gradients; afterwards every parameter that did does."""
+def _training_only(module: nn.Module, part: str) -> Iterator[None]:
+    """Disable gradients outside one part of the module; enable them again afterwards."""
     kept = {id(parameter) for parameter in module.get_submodule(part).parameters()}
     others = [p for p in module.parameters() if p.requires_grad and id(p) not in kept]
     for parameter in others:
@@ -206,7 +223,7 @@ def _alone(module: nn.Module, part: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each part is in the mode it was in."""
+    """Switch to evaluation mode without gradients; restore the mode of each part afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

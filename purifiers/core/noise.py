@@ -1,4 +1,4 @@
-"""Randomness that belongs to an image, not to its place in a batch."""
+"""Random numbers that depend on an image's index, not on its position in a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from integers and strings; the same on every machine and in every run."""
+    """A 63-bit seed derived from integers and strings; the same on every machine."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -34,7 +34,7 @@ def uniform(
     high: float = 1.0,
     tag: str = "",
 ) -> Tensor:
-    """Uniform noise in [low, high), (len(indices), *shape).
+    """Uniform noise in [low, high), float32 (len(indices), *shape).
 
     Row i depends on (seed, indices[i], tag) alone.
     """
@@ -66,15 +66,15 @@ _INCREMENT, _FIRST, _SECOND = (
 
 
 def keys(seed: int, indices: Sequence[int] | Tensor, tag: str = "") -> Tensor:
-    """The key of each image's stream of random numbers, int64 (n,), from (seed, index, tag).
+    """Key of each image's stream of random numbers, int64 (n,), from (seed, index, tag).
 
-    For attacks that need new numbers thousands of times: :func:`words` reads any place of any
-    stream without a generator per image. Keys may be selected and moved to a device like other
-    rows; every device reads the same numbers.
+    For attacks that draw thousands of times: :func:`words` computes any number of a stream without
+    a generator per image. Keys can be selected and moved to a device like other rows; the numbers
+    are the same on every device.
     """
     listed = indices.tolist() if isinstance(indices, Tensor) else indices
-    made = [derive_seed(seed, int(index), tag) for index in listed]
-    return torch.tensor(made, dtype=torch.int64)
+    seeds = [derive_seed(seed, int(index), tag) for index in listed]
+    return torch.tensor(seeds, dtype=torch.int64)
 
 
 def words(keys: Tensor, counters: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def words(keys: Tensor, counters: Tensor) -> Tensor:
 
     Args:
         keys: of :func:`keys`, int64 (n,).
-        counters: int64, not negative, any shape: places in the streams.
+        counters: positions in the streams, int64 of any shape, not negative.
     """
     state = keys.view(-1, *[1] * counters.dim()) + (counters + 1) * _INCREMENT
     state = (state ^ _shifted(state, 30)) * _FIRST
@@ -95,7 +95,7 @@ def words(keys: Tensor, counters: Tensor) -> Tensor:
 def integers(keys: Tensor, counters: Tensor, high: int | Tensor) -> Tensor:
     """Uniform integers in [0, high), int64 (len(keys), *counters.shape).
 
-    One word each. No value is more likely than another by more than high / 2^32.
+    Each uses one word. No value is more likely than another by more than high / 2^32.
 
     Args:
         high: at most 2^31; a tensor is broadcast against ``counters``.
@@ -106,15 +106,15 @@ def integers(keys: Tensor, counters: Tensor, high: int | Tensor) -> Tensor:
 def sign_vectors(keys: Tensor, counters: Tensor, size: int) -> Tensor:
     """A vector of ``size`` random signs per counter, float32 (len(keys), *counters.shape, size).
 
-    Vector k reads words k * ceil(size / 64) and following, one bit per sign.
+    Vector k uses the ceil(size / 64) words from k * ceil(size / 64) on, one bit per sign.
     """
     device = counters.device
-    each = -(-size // 64)
-    places = counters.unsqueeze(-1) * each + torch.arange(each, device=device)
+    words_each = -(-size // 64)
+    places = counters.unsqueeze(-1) * words_each + torch.arange(words_each, device=device)
     bits = (words(keys, places).unsqueeze(-1) >> torch.arange(64, device=device)) & 1
     return (bits.flatten(-2)[..., :size] * 2 - 1).float()
 
 
 def _shifted(values: Tensor, places: int) -> Tensor:
-    """Logical shift to the right: torch's own copies the sign."""
+    """Logical right shift; the shift operator of torch copies the sign bit."""
     return (values >> places) & ((1 << (64 - places)) - 1)

@@ -1,4 +1,4 @@
-"""Lengths on the [0, 1] pixel scale, as people write them."""
+"""Reading of lengths on the [0, 1] pixel scale, such as ``8/255``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ Radius = Any
 def fraction(value: str | float, where: str = "") -> float:
     """Read a length: a number, or a string such as ``"8/255"``.
 
+    Args:
+        where: begins the error message.
+
     Raises:
         UserError: the text is neither a number nor ``a/b`` with ``b`` not zero.
     """
@@ -31,7 +34,7 @@ def fraction(value: str | float, where: str = "") -> float:
     if match and float(match[2]) != 0.0:
         return float(match[1]) / float(match[2])
     try:
-        return float(str(value))  # so that True and None are no lengths either
+        return float(str(value))  # text, so that True and None are refused
     except ValueError:
         place = f"{where} is " if where else ""
         raise UserError(
@@ -40,7 +43,7 @@ def fraction(value: str | float, where: str = "") -> float:
 
 
 def number_in(value: object) -> float | None:
-    """The number that a text is, such as ``"5e-2"``, which YAML takes for text; else None."""
+    """The number in a text such as ``"5e-2"``, which YAML reads as text; None if there is none."""
     try:
         return float(value) if isinstance(value, str) else None
     except ValueError:
@@ -53,25 +56,25 @@ def is_fraction(value: object) -> bool:
 
 
 def length_kind(types: Collection[str]) -> str:
-    """``"Length"`` or ``"Radius"`` if an annotation has it among its alternatives, else ``""``."""
+    """``"Length"`` or ``"Radius"``, whichever is among an annotation's ``types``, else ``""``."""
     return next((kind for kind in ("Length", "Radius") if kind in types), "")
 
 
 def read_length(kind: str, value: str | float, where: str) -> float:
-    """A length as a number.
+    """Read a length and check its range.
 
     Args:
-        kind: ``"Length"``: an L-infinity distance on the [0, 1] scale. ``"Radius"``: an L2
-            distance over all pixels of an image.
-        where: begins the message; names the parameter.
+        kind: ``"Length"``: an L-infinity distance in [0, 1]. ``"Radius"``: an L2 distance over all
+            pixels of an image, above 0.
+        where: begins the error message and names the parameter.
 
     Raises:
-        UserError: no length, or out of range: typically eps in grey levels (8, not 8/255).
+        UserError: not a length, or out of range, such as eps in grey levels (8, not 8/255).
     """
     number = fraction(value, where)
     if kind == "Length" and not 0.0 <= number <= 1.0:
-        mend = f"; write {number:g}/255 for {number:g} grey levels" if number > 1 else ""
-        raise UserError(f"{where} is {number:g}, but images live in [0, 1]{mend}")
+        hint = f"; write {number:g}/255 for {number:g} grey levels" if number > 1 else ""
+        raise UserError(f"{where} is {number:g}, but lengths lie in [0, 1]{hint}")
     if kind == "Radius" and not number > 0.0:
         raise UserError(f"{where} is {number:g}, but a length above 0 is needed")
     return number

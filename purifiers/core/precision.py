@@ -1,4 +1,4 @@
-"""The precisions that a network may answer in while it is attacked."""
+"""Precisions in which a network may compute while it is attacked."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def float32_everywhere() -> None:
-    """Let float32 be float32 on a GPU too. By torch's default convolutions keep 10 of its 23 bits
-    there (TF32), and images that end on a decision boundary do not survive another rounding."""
+    """Disable TF32, so that GPUs compute float32 convolutions and products in full precision.
+
+    TF32, torch's default for convolutions, keeps 10 of the 23 bits of the mantissa. Adversarial
+    images on a decision boundary may lose their success under different rounding.
+    """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def computing(precision: str, images: Tensor) -> AbstractContextManager:
-    """Matrix products and convolutions in ``precision`` on the images' device, weights as they are.
+    """Context in which matrix products and convolutions run in ``precision``, weights unchanged.
 
-    For attacks that make training examples: of their gradients only the signs are used, and what is
-    trained on the examples is computed outside. bfloat16 has 8 significant bits.
+    For attacks that generate training examples: they use only the signs of gradients, and the
+    training itself runs outside the context. bfloat16 has 8 significant bits.
     """
     return torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,4 +1,4 @@
-"""A classifier made ready for many input gradients: same answers, less work."""
+"""Prepare a classifier for many input gradients: the same logits, less work."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from purifiers.core.errors import UserError, check_choice
 from purifiers.core.precision import PRECISIONS
 
 CHUNK = 32
-"""Images per gradient computation on a processor. Our choice: activations of 32 small images stay
-in its cache, which took 8 to 25 % off the time of two networks against batches of 128 and 64."""
+"""Images per gradient computation on a CPU. Our choice: activations of 32 small images stay in its
+cache, which took 8 to 25 % off the time of two networks against batches of 128 and 64."""
 
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Normalisation = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -26,19 +26,21 @@ _Weighted = (nn.Linear, *_Convolution, nn.ConvTranspose2d)
 
 
 class Prepared:
-    """A frozen copy of a classifier, BatchNorm folded into the convolutions before it.
+    """A frozen copy of a classifier with BatchNorm folded into the convolutions before it.
 
-    Folding is exact up to rounding. ReLU behind a layer works in place, and on a processor
-    convolutions of grey images have a gradient of their own. Networks that :mod:`torch.fx` cannot
-    trace (control flow that depends on the images) are frozen and left as they are.
+    Folding is exact up to rounding. A ReLU after a layer works in place. On a CPU, convolutions of
+    grey images use :class:`GreyConvolution`. Networks that :mod:`torch.fx` cannot trace (control
+    flow that depends on the images) are only frozen.
 
     Args:
-        classifier: images to logits; is not changed.
-        precision: ``"float32"``, or ``"bfloat16"`` behind the first layer, which keeps float32
-            so that small changes of the image are not rounded away.
+        classifier: images to logits; not modified.
+        precision: ``"float32"``, or ``"bfloat16"`` after the first layer. The first layer computes
+            in float32, so that small perturbations are not rounded away.
 
     Attributes:
-        exact: the same in float32 where this one is not, else None: its answers are what counts.
+        module: the prepared network.
+        exact: the same classifier in float32, which decides about success, if this one has lower
+            precision; else None.
         chunk: images per gradient computation; None on a GPU: all at once.
 
     Raises:
@@ -51,7 +53,7 @@ class Prepared:
         graph = _traced(module)
         if graph is not None:
             _fold(graph)
-            _rectify_in_place(graph)
+            _relu_in_place(graph)
             module = graph
         self.module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parameter = next(module.parameters(), None)
@@ -62,10 +64,10 @@ class Prepared:
             if graph is None:
                 raise UserError(
                     f"{type(classifier).__name__} cannot be run in bfloat16: its forward depends "
-                    "on the images' values; take float32"
+                    "on the images' values; set precision to float32"
                 )
             self.exact = Prepared(classifier)
-            _lower(graph)
+            _compute_in_bfloat16(graph)
         if on_cpu and graph is not None:
             _convolve_grey(graph)
 
@@ -77,38 +79,45 @@ class Prepared:
 def _traced(module: nn.Module) -> fx.GraphModule | None:
     try:
         return fx.symbolic_trace(module)
-    except Exception:  # a stand-in for the images breaks code in as many ways as there is code
+    except Exception:  # untraceable code can fail with any exception
         return None
 
 
 def _fold(graph: fx.GraphModule) -> None:
-    """Fold every BatchNorm that keeps statistics and alone reads a convolution used once."""
+    """Fold BatchNorm layers into the convolutions before them.
+
+    A BatchNorm is folded if it keeps running statistics and is the only reader of a convolution
+    that is called once.
+    """
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
-        before = _read_alone(node)
+        before = _sole_input(node)
         if before is None or calls[before.target] > 1:
             continue
-        if not (_is(graph, node, _Normalisation) and _is(graph, before, _Convolution)):
+        if not (_is_layer(graph, node, _Normalisation) and _is_layer(graph, before, _Convolution)):
             continue
         convolution = graph.get_submodule(str(before.target))
         normalisation = graph.get_submodule(str(node.target))
         if getattr(normalisation, "running_mean", None) is None:
             continue
-        _set(graph, str(before.target), fuse_conv_bn_eval(convolution, normalisation))  # type: ignore[arg-type, type-var]
+        _replace(graph, str(before.target), fuse_conv_bn_eval(convolution, normalisation))  # type: ignore[arg-type, type-var]
         node.replace_all_uses_with(before)
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.recompile()
 
 
-def _rectify_in_place(graph: fx.GraphModule) -> None:
-    """ReLU overwrites what a layer has just made, if nothing else reads it: the same bits, and one
-    pass over memory less. No layer's gradient needs its own output."""
+def _relu_in_place(graph: fx.GraphModule) -> None:
+    """Replace each ReLU that is the only reader of a layer's output by one in place.
+
+    The output has the same bits and saves one pass over memory. The gradients of these layers do
+    not need their outputs.
+    """
     for node in list(graph.graph.nodes):
-        if not (_is(graph, node, (nn.ReLU,)) or node.target in (torch.relu, functional.relu)):
+        if not (_is_layer(graph, node, (nn.ReLU,)) or node.target in (torch.relu, functional.relu)):
             continue
-        before = _read_alone(node)
-        if before is not None and _is(graph, before, (*_Weighted, *_Normalisation)):
+        before = _sole_input(node)
+        if before is not None and _is_layer(graph, before, (*_Weighted, *_Normalisation)):
             with graph.graph.inserting_after(node):
                 in_place = graph.graph.call_function(torch.relu_, (before,))
             node.replace_all_uses_with(in_place)
@@ -117,14 +126,15 @@ def _rectify_in_place(graph: fx.GraphModule) -> None:
 
 
 def _convolve_grey(graph: fx.GraphModule) -> None:
+    """Replace convolutions of grey images by :class:`GreyConvolution`."""
     for path, part in list(graph.named_modules()):
-        if GreyConvolution.suits(part):
-            _set(graph, path, frozen(GreyConvolution(part)))
+        if GreyConvolution.applies_to(part):
+            _replace(graph, path, frozen(GreyConvolution(part)))
 
 
-def _lower(graph: fx.GraphModule) -> None:
-    """bfloat16 from the output of the first layer with weights on."""
-    layers = [node for node in graph.graph.nodes if _is(graph, node, _Weighted)]
+def _compute_in_bfloat16(graph: fx.GraphModule) -> None:
+    """Compute in bfloat16 from the output of the first layer with weights on."""
+    layers = [node for node in graph.graph.nodes if _is_layer(graph, node, _Weighted)]
     for node in layers[1:]:
         graph.get_submodule(str(node.target)).to(torch.bfloat16)
     if layers:
@@ -135,16 +145,16 @@ def _lower(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _read_alone(node: fx.Node) -> fx.Node | None:
-    """What ``node`` reads first, if nothing else reads it."""
+def _sole_input(node: fx.Node) -> fx.Node | None:
+    """The first input of ``node``, if no other node reads it."""
     before = node.args[0] if node.args else None
     return before if isinstance(before, fx.Node) and len(before.users) == 1 else None
 
 
-def _is(graph: fx.GraphModule, node: fx.Node, kinds: tuple[type, ...]) -> bool:
+def _is_layer(graph: fx.GraphModule, node: fx.Node, kinds: tuple[type, ...]) -> bool:
     return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), kinds)
 
 
-def _set(graph: fx.GraphModule, path: str, module: nn.Module) -> None:
+def _replace(graph: fx.GraphModule, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(graph.get_submodule(parent), name, module)

@@ -1,4 +1,4 @@
-"""How far, how fast, how long still: one line on stderr every few seconds."""
+"""Progress lines on stderr: work done, rate and time left."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import time
 from collections import deque
 
 WINDOW = 60.0
-"""Seconds whose work is the rate: a phase that is slower than the rest is soon forgotten."""
+"""Seconds over which the rate is measured; a slow start affects it no longer than this."""
 
 
 def duration(seconds: float) -> str:
-    """``75`` -> ``1:15``; ``3700`` -> ``1:01:40``."""
+    """Format seconds: ``75`` -> ``1:15``; ``3700`` -> ``1:01:40``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:
-    """Counts work done and reports it at most every ``interval`` seconds.
+    """Count work done and report it at most every ``interval`` seconds.
 
     Args:
-        label: what is being done.
-        total: how much there is to do, in ``unit``.
-        done: how much an earlier start has done already.
-        at_most: the work may end before ``total``.
+        label: begins every line.
+        total: amount of work, in ``unit``.
+        unit: name of the unit.
+        done: amount that earlier starts have done.
+        interval: seconds between two lines, at least.
+        at_most: whether the work may end before ``total``; the time left is an upper bound then.
     """
 
     def __init__(
@@ -39,16 +41,16 @@ class Progress:
         self.label, self.total, self.unit, self.interval = label, total, unit, interval
         self.done = done
         self._bound = "at most " if at_most else ""
-        self._marks = deque([(time.monotonic(), done)])  # of the start and of each report
+        self._marks = deque([(time.monotonic(), done)])  # time and done, at start and reports
 
     def add(self, amount: int, note: str = "") -> None:
-        """Count ``amount`` more."""
+        """Add ``amount`` to the work done, and report it if a line is due."""
         self.done += amount
         now = time.monotonic()
         if now - self._marks[-1][0] < self.interval:
             return
-        since, before = self._marks[0]
-        rate = (self.done - before) / max(now - since, 1e-9)
+        start_time, start_done = self._marks[0]
+        rate = (self.done - start_done) / max(now - start_time, 1e-9)
         left = "?"
         if rate > 0:
             left = self._bound + duration((self.total - self.done) / rate)

@@ -1,4 +1,4 @@
-"""Where a number came from: code, libraries, machine, time."""
+"""Provenance of a run: code, libraries, device and time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 
 @functools.cache
 def git_commit() -> str:
-    """The commit the code stands at, with ``+changes`` where files differ from it."""
+    """Git commit of the code, ``unknown`` without git; ``+changes`` marks changed tracked files."""
     here = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     commit = git("rev-parse", "--short=12", "HEAD")
     if not commit:
@@ -34,17 +34,21 @@ def git_commit() -> str:
 
 @functools.cache
 def processor() -> str:
-    """Name and instruction sets of the processor, as far as they decide rounding."""
-    told = {"model name": platform.processor() or platform.machine()}
+    """Name, model and instruction sets of the processor, which affect rounding."""
+    cpu_info = {"model name": platform.processor() or platform.machine()}
     info = Path("/proc/cpuinfo")
     if info.exists():
         first = info.read_text(errors="replace").split("\n\n")[0]
         pairs = (line.partition(":") for line in first.splitlines())
-        told |= {key.strip(): value.strip() for key, _, value in pairs}
-    numbers = [f"{key} {told[key]}" for key in ("cpu family", "model", "stepping") if key in told]
-    flags = told.get("flags", "").split()
-    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return " ".join([told["model name"], *numbers, *wanted])
+        cpu_info |= {key.strip(): value.strip() for key, _, value in pairs}
+    numbers = [
+        f"{key} {cpu_info[key]}" for key in ("cpu family", "model", "stepping") if key in cpu_info
+    ]
+    flags = cpu_info.get("flags", "").split()
+    instruction_sets = [
+        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags
+    ]
+    return " ".join([cpu_info["model name"], *numbers, *instruction_sets])
 
 
 def version_of(package: str) -> str:
@@ -56,12 +60,12 @@ def version_of(package: str) -> str:
 
 
 def fingerprint(device: str = "cpu") -> dict[str, str]:
-    """What must agree for two runs to agree to the bit."""
+    """Properties that two runs must share for their results to be equal to the bit."""
     return {"torch": version_of("torch"), "device": device, "processor": processor()}
 
 
 def provenance(device: str = "cpu", threads: int = 1) -> dict[str, Any]:
-    """The provenance that is stored with every run."""
+    """The provenance stored with every run."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         "git": git_commit(),

@@ -1,4 +1,4 @@
-"""How to train: length, optimizer, learning rate, held-out images, when to stop."""
+"""Training settings: length, optimizer, learning rate, validation and early stopping."""
 
 from __future__ import annotations
 
@@ -19,34 +19,39 @@ OPTIMIZERS = ("sgd", "adam")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to minimise a loss.
+    """Settings of a training.
 
     Attributes:
-        epochs: passes over the training images; need not be whole. At most, with
+        epochs: passes over the training images, possibly fractional; an upper bound with
             ``early_stopping``.
-        steps: as many are taken, whatever ``epochs`` says; 0: those of the epochs.
-        betas: Adam's.
+        batch_size: images per step.
+        learning_rate: the initial rate, or the highest one (schedule ``one_cycle``).
+        steps: optimizer steps; overrides ``epochs`` unless 0.
+        optimizer: ``sgd`` or ``adam``.
+        momentum: of SGD.
+        betas: of Adam.
         milestones: fractions of the training after which the learning rate is multiplied by
             ``learning_rate_decay`` (schedule ``step``).
         schedule: ``step``, ``plateau``, or ``one_cycle``: linear from 0 to ``learning_rate`` over
             the first 30 % and back to 0.
         augmentation: ``none``, ``flip``, or ``crop_flip`` (pad by 4, crop, flip).
-        validation: share of the images that is held out, drawn with the seed. Their loss is taken
-            after every epoch, in evaluation mode, without augmentation and with the same noise
-            each time; the weights with the lowest one are kept. 0: all are trained on.
-        patience: epochs without a lower validation loss after which the learning rate is
-            multiplied by ``learning_rate_decay``, again and again (schedule ``plateau``).
-        min_learning_rate: no plateau lowers the rate below this.
+        validation: share of the images in [0, 1) that is held out, drawn with the seed. Their loss
+            is computed after every epoch, in evaluation mode, without augmentation and with the
+            same noise each time. The weights with the lowest loss are kept. 0: none is held out.
+        patience: number of epochs without a lower validation loss after which the learning rate
+            is multiplied by ``learning_rate_decay``, repeatedly (schedule ``plateau``).
+        min_learning_rate: lower bound of the rate (schedule ``plateau``).
         early_stopping: epochs without a lower validation loss after which the training ends;
             0: never.
-        turns: for games, such as a GAN's: (name of a part of the module, steps), in turn and again
-            and again. In those steps that part alone is trained; the loss finds all other
-            parameters without ``requires_grad``, and the optimizer leaves them and their moments
-            as they are. ``()``: everything is trained in every step.
-        checkpoint_seconds: at most this much work is repeated after a kill.
+        turns: for games, such as a GAN: (name of a part of the module, steps), repeated in this
+            order. Each step trains only its part. All other parameters do not require gradients
+            then; they and their moments are unchanged. ``()``: every step trains all parts.
+        checkpoint_seconds: seconds between checkpoints; a kill loses at most the work of one
+            interval.
 
     Raises:
-        UserError: an unknown choice, or a share or count that makes no sense.
+        UserError: an unknown choice, a share or count out of range, or settings that exclude each
+            other.
     """
 
     epochs: float
@@ -82,14 +87,14 @@ class Recipe:
             raise UserError("turns: the losses of a game have no lowest; set validation to 0")
 
     def rate(self, step: int, total: int, history: Sequence[float] = ()) -> float:
-        """Learning rate at ``step`` of ``total``, given the validation losses so far."""
+        """Learning rate at ``step`` of ``total``, after the validation losses in ``history``."""
         if self.schedule == "plateau":
             return self._plateau_rate(history)
-        done = step / max(total, 1)
+        progress = step / max(total, 1)
         if self.schedule == "one_cycle":
-            rising = done / 0.3 if done < 0.3 else (1.0 - done) / 0.7
-            return self.learning_rate * max(rising, 1.0 / max(total, 1))
-        passed = sum(done >= milestone for milestone in self.milestones)
+            share = progress / 0.3 if progress < 0.3 else (1.0 - progress) / 0.7
+            return self.learning_rate * max(share, 1.0 / max(total, 1))
+        passed = sum(progress >= milestone for milestone in self.milestones)
         return self.learning_rate * self.learning_rate_decay**passed
 
     def _plateau_rate(self, history: Sequence[float]) -> float:
@@ -102,18 +107,18 @@ class Recipe:
         return min(rate, self.learning_rate)
 
     def stops(self, history: Sequence[float]) -> bool:
-        """Whether the validation losses so far end the training."""
+        """Whether to stop early after the validation losses in ``history``."""
         if not self.early_stopping or not history:
             return False
         return len(history) - 1 - int(np.argmin(history)) >= self.early_stopping
 
     def turn(self, step: int) -> str:
-        """Name of the part of the module that is trained at ``step``; "" is all of it."""
+        """Name of the part of the module that is trained at ``step``; "" for the whole module."""
         cycle = [part for part, steps in self.turns for _ in range(steps)]
         return cycle[step % len(cycle)] if cycle else ""
 
     def optimizer_for(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over the trainable parameters of ``module``."""
+        """A new optimizer of the trainable parameters of ``module``."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         if self.optimizer == "adam":
             return torch.optim.Adam(

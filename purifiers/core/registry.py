@@ -1,8 +1,8 @@
-"""The folder is the registry: every component is a file, found by its name.
+"""Look-up of components by name: every component is one file in the folder of its kind.
 
-A component ``wide_resnet`` of kind ``classifier`` is the class ``WideResnet`` in
-``purifiers/classifiers/wide_resnet.py``. Planning only reads the file's syntax tree,
-so that no job that parses the workflow ever imports torch.
+The component ``wide_resnet`` of kind ``classifier`` is the class ``WideResnet`` in
+``purifiers/classifiers/wide_resnet.py``. Planning reads the file's syntax tree without importing
+it, so that jobs that parse the workflow do not import torch.
 """
 
 from __future__ import annotations
@@ -41,23 +41,26 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "Length": ("a length such as 0.03 or 8/255", lambda value: type(value) in (int, float)),
     "Radius": ("a length such as 0.5 or 128/255", lambda value: type(value) in (int, float)),
 }
-"""Annotation of a parameter to its description and the check of a value."""
+"""Annotation of a parameter to a description of its values and a check of a value."""
 _TUPLES = "('a', 'b') or ('a',)"
 Types = dict[str, tuple[str, ...]]
-"""Parameter to the alternatives of its annotation, without brackets: ``("float", "str")``."""
+"""Parameter to the alternatives of its annotation, without brackets, as ``("float", "str")``."""
 _ROOT = Path(__file__).resolve().parent.parent
 _CORE = _ROOT / "core"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What planning needs of a component, read from its source.
+    """Properties of a component that planning needs, read from its source.
 
     Attributes:
-        traits: the class's own object, with the fields of its base classes.
+        kind: a key of ``FOLDERS``.
+        name: the component's name, which is that of its file.
+        path: the file.
+        traits: the component's traits, with the fields inherited from its base classes.
         parameters: constructor parameters with their default values, base classes included.
-        required: those without a default.
-        types: their annotations.
+        required: the parameters without a default.
+        types: the parameters' annotations.
         summary: first line of the module's docstring.
     """
 
@@ -72,12 +75,16 @@ class Description:
 
     @property
     def version(self) -> int:
-        """Part of every identity; raised whenever the component's output changes."""
+        """The component's version; part of every identity that includes the component."""
         version: int = self.traits.version
         return version
 
     def check_parameters(self, values: Iterable[str], where: str) -> None:
-        """Refuse parameters the component does not have.
+        """Raise an error unless ``values`` are parameters of the component.
+
+        Args:
+            values: names of the parameters that are set.
+            where: begins the error message.
 
         Raises:
             UserError: an unknown name (with a suggestion), or a required one missing.
@@ -93,10 +100,13 @@ class Description:
                 raise UserError(f"{where}: {self.kind} {self.name!r} needs {parameter!r}")
 
     def checked(self, parameter: str, value: Any, where: str) -> Any:
-        """The value, if it is of the parameter's type; whole numbers without a decimal point.
+        """The value converted to the parameter's type: lengths to numbers, 3.0 to 3 if an int.
+
+        Args:
+            where: begins the error message.
 
         Raises:
-            UserError: it is of another type, or a length out of range.
+            UserError: the value is of another type, or a length out of range.
         """
         types = self.types[parameter]
         if value is not None and (kind := length_kind(types)):
@@ -107,8 +117,8 @@ class Description:
             return value
         expected = " or ".join(_TYPES[name][0] for name in types)
         number = number_in(value)
-        mend = "" if number is None else f" (text for YAML; write {number})"
-        raise UserError(f"{where}: {parameter} is {value!r}{mend}, but takes {expected}")
+        hint = "" if number is None else f" (text for YAML; write {number})"
+        raise UserError(f"{where}: {parameter} is {value!r}{hint}, but takes {expected}")
 
 
 def class_name(name: str) -> str:
@@ -118,13 +128,13 @@ def class_name(name: str) -> str:
 
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
-    """Names of all components of a kind; files that start with ``_`` do not count."""
+    """Names of all components of a kind; files whose name starts with ``_`` are no components."""
     folder = _ROOT / FOLDERS[kind]
     return tuple(sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")))
 
 
 def exists(kind: str, name: str) -> bool:
-    """Whether there is a component file of that name."""
+    """Whether a component of that kind and name exists."""
     return name in names(kind)
 
 
@@ -133,7 +143,7 @@ def describe(kind: str, name: str) -> Description:
     """Read a component's file without importing it.
 
     Raises:
-        UserError: no such component, or a declaration in its file that is wrong.
+        UserError: no such component, or a wrong declaration in its file.
     """
     if not exists(kind, name):
         raise UserError(f"there is no {kind} {name!r}{did_you_mean(name, names(kind))}")
@@ -148,10 +158,10 @@ def load(kind: str, name: str) -> type:
 
 
 def describe_file(kind: str, name: str, path: Path) -> Description:
-    """Read the component ``name`` from any file.
+    """Read the component ``name`` from the file ``path``.
 
     Raises:
-        UserError: a declaration in the file that is wrong; the line names file and field.
+        UserError: a wrong declaration in the file; the message names file and field.
     """
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -159,25 +169,25 @@ def describe_file(kind: str, name: str, path: Path) -> Description:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
     owner = class_name(name)
     if _class(tree, owner) is None:
-        raise UserError(f"{path}: expected a class {owner}")
+        raise UserError(f"{path}: expected a class {owner}, named after the file")
     parameters, required, types = _parameters(tree, owner, path)
     traits = _traits(kind, owner, _bases(tree, owner, path), parameters)
     summary = (ast.get_docstring(tree) or "").strip().split("\n")[0]
     return Description(kind, name, path, traits, parameters, tuple(required), types, summary)
 
 
-Place = tuple[ast.Module, str, Path]
-"""A class: the module that defines it, its name, the module's file."""
+ClassSource = tuple[ast.Module, str, Path]
+"""Source of a class: its module's syntax tree, its name and the module's file."""
 
 
 def _class(tree: ast.Module, name: str) -> ast.ClassDef | None:
     return next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
 
 
-def _bases(tree: ast.Module, name: str, path: Path) -> list[Place]:
-    """The class and its first bases, nearest first, as far as the package defines them."""
-    chain: list[Place] = []
-    place: Place | None = (tree, name, path)
+def _bases(tree: ast.Module, name: str, path: Path) -> list[ClassSource]:
+    """The class and the chain of its first bases, nearest first, within the package."""
+    chain: list[ClassSource] = []
+    place: ClassSource | None = (tree, name, path)
     while place is not None:
         chain.append(place)
         node = _class(place[0], place[1])
@@ -186,7 +196,7 @@ def _bases(tree: ast.Module, name: str, path: Path) -> list[Place]:
     return chain
 
 
-def _defining_file(tree: ast.Module, name: str, path: Path) -> Place | None:
+def _defining_file(tree: ast.Module, name: str, path: Path) -> ClassSource | None:
     if _class(tree, name) is not None:
         return tree, name, path
     for node in tree.body:
@@ -199,12 +209,12 @@ def _defining_file(tree: ast.Module, name: str, path: Path) -> Place | None:
     return None
 
 
-def _traits(kind: str, owner: str, chain: list[Place], parameters: Mapping[str, Any]) -> Any:
-    """The traits that the first class of the chain has, checked.
+def _traits(kind: str, owner: str, chain: list[ClassSource], parameters: Mapping[str, Any]) -> Any:
+    """The traits of the first class of the chain that declares them, checked.
 
     Raises:
-        UserError: there are none; an unknown field, a wrong type or something that is no literal;
-            a formula or list that names no parameter.
+        UserError: no class declares traits; a field is unknown, of a wrong type or not a literal;
+            or a formula or list contains a name that is no parameter.
     """
     path = chain[0][2]
     fields = _declared_fields(
@@ -221,8 +231,8 @@ def _traits(kind: str, owner: str, chain: list[Place], parameters: Mapping[str, 
         raise UserError(f"{path}: {_explained(error, kind)}") from None
     if traits.version < 1:
         raise UserError(f"{path}: traits.version is {traits.version}: count from 1")
-    for field, listed in traits.parameter_names().items():
-        for parameter in listed:
+    for field, named in traits.parameter_names().items():
+        for parameter in named:
             if parameter not in parameters:
                 hint = did_you_mean(parameter, parameters)
                 raise UserError(f"{path}: traits.{field}: {owner} has no {parameter!r}{hint}")
@@ -236,8 +246,8 @@ def _adapter(kind: str) -> TypeAdapter[Any]:
     return TypeAdapter(TRAITS[kind])
 
 
-def _declared_fields(chain: list[Place], kind: str) -> dict[str, Any] | None:
-    """The fields of the nearest ``traits = ...`` of the chain; None where no class has one."""
+def _declared_fields(chain: list[ClassSource], kind: str) -> dict[str, Any] | None:
+    """Fields of the first ``traits = ...`` in the chain; None if no class has one."""
     for position, (tree, name, path) in enumerate(chain):
         node = _class(tree, name)
         for statement in node.body if node else ():
@@ -246,8 +256,8 @@ def _declared_fields(chain: list[Place], kind: str) -> dict[str, Any] | None:
     return None
 
 
-def _fields(value: ast.expr, chain: list[Place], kind: str, path: Path) -> dict[str, Any]:
-    """Fields of ``<kind>(...)``, or of ``<Base>.traits.replace(...)`` with those of the base."""
+def _fields(value: ast.expr, chain: list[ClassSource], kind: str, path: Path) -> dict[str, Any]:
+    """Fields of ``<kind>(...)``, or of ``<Base>.traits.replace(...)`` merged with the base's."""
     where = f"{path}, line {value.lineno}: traits"
     if isinstance(value, ast.Call) and not value.args:
         if _is_name(value.func, kind):
@@ -273,10 +283,10 @@ def _keywords(call: ast.Call, where: str) -> dict[str, Any]:
 
 
 def _literal(value: ast.expr, where: str) -> Any:
-    """A literal; a part of the traits as the fields that it sets.
+    """Value of a literal; for a class of ``PARTS``, the fields that it sets.
 
     Raises:
-        UserError: it is something else.
+        UserError: the expression is neither.
     """
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and not value.args:
         if value.func.id in PARTS:
@@ -322,8 +332,10 @@ def _is_name(node: ast.expr, name: str) -> bool:
 def _parameters(
     tree: ast.Module, owner: str, path: Path
 ) -> tuple[dict[str, Any], list[str], Types]:
-    """Parameters of the class's ``__init__``; with ``**common`` (or no ``__init__`` of its own)
-    those of its base class too, wherever that is."""
+    """Parameters of the class's ``__init__``: all with defaults, the required ones, the types.
+
+    Those of the base class are included if ``__init__`` takes ``**common`` or does not exist.
+    """
     node = _class(tree, owner)
     if node is None:
         raise UserError(f"{path}: expected a class {owner}")
@@ -345,7 +357,7 @@ def _parameters(
 
 
 def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str], Types]:
-    """Keyword-only parameters, and positional ones that have a default."""
+    """Keyword-only parameters and positional ones with a default, as :func:`_parameters`."""
     arguments, defaults = init.args.args, init.args.defaults
     pairs: list[tuple[ast.arg, ast.expr | None]] = []
     if defaults:

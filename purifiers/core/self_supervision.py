@@ -1,7 +1,7 @@
-"""The self-supervised tasks of SOAP (Shi et al. 2021), which its training and its purifier share.
+"""Self-supervised tasks of SOAP (Shi et al. 2021), shared by its training and its purifier.
 
-A classifier that was trained beside a task may have a head for it: :class:`Joint`. Label
-consistency needs none, so that any classifier can be trained beside it.
+A classifier that is trained with a task may have a head for it: :class:`Joint`. Label consistency
+needs no head, so that any classifier can be trained with it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,30 @@ class Joint(Protocol):
     task: str
 
     def joint(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes), and what the head makes of the images: images of the same shape
-        (reconstruction), or logits (n, 4) of the four rotations."""
+        """Logits (n, classes) and the output of the head.
+
+        The head returns images of the same shape (reconstruction) or logits (n, 4) of the four
+        rotations.
+        """
 
 
 def check_task(owner: str, task: str) -> None:
-    """Refuse a task that nobody knows.
+    """Raise an error unless ``task`` is one of ``TASKS``.
+
+    Args:
+        owner: the component, for the error message.
 
     Raises:
-        UserError: names the known ones.
+        UserError: it is none of them.
     """
     check_choice(f"{owner}: task", task, TASKS)
 
 
 def head_of(classifier: object, task: str, owner: str) -> Joint | None:
-    """The classifier as one with a head for ``task``; None where the task needs no head.
+    """``classifier``, checked to have a head for ``task``; None if the task needs no head.
+
+    Args:
+        owner: the component, for the error message.
 
     Raises:
         UserError: the classifier has no such head.
@@ -70,12 +79,13 @@ def head_of(classifier: object, task: str, owner: str) -> Joint | None:
 
 @dataclass(frozen=True)
 class Views:
-    """A second look at each image: part of it, perhaps mirrored and noisy, at full size again.
+    """A second view of each image: a crop at full size, possibly mirrored and with noise.
 
     Attributes:
-        boxes: top, left, height and width of the parts as shares of the sides, (n, 4).
-        mirrored: bool (n,).
-        noise: what is added to the whole image first, before clipping: (n, C, H, W), or None.
+        boxes: top, left, height and width of the crops as shares of the sides, (n, 4).
+        mirrored: whether each crop is mirrored, bool (n,).
+        noise: noise that is added to the whole image before clipping and cropping, (n, C, H, W);
+            None: no noise.
     """
 
     boxes: Tensor
@@ -90,16 +100,17 @@ class Views:
 
     @classmethod
     def drawn(cls, images: Tensor, seed: int, indices: Tensor | None, tag: str) -> Views:
-        """Random views; those of an image depend on (seed, index, tag) alone. Without indices they
-        depend on (seed, tag) and the place in the batch, which is cheaper and does for training.
+        """Random views, as upstream draws them once for a whole batch.
 
-        Mirrored or not, an offset up to ``LARGEST_OFFSET``, then a side from ``SMALLEST`` to all
-        that is left, as upstream; upstream draws one for the whole batch.
+        A view is mirrored or not. Its offset is at most ``LARGEST_OFFSET``, and its side is between
+        ``SMALLEST`` and the rest of the image. An image's view depends on (seed, index, tag) alone.
+        Without indices it depends on (seed, tag) and the position in the batch, which is cheaper
+        and sufficient for training.
         """
         if indices is None:
-            source = generator(seed, tag)
-            draws = torch.rand(len(images), 5, generator=source)
-            noise = torch.randn(images.shape, generator=source)
+            draw = generator(seed, tag)
+            draws = torch.rand(len(images), 5, generator=draw)
+            noise = torch.randn(images.shape, generator=draw)
         else:
             draws = uniform(seed, indices, (5,), tag=f"{tag} view")
             noise = normal(seed, indices, images.shape[1:], tag=f"{tag} noise")
@@ -109,13 +120,13 @@ class Views:
         return cls(torch.cat([offset, side], dim=1), draws[:, 4] < 0.5, scaled)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The views (n, C, H, W), differentiable; nearest-neighbour as upstream."""
+        """The views (n, C, H, W), differentiable; nearest-neighbour interpolation as upstream."""
         if self.noise is not None:
             images = (images + self.noise).clamp(0.0, 1.0)
         top, left, height, width = self.boxes.to(images.device).unbind(dim=1)
         mirrored = torch.where(self.mirrored.to(images.device), -1.0, 1.0)
         zero = torch.zeros_like(width)
-        # sides run from -1 to 1; mirroring the image first mirrors where its part is
+        # coordinates run from -1 to 1; mirroring the image also mirrors the position of its crop
         rows = (
             torch.stack([mirrored * width, zero, mirrored * (2.0 * left + width - 1.0)], dim=1),
             torch.stack([zero, height, 2.0 * top + height - 1.0], dim=1),
@@ -129,34 +140,35 @@ class Views:
 
 
 def rotated(images: Tensor) -> Tensor:
-    """All images by 0 degrees, then all by 90, 180 and 270, (4 n, C, H, W).
+    """All images rotated by 0 degrees, then all by 90, 180 and 270 degrees, (4 n, C, H, W).
 
     Raises:
         UserError: the images are not square.
     """
     if images.shape[2] != images.shape[3]:
-        raise UserError("rotation needs square images")
+        raise UserError(f"rotation needs square images, got {images.shape[2]}x{images.shape[3]}")
     return torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(ROTATIONS)])
 
 
 def auxiliary_losses(
     classifier: Callable[[Tensor], Tensor], head: Joint | None, images: Tensor, views: Views | None
 ) -> Tensor:
-    """The auxiliary loss of each image (n,) at purification, never negative.
+    """Auxiliary loss of each image (n,) at purification, never negative.
 
-    Reconstruction: mean squared error of the pixels. Rotation: squared error of the softmax,
-    added up over the four guesses and averaged over the four rotations (as upstream purifies).
-    Label consistency: mean squared difference of the logits of an image and of its view.
+    - Reconstruction: mean squared error of the pixels.
+    - Rotation: squared error of the softmax, summed over the four classes and averaged over the
+      four rotations (as upstream purifies).
+    - Label consistency: mean squared difference of the logits of an image and of its view.
 
     Args:
-        head: of :func:`head_of`.
-        views: for label consistency.
+        head: result of :func:`head_of`.
+        views: views of the images, used by label consistency only.
     """
     if head is None:
         assert views is not None
         return (classifier(images) - classifier(views(images))).square().mean(dim=1)
     if head.task == "reconstruction":
         return (head.joint(images)[1] - images).square().flatten(1).mean(dim=1)
-    guesses = torch.softmax(head.joint(rotated(images))[1], dim=1).view(ROTATIONS, -1, ROTATIONS)
-    truth = torch.eye(ROTATIONS, dtype=guesses.dtype, device=guesses.device)[:, None]
-    return (guesses - truth).square().sum(dim=2).mean(dim=0)
+    predicted = torch.softmax(head.joint(rotated(images))[1], dim=1).view(ROTATIONS, -1, ROTATIONS)
+    truth = torch.eye(ROTATIONS, dtype=predicted.dtype, device=predicted.device)[:, None]
+    return (predicted - truth).square().sum(dim=2).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Per-image work on large sets: a batch in memory, everything else in a mapped file."""
+"""Resumable per-image work on large sets, one batch in memory at a time."""
 
 from __future__ import annotations
 
@@ -25,23 +25,28 @@ def fill(
     batch_size: int,
     label: str,
 ) -> dict[str, int]:
-    """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun goes on where it stopped.
+    """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun continues.
 
-    Rows are written through a memory map under a temporary name; what is done is recorded after
-    each batch, so a kill at any moment repeats at most one batch. A batch that does not fit into
-    the device's memory is halved until it does, and so are those after it.
+    Rows are written through a memory map under a temporary name. The progress is recorded after
+    each batch, so that a kill repeats at most one batch. A batch that exceeds the device's memory
+    is halved until it fits; later batches keep the smaller size.
 
     Args:
+        path: the file to write.
+        count: number of rows.
         shape: shape of one row.
-        work: rows ``[start, stop)`` as an array (stop - start, *shape).
-        batch_size: most rows per call of ``work``; part of the record, for reruns must agree.
+        dtype: type of the values.
+        work: (start, stop) to the rows ``[start, stop)``, an array (stop - start, *shape).
+        batch_size: largest number of rows per call of ``work``; must be the same in a rerun.
+        label: begins the progress lines.
 
     Returns:
-        ``{"halved_batch": rows}`` if memory ran out, else nothing; rows are those of the calls
-        that fitted.
+        ``{"halved_batch": rows}`` with the rows per call that fitted, if memory ran out; else
+        ``{}``.
 
     Raises:
-        UserError: the unfinished file on disk does not fit, or the disk is full.
+        UserError: the unfinished file on disk is truncated or of another size, or the disk is
+            full.
     """
     partial = path.with_name(path.name + ".partial")
     progress_path = path.with_name(path.name + ".progress.json")
@@ -56,20 +61,20 @@ def fill(
     }
     done = 0
     if partial.exists() and progress_path.exists():
-        found = read_json(progress_path)
-        done = found.pop("done")
-        if found != expected:
+        recorded = read_json(progress_path)
+        done = recorded.pop("done")
+        if recorded != expected:
             raise UserError(
                 f"{partial}: unfinished work of another size; remove it and start again"
             )
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if done == 0:
-            # before the new file is there: an old record would call its zeros done
+            # first, since an old record would count the zeros of the new file as done
             progress_path.unlink(missing_ok=True)
             _reserve(partial, count, shape, dtype)
     try:
-        # reading refuses what is too short; "r+" would silently lengthen it with zeros
+        # mode "r" refuses a truncated file, which "r+" would silently extend with zeros
         np.lib.format.open_memmap(partial, mode="r")
         rows = np.lib.format.open_memmap(partial, mode="r+")
     except ValueError:
@@ -78,13 +83,13 @@ def fill(
     size, halved = batch_size, {}
     while done < count:
         stop = min(done + size, count)
-        made = _within_memory(work, done, stop)
-        if made is None:
+        values = _within_memory(work, done, stop)
+        if values is None:
             size = (stop - done) // 2
             halved = {"halved_batch": size}
-            print(f"{label}: out of memory, going on with batches of {size}", file=sys.stderr)
+            print(f"{label}: out of memory, continuing with batches of {size}", file=sys.stderr)
             continue
-        rows[done:stop] = made
+        rows[done:stop] = values
         rows.flush()
         write_json(progress_path, {**expected, "done": stop})
         progress.add(stop - done)
@@ -98,27 +103,29 @@ def fill(
 def _within_memory(
     work: Callable[[int, int], npt.NDArray], start: int, stop: int
 ) -> npt.NDArray | None:
-    """What ``work`` makes, or None if memory ran out and there is something left to halve."""
+    """Rows of ``work``; None if memory ran out and the batch can be halved."""
     try:
         return work(start, stop)
     except (MemoryError, RuntimeError) as error:
         if stop - start == 1 or not out_of_memory(error):
             raise
-    # outside the handler: its traceback held the tensors that did not fit
+    # outside the handler, whose traceback references the tensors that did not fit
     gc.collect()
     return None
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says so; torch's own class is not imported here."""
+    """Whether an error means that memory ran out; torch is not imported to find out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    # torch's allocator on a processor, and the libraries behind it on a GPU
-    return any(told in str(error) for told in ("can't allocate memory", "STATUS_ALLOC_FAILED"))
+    # messages of torch's allocator on a CPU, and of its libraries on a GPU
+    return any(
+        message in str(error) for message in ("can't allocate memory", "STATUS_ALLOC_FAILED")
+    )
 
 
 def _reserve(partial: Path, count: int, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
-    """Create the file with its blocks, for a full disk must show here and not as a bus error."""
+    """Create the file with all its blocks; a full disk would be a bus error later."""
     rows = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(count, *shape))
     del rows
     with partial.open("r+b") as file:

@@ -1,8 +1,8 @@
-"""What the plan writes, and stages and reports read: one frozen dataclass per stage.
+"""Specs of runs: one frozen dataclass per stage, written by the plan, read by stages and reports.
 
 A run's identity is the hash of its stage and the JSON of its spec. Fields without a default are
-always in the JSON, fields with one only where they differ from it: so a new field with a default
-leaves all identities alone.
+always in the JSON. Fields with a default are in it only if they differ from the default, so that a
+new field with a default changes no identity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from purifiers.core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class _Json:
-    # read by pydantic, which checks what is read from a file
+    # configures pydantic, which checks specs that are read from files
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     def to_json(self) -> dict[str, Any]:
@@ -35,10 +35,13 @@ class _Json:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "spec") -> Self:
-        """Read what :meth:`to_json` wrote.
+        """Create a spec from the JSON of :meth:`to_json`.
+
+        Args:
+            where: begins the error message.
 
         Raises:
-            UserError: a field is unknown, missing or of another type; ``where`` begins the line.
+            UserError: a field is unknown, missing or of another type.
         """
         try:
             adapter: TypeAdapter[Self] = _adapter(cls)  # type: ignore[arg-type]
@@ -84,7 +87,7 @@ class MethodSpec(ComponentSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Subset(_Json):
-    """Some images of a split: the first, or the last, of a seeded shuffle."""
+    """Images of a split: the first or the last ``n`` of a seeded shuffle."""
 
     split: str  # train or test
     n: int
@@ -112,7 +115,7 @@ class Eot(_Json):
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle(_Json):
-    """The defence whose answers train a substitute."""
+    """The defence whose predicted labels train a substitute."""
 
     classifier: str  # run
     methods: tuple[MethodSpec, ...]  # first to last
@@ -120,11 +123,11 @@ class Oracle(_Json):
 
 @dataclass(frozen=True, kw_only=True)
 class Timing(_Json):
-    """How long a purification is timed."""
+    """Extent of the timing of a purification."""
 
     images: int  # timed one by one
-    batches: tuple[int, ...]  # larger batches that are tried, each once
-    limit_seconds: int | float  # in all
+    batches: tuple[int, ...]  # larger batch sizes, each timed once
+    limit_seconds: int | float  # for the whole timing
 
 
 Upstream = tuple[str, str]
@@ -133,12 +136,12 @@ Upstream = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Spec(_Json):
-    """What one run depends on, beside the code."""
+    """Everything that one run depends on, besides the code."""
 
     stage: ClassVar[str]
 
     def upstream(self) -> Iterator[Upstream]:
-        """The runs it is made from, each with its stage; some may occur twice."""
+        """Yield (stage, id) of each run that this one is made from; some may occur twice."""
         yield from ()
 
 
@@ -187,7 +190,7 @@ class PurifierSpec(Spec):
     classifier: str | None  # run; None: the fit uses no classifier
     method: ComponentSpec  # without the parameters of its inference
     seed: int
-    ensemble: tuple[str, ...] = ()  # runs of further classifiers that it is fitted on
+    ensemble: tuple[str, ...] = ()  # runs of further classifiers to fit on
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -201,11 +204,11 @@ class PurifierSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class SubstituteSpec(Spec):
-    """Train a substitute on the answers of a defence."""
+    """Train a substitute on the predicted labels of a defence."""
 
     stage: ClassVar[str] = "substitute"
     data: str  # run
-    seeds: Subset  # the images it starts from
+    seeds: Subset  # the initial training images
     classifier: ComponentSpec
     training: ComponentSpec
     oracle: Oracle
@@ -219,7 +222,7 @@ class SubstituteSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class AttackSpec(Spec):
-    """Make an adversarial set."""
+    """Generate an adversarial set."""
 
     stage: ClassVar[str] = "attack"
     images: ImagesSpec
@@ -311,15 +314,18 @@ SPECS: dict[str, type[Spec]] = {
         *(ScoreSpec, InformationSpec, TimeSpec),
     )
 }
-"""Stage to its spec, in the order in which stages may follow each other."""
+"""Stage to its spec, in the order in which the stages depend on each other."""
 
 
 def read_spec(stage: str, content: Mapping[str, Any], where: str) -> Spec:
-    """The spec of a run of any stage.
+    """Create the spec of a run of any stage.
+
+    Args:
+        where: begins the error message.
 
     Raises:
-        UserError: an unknown stage, or not such a spec.
+        UserError: an unknown stage, or a spec of another form.
     """
     if stage not in SPECS:
-        raise UserError(f"{where}: there is no stage {stage!r}")
+        raise UserError(f"{where}: there is no stage {stage!r}: choose one of {', '.join(SPECS)}")
     return SPECS[stage].from_json(content, where)

@@ -1,4 +1,4 @@
-"""What an attack is given: a model to query, and the gradient of its loss by the image."""
+"""Access of an attack to the attacked model: queries, and gradients of a loss by the images."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from torch import Tensor
 from purifiers.core.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (n, classes) and labels (n,) to one loss per image (n,)."""
+"""Logits (n, classes) and labels (n,) to the loss of each image (n,)."""
 
-# first index of an attacker's draws: no data set has so many images
+# added to an image's index per query of a random defence; no data set has so many images
 FIRST_DRAW = 1 << 40
 
-PURIFIED = 128
-"""Images purified together where no gradient goes through it, on a processor. Our choice:
-PixelDefend's many small operations take as long for a few images as for a hundred."""
+PURIFY_BATCH = 128
+"""Images per purification without gradients on a CPU. Our choice: PixelDefend's many small
+operations take as long for a few images as for a hundred."""
 
 
 class Target:
     """A model under attack: a plain ``images -> logits`` function, or a
     :class:`purifiers.core.defence.Defence`.
 
-    A random model draws fresh noise at every query. An image's draws depend on its index and on
-    how often *it* was asked, not on its batch mates.
+    A random model draws fresh noise at every query. An image's noise depends on its index and on
+    the number of its earlier queries, not on the other images of the batch.
 
     Attributes:
-        model: what is attacked.
-        stochastic: two queries of one image may differ.
-        eot_samples: draws behind every gradient and every answer (expectation over
-            transformation, Athalye et al. 2018, section 4.2).
-        eot_combine: ``"mean"`` averages the draws' gradients, ``"sign"`` their signs (what
+        model: the attacked model.
+        stochastic: whether two queries of one image may differ.
+        eot_samples: draws per gradient and per output (expectation over transformation, Athalye
+            et al. 2018, section 4.2).
+        eot_combine: ``"mean"`` averages the draws' gradients, ``"sign"`` their signs (as
             ``jmyoon1/adp`` does).
-        chunk: images per gradient computation, so that activations stay in the processor's
-            cache; None for all at once.
+        chunk: images per gradient computation, so that activations stay in the CPU's cache; None:
+            all at once.
     """
 
     def __init__(self, model: Callable[..., Tensor]) -> None:
@@ -47,7 +47,7 @@ class Target:
         self.chunk: int | None = getattr(model, "chunk", None)
         self._straight_through: bool = getattr(model, "straight_through", False)
         self._per_image: bool = getattr(model, "per_image", False)
-        self._asked: Counter[int] = Counter()
+        self._queries: Counter[int] = Counter()
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes), differentiable: one draw, or the mean of ``eot_samples``."""
@@ -55,22 +55,25 @@ class Target:
 
     def draw(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes) of one draw."""
-        return self._ask(self.model, images, indices)
+        return self._query(self.model, images, indices)
 
     def purify(self, images: Tensor, indices: Tensor) -> Tensor:
-        """One draw of what the defence makes of the images; the images, where nothing purifies."""
+        """Images purified in one draw; the images themselves if the model does not purify."""
         if not hasattr(self.model, "purify"):
             return images
-        return self._ask(self.model.purify, images, indices)
+        return self._query(self.model.purify, images, indices)
 
     def differentiable(
         self, images: Tensor, indices: Tensor
     ) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
-        """A function of images and indices to logits of one draw, and the images (n, C, H, W) at
-        which its gradient is the one sought: purified ones, where a gradient passes unchanged."""
+        """A function to differentiate, and the images (n, C, H, W) at which to differentiate it.
+
+        The function takes images and indices and returns logits of one draw. The images are
+        ``images``; purified ones if the gradient passes the purifiers unchanged.
+        """
         if not self._straight_through:
             return self.draw, images
-        size = PURIFIED if self.chunk else max(len(images), 1)
+        size = PURIFY_BATCH if self.chunk else max(len(images), 1)
         parts = zip(images.split(size), indices.split(size), strict=True)
         with torch.no_grad():
             purified = torch.cat([self.purify(*part) for part in parts])
@@ -83,12 +86,14 @@ class Target:
 
     def bare(self) -> Target:
         """The classifier alone as a target, for images that are purified already."""
-        made = Target(self.classify)
-        made.chunk = self.chunk
-        return made
+        classifier = Target(self.classify)
+        classifier.chunk = self.chunk
+        return classifier
 
     def detector_logit(self, images: Tensor) -> Tensor:
-        """The logit (n,) of the defence's detector at these very images, high for adversarial.
+        """Logit (n,) of the defence's detector, high for adversarial images.
+
+        The images are not purified first.
 
         Raises:
             UserError: the model has no detector.
@@ -104,51 +109,51 @@ class Target:
         return self._part("score")(images)
 
     def unbroken(self, logits: Tensor, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        """Which images (n,) keep their label, given their logits.
+        """Whether each image is still classified correctly, bool (n,), from its logits.
 
-        A model that answers in low precision has its successes confirmed in float32.
+        Misclassifications by a model in low precision are confirmed in float32.
         """
-        kept = logits.argmax(dim=1) == labels
+        correct = logits.argmax(dim=1) == labels
         exact = getattr(self.model, "exact", None)
-        if exact is None or kept.all():
-            return kept
-        lost = ~kept
+        if exact is None or correct.all():
+            return correct
+        broken = ~correct
         with torch.no_grad():
-            answer = self._expected(exact, images[lost], indices[lost.to(indices.device)])
-        kept[lost] = answer.argmax(dim=1) == labels[lost]
-        return kept
+            exact_logits = self._expected(exact, images[broken], indices[broken.to(indices.device)])
+        correct[broken] = exact_logits.argmax(dim=1) == labels[broken]
+        return correct
 
     def _expected(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         draws = self.eot_samples
         if draws == 1:
-            return self._ask(query, images, indices)
+            return self._query(query, images, indices)
         copies = images.repeat(draws, 1, 1, 1)
-        return _mean(self._ask(query, copies, indices.repeat(draws)), draws)
+        return _mean(self._query(query, copies, indices.repeat(draws)), draws)
 
     def _part(self, name: str) -> Callable[[Tensor], Tensor]:
         part: Callable[[Tensor], Tensor] | None = getattr(self.model, name, None)
         if part is None:
             raise UserError(
                 f"this attack goes against a {name} and the model has none: attack a defence with "
-                "a purifier that has one, or name one as `auxiliary`"
+                "a purifier that has one, or set `auxiliary` to such a method"
             )
         return part
 
-    def _ask(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
+    def _query(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         if not self._per_image:
             return query(images)
-        return query(images, self._fresh(indices) if self.stochastic else indices)
+        return query(images, self._draw_indices(indices) if self.stochastic else indices)
 
-    def _fresh(self, indices: Tensor) -> Tensor:
+    def _draw_indices(self, indices: Tensor) -> Tensor:
         rows = []
         for index in indices.tolist():
-            self._asked[index] += 1
-            rows.append(index + FIRST_DRAW * self._asked[index])
+            self._queries[index] += 1
+            rows.append(index + FIRST_DRAW * self._queries[index])
         return torch.tensor(rows, dtype=torch.int64)
 
 
 def as_target(model: Callable[..., Tensor] | Target) -> Target:
-    """A target of a model; a target stays what it is."""
+    """A :class:`Target` of ``model``; a target is returned unchanged."""
     return model if isinstance(model, Target) else Target(model)
 
 
@@ -162,12 +167,11 @@ def input_gradient(
         images, labels, indices: (n, C, H, W), (n,) and (n,).
 
     Returns:
-        gradient (n, C, H, W), logits (n, classes) and losses (n,), all detached; with several
-        draws per image their means, or the mean of the gradients' signs.
+        Gradient (n, C, H, W), logits (n, classes) and losses (n,), all detached. With several draws
+        per image these are means over the draws, or the mean of the gradients' signs.
 
     Raises:
-        RuntimeError: logits or gradients that are not finite: a broken model must not count as a
-            robust one.
+        RuntimeError: logits or gradients are not finite. A broken model must not count as robust.
     """
     if not isinstance(target, Target):
         return _gradient(target, images, labels, indices, loss)
@@ -204,12 +208,12 @@ def _mean(stacked: Tensor, draws: int) -> Tensor:
     return stacked.view(draws, len(stacked) // draws, *stacked.shape[1:]).mean(dim=0)
 
 
-def finite(values: Tensor, what: str = "logits") -> Tensor:
+def finite(values: Tensor, kind: str = "logits") -> Tensor:
     """Return ``values`` unchanged.
 
     Raises:
-        RuntimeError: they are not finite: a broken model must not count as a robust one.
+        RuntimeError: they are not finite. A broken model must not count as robust.
     """
     if not torch.isfinite(values).all():
-        raise RuntimeError(f"the attacked model gave {what} that are not finite")
+        raise RuntimeError(f"the attacked model gave {kind} that are not finite")
     return values

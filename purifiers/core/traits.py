@@ -1,4 +1,4 @@
-"""What a component promises beside its output, as typed literals in its class body.
+"""Traits: declared properties of a component, written as typed literals in its class body.
 
 The registry reads them from the source, so that planning never imports a component; the class uses
 the same object. CONTRIBUTING.md lists all fields in a table made from the comments below.
@@ -13,33 +13,33 @@ from string import Formatter
 from typing import Any, ClassVar, Self
 
 Condition = Mapping[str, tuple[Any, ...]]
-"""Parameter to values: met where every named parameter has one of its values."""
+"""Parameter to allowed values: met if every parameter in it has one of its values."""
 
 
 def met(condition: Condition, parameters: Mapping[str, Any]) -> bool:
-    """Whether the parameters meet a condition; the empty condition is always met."""
+    """Whether ``parameters`` meet ``condition``; an empty condition is always met."""
     return all(parameters[name] in values for name, values in condition.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Declared:
-    # read by pydantic, which checks what the registry finds in a component's source
+    # configures pydantic, which checks the fields that the registry reads from the source
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some fields changed, for a component that builds on another one."""
+        """A copy with some fields changed, for a component that inherits from another one."""
         return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note(_Declared):
-    """A sentence about some values of a component's parameters."""
+    """A sentence that applies to some values of a component's parameters."""
 
-    when: Condition  # the parameter values it is about
+    when: Condition  # the parameter values that it applies to
     text: str  # may contain {parameter}
 
     def applies(self, parameters: Mapping[str, Any]) -> str | None:
-        """The text with its parameters filled in, or None where the condition is not met."""
+        """The text with its parameters filled in; None if the condition is not met."""
         return self.text.format(**parameters) if met(self.when, parameters) else None
 
     def parameter_names(self) -> tuple[str, ...]:
@@ -56,11 +56,11 @@ class Traits(_Declared):
     joined_later: tuple[str, ...] = ()  # new parameters that leave identities alone by default
 
     def formulas(self) -> dict[str, str]:
-        """The arithmetic over parameters among the fields, by field."""
+        """Fields that hold arithmetic over parameters: name of the field to formula."""
         return {}
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
-        """The fields that list parameters, by field."""
+        """Fields that list parameters: name of the field to parameters."""
         return {"budget": self.budget, "joined_later": self.joined_later}
 
 
@@ -139,7 +139,7 @@ class MethodTraits(Traits):
     trained_with: TrainedWith | None = None  # None: any classifier
 
     def is_random(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether two seeds give two outputs under these parameters."""
+        """Whether the output depends on the seed under ``parameters``."""
         return self.random if isinstance(self.random, bool) else met(self.random, parameters)
 
     def formulas(self) -> dict[str, str]:
@@ -207,11 +207,11 @@ PARTS: dict[str, type[_Declared]] = {
     "Note": Note,
     "TrainedWith": TrainedWith,
 }
-"""The classes that a field of the traits may hold, by name."""
+"""Name to class of the objects that a field of the traits may hold."""
 
 
 def field_names(kind: str, place: Sequence[str] = ()) -> list[str]:
-    """The fields of a kind's traits, or of the part of them at ``place``."""
+    """Names of the fields of a kind's traits, or of the part at the path ``place``."""
     inside: type = TRAITS[kind]
     for name in place:
         annotation = next((f.type for f in dataclasses.fields(inside) if f.name == name), "")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from purifiers.core.ancestry import records_behind
+from purifiers.core.ancestry import records_upstream
 from purifiers.core.spec import Upstream
 
 KEYS = ("git", "torch", "device", "processor")
@@ -20,7 +20,7 @@ def collect(runs_root: Path, runs: Iterable[Upstream]) -> dict[str, Any]:
         ``KEYS``, ``finished`` (first and last time, or None) and ``elapsed_seconds`` (sum over the
         distinct runs; a run that several cells share counts once).
     """
-    records = records_behind(runs_root, runs)
+    records = records_upstream(runs_root, runs)
     stages: dict[str, int] = {}
     for record in records.values():
         stages[record.stage] = stages.get(record.stage, 0) + 1

@@ -1,1 +1,1 @@
-"""What one job does: a module per stage, each with ``run(folder, spec, context) -> Outcome``."""
+"""Stages: one module each, with a function ``run(folder, spec, context) -> Outcome``."""

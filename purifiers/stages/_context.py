@@ -1,4 +1,4 @@
-"""What every stage receives and returns, and the files it writes."""
+"""Inputs and outputs of every stage, and the files that stages write."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Data:
 
     Attributes:
         shape: (C, H, W).
+        classes: number of classes.
         images: per split, uint8 (n, C, H, W), memory-mapped.
         labels: per split, int64 (n,).
     """
@@ -43,35 +44,39 @@ class Data:
     labels: dict[str, npt.NDArray]
 
     def indices(self, subset: Subset) -> npt.NDArray:
-        """Indices of a subset's images in their split, ascending.
+        """Indices of a subset's images in their split, int64 (n,), ascending.
 
-        The first and last images of a shuffle have none in common if both fit into the split.
+        The first and the last images of a shuffle are disjoint if both fit into the split.
 
         Raises:
             UserError: the subset has more images than the split.
         """
         total = len(self.labels[subset.split])
         if subset.n > total:
-            raise UserError(f"the {subset.split} split has {total} images, not {subset.n}")
+            raise UserError(
+                f"the {subset.split} split has {total} images, {subset.n} are needed: take fewer"
+            )
         if subset.n == total:
             return np.arange(total)
         shuffled = np.random.Generator(np.random.PCG64(subset.seed)).permutation(total)
         return np.sort(shuffled[total - subset.n :] if subset.last else shuffled[: subset.n])
 
     def training_indices(self, n: int) -> npt.NDArray:
-        """Indices of the ``n`` images that classifiers and methods are trained on."""
+        """Indices of the ``n`` images that train classifiers and methods, int64 (n,), ascending."""
         return self.indices(Subset(split="train", n=n, seed=0))
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where runs lie and what they may use.
+    """Location of the runs and resources of a job.
 
     Attributes:
+        runs_root: folder of all runs.
         device: ``cpu`` or ``cuda``.
+        threads: number of CPU threads.
         batch_size: images per batch in attacks, purification and scoring.
-        checkpoint_seconds: interval of training checkpoints.
-        opened: data sets already opened and verified; the runs of a job share them.
+        checkpoint_seconds: seconds between training checkpoints.
+        opened: data sets that are opened and verified, by run; the runs of a job share them.
     """
 
     runs_root: Path
@@ -88,32 +93,37 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage made: files in its folder, and figures for the record."""
+    """Result of a stage.
+
+    Attributes:
+        files: names of the files that it wrote into the run's folder.
+        summary: results for the run's record.
+    """
 
     files: list[str]
     summary: dict[str, Any] = field(default_factory=dict)
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the processor's."""
+    """Name of the GPU, or of the processor if ``device`` is ``cpu``."""
     return torch.cuda.get_device_name() if device == "cuda" else processor()
 
 
 def save_rows(table: pa.Table, folder: RunFolder) -> None:
-    """Write ``scores.parquet``, whole or not at all."""
+    """Write ``scores.parquet``, completely or not at all."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes(folder.path / SCORES, buffer.getvalue())
 
 
 def save_weights(module: nn.Module, folder: RunFolder) -> None:
-    """Write a module's state as safetensors, whole or not at all."""
+    """Write a module's ``state_dict`` as safetensors, completely or not at all."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     write_bytes(folder.path / WEIGHTS, save(state))
 
 
 def load_weights(module: nn.Module, folder: RunFolder) -> None:
-    """Read a module's state, every tensor of it and nothing else.
+    """Load a module's ``state_dict``; the file must hold exactly its tensors.
 
     Raises:
         UserError: the file is damaged or belongs to another architecture.
@@ -124,4 +134,6 @@ def load_weights(module: nn.Module, folder: RunFolder) -> None:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be loaded ({reason}); remove {folder.path}") from None
+        raise UserError(
+            f"{path}: cannot be loaded ({reason}); remove {folder.path} and start again"
+        ) from None

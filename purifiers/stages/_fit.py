@@ -1,4 +1,4 @@
-"""What training a classifier and fitting a purifier have in common."""
+"""Training shared by the stages ``classifier`` and ``purifier``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def fit_and_save(
     """Train ``module`` from scratch or from the last checkpoint, and write its weights.
 
     Args:
-        loss, prepare: as :func:`purifiers.core.loop.fit` takes them; the loss's images come
-            channels-last.
+        loss, prepare: as for :func:`purifiers.core.loop.fit`; the loss receives images in
+            channels-last layout.
     """
     indices = data.training_indices(spec.train)
 
@@ -54,5 +54,5 @@ def fit_and_save(
     )
     save_weights(module, folder)
     parameters = sum(p.numel() for p in module.parameters())
-    trained_on = device_name(context.device)
-    return Outcome([WEIGHTS], {**summary, "parameters": parameters, "device_name": trained_on})
+    device = device_name(context.device)
+    return Outcome([WEIGHTS], {**summary, "parameters": parameters, "device_name": device})

@@ -1,4 +1,4 @@
-"""How stages open what earlier stages made."""
+"""Opening of data sets, images, classifiers and methods that earlier runs produced."""
 
 from __future__ import annotations
 
@@ -28,25 +28,31 @@ from purifiers.stages._context import IMAGES, Context, Data, load_weights
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a memory-mapped array, read when they are asked for."""
+    """Rows of a memory-mapped array, read on demand.
+
+    Attributes:
+        array: the array.
+        indices: the rows of the array, in order.
+    """
 
     array: npt.NDArray
-    chosen: npt.NDArray
+    indices: npt.NDArray
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def __getitem__(self, rows: npt.NDArray) -> npt.NDArray:
-        return self.array[self.chosen[rows]]
+        return self.array[self.indices[rows]]
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images to attack, purify or score, and what they were before.
+    """Images to attack, purify or score, with the clean images behind them.
 
     Attributes:
-        images: (n, C, H, W): uint8 of a clean set (all of the split), float32 of a made one.
-        rows: place of each image in ``images``.
+        images: uint8 images of the whole split if the set is clean, else float32 images
+            (n, C, H, W) of the set.
+        rows: row of each image of the set in ``images``, int64 (n,).
         indices: the images' indices in their split, int64 (n,).
         labels: int64 (n,).
         clean: uint8 images of the whole split.
@@ -62,19 +68,19 @@ class ImageSet:
         return len(self.indices)
 
     def batch(self, start: int, stop: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Images float32 in channels-last layout, labels, and indices (on the CPU)."""
+        """Images (float32, channels-last) and labels on ``device``, and indices on the CPU."""
         images = to_float(self.images[self.rows[start:stop]], device)
         labels = torch.from_numpy(self.labels[start:stop]).to(device)
         indices = torch.from_numpy(self.indices[start:stop])
         return images.contiguous(memory_format=torch.channels_last), labels, indices
 
     def clean_batch(self, start: int, stop: int) -> Tensor:
-        """The clean images behind a batch, float32."""
+        """The clean images behind a batch, float32 on the CPU."""
         return to_float(self.clean[self.indices[start:stop]])
 
 
 def open_data(context: Context, run_id: str) -> Data:
-    """Open a prepared data set, memory-mapped; its digests are checked once per job."""
+    """Open a prepared data set, memory-mapped; its checksums are verified once per job."""
     if run_id not in context.opened:
         context.opened[run_id] = _read_data(context, run_id)
     return context.opened[run_id]
@@ -94,7 +100,7 @@ def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
     """Open a clean, adversarial or purified set.
 
     Raises:
-        UserError: the set is not there, is damaged, or was made from other images.
+        UserError: the set's run is not finished, is damaged, or was made from other images.
     """
     data = open_data(context, spec.data)
     indices = data.indices(spec.subset)
@@ -103,18 +109,23 @@ def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
     if spec.run is None:
         return ImageSet(clean, indices, indices, labels, clean)
     folder = context.folder(spec.stage, spec.run)
-    made_by = folder.record().spec
-    assert isinstance(made_by, AttackSpec | PurifySpec)
-    if (made_by.images.data, made_by.images.subset) != (spec.data, spec.subset):
-        raise UserError(f"{folder.path}: made from other images than those to be scored")
+    source = folder.record().spec
+    assert isinstance(source, AttackSpec | PurifySpec)
+    if (source.images.data, source.images.subset) != (spec.data, spec.subset):
+        raise UserError(
+            f"{folder.path}: its images are of another subset; remove it and start again"
+        )
     images = np.load(folder.path / IMAGES, mmap_mode="r")
     if images.shape != (len(indices), *data.shape):
-        raise UserError(f"{folder.path / IMAGES}: has shape {images.shape}; remove {folder.path}")
+        raise UserError(
+            f"{folder.path / IMAGES}: has shape {images.shape}, "
+            f"expected {(len(indices), *data.shape)}; remove {folder.path} and start again"
+        )
     return ImageSet(images, np.arange(len(indices)), indices, labels, clean)
 
 
 def new_classifier(spec: ComponentSpec, data: Data) -> Classifier:
-    """An untrained classifier from its component spec."""
+    """An untrained classifier for the images of ``data``."""
     cls = registry.load("classifier", spec.component)
     return build(cls, data.shape, data.classes, **spec.parameters)
 
@@ -123,10 +134,10 @@ def open_classifier(context: Context, run_id: str, stage: str = "classifier") ->
     """A trained classifier, frozen, in evaluation mode, channels-last.
 
     Args:
-        stage: which stage trained it: ``classifier`` or ``substitute``.
+        stage: the stage that trained it: ``classifier`` or ``substitute``.
     """
     folder = context.folder(stage, run_id)
-    spec = folder.record(verify=False).spec  # load_weights checks the digest
+    spec = folder.record(verify=False).spec  # load_weights verifies the checksum
     assert isinstance(spec, ClassifierSpec | SubstituteSpec)
     classifier = new_classifier(spec.classifier, open_data(context, spec.data))
     load_weights(classifier, folder)
@@ -135,21 +146,21 @@ def open_classifier(context: Context, run_id: str, stage: str = "classifier") ->
 
 
 def on_device(classifier: Classifier, context: Context) -> Classifier:
-    """Move a classifier; convolutions run faster channels-last, on processors too."""
+    """Move a classifier to the device, channels-last, which speeds up convolutions on CPUs too."""
     return classifier.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def new_method(
     spec: ComponentSpec, classifier: Classifier | None, shape: Sequence[int], context: Context
 ) -> Method:
-    """A purifier bound to its classifier and to images (C, H, W), its weights not yet loaded."""
+    """A method bound to a classifier and an image shape (C, H, W), without its fitted weights."""
     method: Method = build(registry.load("method", spec.component), **spec.parameters)
     method.bind(classifier, shape)
     return method.to(context.device)
 
 
 def open_method(context: Context, spec: MethodSpec, classifier: Classifier) -> Method:
-    """A purifier ready for use: bound, weights loaded, frozen."""
+    """A method ready for use: bound, with its fitted weights, frozen."""
     method = new_method(spec, classifier, classifier.shape, context)
     if spec.run is not None:
         load_weights(method, context.folder("purifier", spec.run))

@@ -1,4 +1,4 @@
-"""What an attacked model tells about the attack: signs by which a weak one can be known."""
+"""Diagnostics of an attacked model that reveal a weak attack, such as zero gradients."""
 
 from __future__ import annotations
 
@@ -9,33 +9,39 @@ from torch.nn import functional
 from purifiers.core.defence import Defence
 from purifiers.core.target import Target, as_target
 
-PROBED = 64
-"""Images looked at, the first of a set; our choice: an eighth of a set of 512 costs little."""
+PROBED_IMAGES = 64
+"""Images to probe, the first of a set; our choice: an eighth of a set of 512 costs little."""
 
 
 def probe(
     defence: Defence, clean: Tensor, adversarial: Tensor, labels: Tensor, indices: Tensor
 ) -> dict[str, int | float | None]:
-    """Input gradients at the clean images, and the loss before and after the attack.
+    """Statistics of input gradients at the clean images, and of the loss before and after.
 
     Args:
-        defence: as the attacker sees it.
+        defence: the defence with the attacker's gradient and draws.
         clean, adversarial: float32 (n, C, H, W) in [0, 1].
+        labels, indices: int64 (n,).
 
     Returns:
-        ``images``: n; ``correct``: how many have their label before the attack; ``moved``: how many
-        of these the attack changed (some attacks give back what they could not break);
-        ``zero_gradient`` and ``nonfinite_gradient``: how many images have one (None where the
-        attacker takes no gradients); ``loss_clean`` and ``loss_adversarial``: mean cross entropy;
-        ``loss_rose``: on how many images it rose.
+        A dict with
+
+        - ``images``: n;
+        - ``correct``: number of images that are classified correctly before the attack;
+        - ``moved``: number of these that the attack changed (some attacks return the clean image
+          if they do not succeed);
+        - ``zero_gradient``, ``nonfinite_gradient``: number of images with such a gradient, None if
+          the attacker takes no gradients;
+        - ``loss_clean``, ``loss_adversarial``: mean cross entropy;
+        - ``loss_rose``: number of images whose cross entropy increased.
     """
     target = as_target(defence)
-    given = (clean, adversarial, labels, indices)
-    rows = max(PROBED // defence.eot_samples, 1)  # at a time, so that memory sees no more than that
-    takes = defence.gradient != "none"
+    tensors = (clean, adversarial, labels, indices)
+    rows = max(PROBED_IMAGES // defence.eot_samples, 1)  # per query, to bound the memory
+    with_gradient = defence.gradient != "none"
     parts = [
-        _probe(target, takes, *part)
-        for part in zip(*(every.split(rows) for every in given), strict=True)
+        _probe(target, with_gradient, *part)
+        for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     ]
     correct, zero, nonfinite, before, after = (torch.cat(part) for part in zip(*parts, strict=True))
     changed = (adversarial != clean).flatten(1).any(dim=1)
@@ -43,8 +49,8 @@ def probe(
         "images": len(clean),
         "correct": int(correct.sum()),
         "moved": int((correct & changed).sum()),
-        "zero_gradient": int(zero.sum()) if takes else None,
-        "nonfinite_gradient": int(nonfinite.sum()) if takes else None,
+        "zero_gradient": int(zero.sum()) if with_gradient else None,
+        "nonfinite_gradient": int(nonfinite.sum()) if with_gradient else None,
         "loss_clean": float(before.mean()),
         "loss_adversarial": float(after.mean()),
         "loss_rose": int((after > before).sum()),
@@ -53,24 +59,24 @@ def probe(
 
 def _probe(
     target: Target,
-    takes: bool,
+    with_gradient: bool,
     clean: Tensor,
     adversarial: Tensor,
     labels: Tensor,
     indices: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Per image (n,): is it correct, is its gradient zero, is it not finite, loss before, after."""
+    """Per image (n,): correct, gradient zero, gradient not finite, loss before, loss after."""
 
     def losses(logits: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, reduction="none")
 
-    leaf, gradient = clean.detach().requires_grad_(takes), torch.zeros_like(clean)
-    with torch.set_grad_enabled(takes):
-        answer = target(leaf, indices)
-        before = losses(answer)
-        if takes:
+    leaf, gradient = clean.detach().requires_grad_(with_gradient), torch.zeros_like(clean)
+    with torch.set_grad_enabled(with_gradient):
+        logits = target(leaf, indices)
+        before = losses(logits)
+        if with_gradient:
             (gradient,) = torch.autograd.grad(before.sum(), leaf)
     with torch.no_grad():
         after = losses(target(adversarial, indices))
-    flat, correct = gradient.flatten(1), answer.argmax(dim=1) == labels
+    flat, correct = gradient.flatten(1), logits.argmax(dim=1) == labels
     return correct, (flat == 0).all(dim=1), ~torch.isfinite(flat).all(dim=1), before.detach(), after

@@ -1,4 +1,4 @@
-"""Make an adversarial set."""
+"""Generate an adversarial set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from purifiers.core.shards import fill
 from purifiers.core.spec import AttackSpec, Eot
 from purifiers.stages._context import IMAGES, Context, Outcome
 from purifiers.stages._opening import ImageSet, open_classifier, open_images, open_method
-from purifiers.stages._probe import PROBED, probe
+from purifiers.stages._probe import PROBED_IMAGES, probe
 
 
 def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
-    """Attack the bare classifier, the classifier behind purifiers, or nobody, batch by batch.
+    """Write adversarial images of every image of a set, batch by batch.
 
-    The attacker's noise differs from the defender's: it does not know the defence's coins.
+    The attacked model is the classifier, with or without purifiers; attacks without a model, such
+    as corruptions, have none. The seed of the attacker's simulated defence differs from that of the
+    defender, whose random draws the attacker does not know.
     """
     images = open_images(context, spec.images)
     defence = _defence(spec, spec.classifier, context) if spec.classifier else None
@@ -48,13 +50,13 @@ def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     summary: dict[str, Any] = {"n": len(images), **halved}
     if attack.traits.batch_dependent:
         summary["batch_size"] = context.batch_size
-    if defence is not None:  # else there is no gradient and no loss
+    if defence is not None:  # without a model there is no gradient and no loss
         summary["probe"] = probe(defence, *_probed(folder, images, context))
     return Outcome([IMAGES], summary)
 
 
 def _defence(spec: AttackSpec, classifier_run: str, context: Context) -> Defence:
-    """What the attacker sees, with the gradient and the draws that the threat model gives."""
+    """The defence with the gradient and the draws that the threat model allows the attacker."""
     classifier = open_classifier(context, classifier_run, spec.classifier_stage)
     eot = spec.eot or Eot(samples=1, combine="mean")
     return Defence(
@@ -76,7 +78,7 @@ def _probed(
     folder: RunFolder, images: ImageSet, context: Context
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The first images of the set: clean, adversarial, labels and indices."""
-    stop = min(PROBED, len(images))
+    stop = min(PROBED_IMAGES, len(images))
     clean, labels, indices = images.batch(0, stop, context.device)
-    made = np.load(folder.path / IMAGES, mmap_mode="r")[:stop]
-    return clean, torch.from_numpy(made.copy()).to(context.device), labels, indices
+    adversarial = np.load(folder.path / IMAGES, mmap_mode="r")[:stop]
+    return clean, torch.from_numpy(adversarial.copy()).to(context.device), labels, indices

@@ -16,7 +16,7 @@ from purifiers.stages._opening import new_classifier, on_device, open_data
 
 
 def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
-    """Train from scratch or from the last checkpoint, and write the weights."""
+    """Train the classifier from scratch or from the last checkpoint, and write its weights."""
     data = open_data(context, spec.data)
     torch.manual_seed(derive_seed(spec.seed, folder.stage))
     classifier = on_device(new_classifier(spec.classifier, data), context)

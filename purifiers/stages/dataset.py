@@ -1,4 +1,4 @@
-"""Prepare a data set: read or download it once, check it, store it for memory mapping."""
+"""Prepare a data set: read or download it, check it and store it for memory mapping."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from purifiers.stages._context import Context, Outcome
 
 
 def run(folder: RunFolder, spec: DatasetSpec, context: Context) -> Outcome:
-    """Write ``train_images.npy`` (uint8 NCHW), ``train_labels.npy`` (int64), and those of test.
+    """Write ``{train,test}_images.npy`` (uint8 NCHW) and ``{train,test}_labels.npy`` (int64).
 
     Raises:
-        UserError: the data cannot be had, or does not have the announced shape.
+        UserError: the data are not available, or differ from the declared shape.
     """
-    declared = spec.dataset
-    dataset = build(registry.load("dataset", declared.component), **declared.parameters)
+    component = spec.dataset
+    dataset = build(registry.load("dataset", component.component), **component.parameters)
     files = []
     sizes = {}
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Estimate how much two layers of a classifier know of each other."""
+"""Estimate the mutual information of two layers of a classifier."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from purifiers.stages._opening import open_classifier, open_images
 
 
 def run(folder: RunFolder, spec: InformationSpec, context: Context) -> Outcome:
-    """Write ``scores.parquet``: index, label and ``information`` in nats, a row per held-out image;
-    the mean of the last is the lower bound of :func:`purifiers.core.information.mutual_information`
-    on the layers' features, averaged over the places of the image."""
+    """Write ``scores.parquet``, one row per held-out image.
+
+    The columns are index, label and ``information`` in nats. The mean of ``information`` is the
+    lower bound of :func:`purifiers.core.information.mutual_information` on the features of the two
+    layers. The features are averaged over the positions of the image.
+    """
     images = open_images(context, spec.images)
     classifier = open_classifier(context, spec.classifier)
     settings = {key: value for key, value in spec.estimator.items() if key != "version"}

@@ -1,4 +1,4 @@
-"""One job: the runs of a batch, one after the other; what is finished is never done again."""
+"""One job: the unfinished runs of a batch, one after the other."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ from purifiers.stages._context import EXAMPLES, Context
 
 
 def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: int) -> int:
-    """Do the unfinished runs of a batch.
+    """Execute the unfinished runs of a batch.
 
-    A run that errors leaves ``failure.json`` and the others go on; the manifest is written only
-    when all are whole.
+    A run that fails leaves ``failure.json``, and the job continues with the next one. The manifest
+    is written only when all runs are finished.
+
+    Args:
+        batch: content of the batch's spec file.
+        manifest: path of the manifest.
+        runs_root: folder of all runs.
+        threads: number of CPU threads.
 
     Returns:
         The number of failed runs.
@@ -42,18 +48,21 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
         try:
             with folder.lock():
                 if not folder.complete():
-                    _do(stage, folder, entry, context)
-        except Exception as error:  # recorded as a failed run, never as a score
+                    _execute(stage, folder, entry, context)
+        except Exception as error:  # the table must show a failed run, not a score
             failed.append(entry["id"])
-            _report(folder, error)
+            _record_failure(folder, error)
     if not failed:
         write_json(manifest, {"batch": batch["batch"], "runs": [r["id"] for r in batch["runs"]]})
     return len(failed)
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse the memory of freed tensors: given back to the kernel and faulted in again
-    with every batch, it cost small networks a quarter of their time. Elsewhere nothing happens."""
+    """Let glibc keep the memory of freed tensors for reuse; no effect with other C libraries.
+
+    Returning memory to the kernel and faulting it in again with every batch cost small networks a
+    quarter of their time.
+    """
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -61,10 +70,10 @@ def _keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) -> None:
+def _execute(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) -> None:
     free = shutil.disk_usage(folder.path).free
-    there = sum(path.stat().st_blocks * 512 for path in folder.path.iterdir())
-    needed = entry["size_bytes"] - there
+    written = sum(path.stat().st_blocks * 512 for path in folder.path.iterdir())
+    needed = entry["size_bytes"] - written
     if needed > free:
         raise UserError(
             f"{folder.path}: needs {needed / 2**20:.0f} MiB, "
@@ -84,7 +93,7 @@ def _do(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Context) 
     shutil.rmtree(folder.path / EXAMPLES, ignore_errors=True)
 
 
-def _report(folder: RunFolder, error: Exception) -> None:
+def _record_failure(folder: RunFolder, error: Exception) -> None:
     line = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, UserError):
         line = f"{type(error).__name__}: {line}"
@@ -96,14 +105,14 @@ def _report(folder: RunFolder, error: Exception) -> None:
         print(f"error: {full}", file=sys.stderr, flush=True)
 
 
-def choose_device(wanted: str) -> str:
-    """``auto`` is CUDA where there is one.
+def choose_device(requested: str) -> str:
+    """The device ``cpu`` or ``cuda``; ``auto`` selects CUDA if it is available.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: ``cuda`` is requested but not available.
     """
-    if wanted == "auto":
+    if requested == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but no CUDA device is there; set it to cpu or auto")
-    return wanted
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but no CUDA device is available; set it to cpu or auto")
+    return requested

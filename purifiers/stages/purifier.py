@@ -1,4 +1,4 @@
-"""Fit a purifier to a frozen classifier, or to several."""
+"""Fit a method, on frozen classifiers if it uses any."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from purifiers.stages._opening import new_method, open_classifier, open_data, op
 
 
 def run(folder: RunFolder, spec: PurifierSpec, context: Context) -> Outcome:
-    """Fit from scratch or from the last checkpoint, and write the weights."""
+    """Fit the method from scratch or from the last checkpoint, and write its weights."""
     data = open_data(context, spec.data)
     classifiers = [open_classifier(context, run_id) for run_id in spec.classifiers]
     torch.manual_seed(derive_seed(spec.seed, folder.stage))
     method = new_method(spec.method, next(iter(classifiers), None), data.shape, context)
     method.fit_on(classifiers, spec.train)
 
-    def make_examples() -> None:
+    def store_examples() -> None:
         method.stored_examples = [
             _examples(number, method, folder, spec, context) for number in range(len(classifiers))
         ]
 
     fit = method.traits.fit
-    prepare = make_examples if fit and fit.stored_examples else None
+    prepare = store_examples if fit and fit.stored_examples else None
     return fit_and_save(
         folder, spec, context, data, method, method.fit_loss, method.recipe, prepare
     )
@@ -39,7 +39,7 @@ def run(folder: RunFolder, spec: PurifierSpec, context: Context) -> Outcome:
 def _examples(
     number: int, method: Method, folder: RunFolder, spec: PurifierSpec, context: Context
 ) -> npt.NDArray:
-    """The training examples against one classifier, on disk until the fit is over."""
+    """Adversarial training examples against one classifier, memory-mapped from a temporary file."""
     subset = Subset(split="train", n=spec.train, seed=0)
     clean = open_images(context, ImagesSpec(data=spec.data, subset=subset, run=None))
 

@@ -1,4 +1,4 @@
-"""Classify a set and keep one row per image."""
+"""Classify a set of images and write one row per image."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from purifiers.stages._opening import ImageSet, open_classifier, open_images, op
 
 
 def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
-    """Write ``scores.parquet``: index, label, prediction, correct, and two pairs of distances to
-    the clean image: linf and l2 of what is classified, attack_linf and attack_l2 of what the
-    attack made, before anything purified it.
+    """Write ``scores.parquet``, one row per image.
 
-    With a detector there is a column ``detected``: its decision on the images before anything
-    purified them. An attacked image is then correct when it is classified so *or* detected, a
-    clean one when it is classified so and *not* detected, as `Trevillie/MagNet` counts.
+    The columns are index, label, prediction, correct and distances to the clean image: ``linf``
+    and ``l2`` of the classified image, ``attack_linf`` and ``attack_l2`` of the adversarial image
+    before purification.
+
+    With a detector there is a column ``detected``: its decision on the image before purification.
+    An attacked image then counts as correct if it is classified correctly *or* detected. A clean
+    image counts as correct if it is classified correctly and *not* detected. `Trevillie/MagNet`
+    counts in the same way.
 
     Raises:
-        RuntimeError: logits that are not finite.
+        RuntimeError: the logits are not finite.
     """
     images = open_images(context, spec.images)
     attacked = _attacked(context, spec.images)
     classifier = open_classifier(context, spec.classifier)
-    measured = folder.path / "measured.npy"
+    rows_path = folder.path / "measured.npy"
     detector = open_method(context, spec.detector, classifier) if spec.detector else None
 
     def work(start: int, stop: int) -> npt.NDArray:
@@ -41,21 +44,23 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
         if not torch.isfinite(logits).all():
             raise RuntimeError("the classifier gave logits that are not finite")
         clean = images.clean_batch(start, stop)
-        own = _distances(batch.cpu(), clean)
-        made = own
+        distances = _distances(batch.cpu(), clean)
+        attack_distances = distances
         if attacked is not None:
-            made = _distances(attacked.batch(start, stop, "cpu")[0], clean)
-        columns = [logits.argmax(1).cpu(), *own, *made]
+            attack_distances = _distances(attacked.batch(start, stop, "cpu")[0], clean)
+        columns = [logits.argmax(1).cpu(), *distances, *attack_distances]
         if detector is not None:
-            given = batch if attacked is None else attacked.batch(start, stop, context.device)[0]
+            unpurified = (
+                batch if attacked is None else attacked.batch(start, stop, context.device)[0]
+            )
             with torch.no_grad():
-                columns.append(detector.detected(given).cpu())
+                columns.append(detector.detected(unpurified).cpu())
         return torch.stack([column.double() for column in columns], dim=1).numpy()
 
     label = f"score {folder.id}"
     width = 5 if detector is None else 6
-    halved = fill(measured, len(images), (width,), np.float64, work, context.batch_size, label)
-    rows = np.load(measured)
+    halved = fill(rows_path, len(images), (width,), np.float64, work, context.batch_size, label)
+    rows = np.load(rows_path)
     prediction = rows[:, 0].astype(np.int64)
     correct = prediction == images.labels
     detected = {} if detector is None else {"detected": rows[:, 5] > 0}
@@ -76,19 +81,18 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
         }
     )
     save_rows(table, folder)
-    measured.unlink()
+    rows_path.unlink()
     return Outcome([SCORES], {"n_correct": int(correct.sum()), "n": len(correct), **halved})
 
 
-def _distances(made: torch.Tensor, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """L-infinity and L2 distance of each image, (n,) each."""
-    shift = (made - clean).flatten(1)
-    return shift.abs().amax(1), shift.norm(dim=1)
+def _distances(images: torch.Tensor, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """L-infinity and L2 distance of each image to its clean image, (n,) each."""
+    difference = (images - clean).flatten(1)
+    return difference.abs().amax(1), difference.norm(dim=1)
 
 
 def _attacked(context: Context, images: ImagesSpec) -> ImageSet | None:
-    """The set that purification started from: adversarial, or clean where nothing was attacked.
-    None where nothing was purified."""
+    """The set before purification, adversarial or clean; None if ``images`` are not purified."""
     if images.stage != "purify":
         return None
     for step, record in image_history(context.runs_root, images):

@@ -1,4 +1,4 @@
-"""Train a substitute of a defended classifier on nothing but that defence's answers."""
+"""Train a substitute of a defended classifier on labels predicted by the defence."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from purifiers.stages._opening import (
     open_method,
 )
 
-COMPARED = 500
-"""Training images on which substitute and oracle are compared; our choice."""
+COMPARED_IMAGES = 500
+"""Training images on which the substitute is compared with the oracle; our choice."""
 
 
 @dataclass
-class Grown:
-    """The substitute's training set so far.
+class TrainingSet:
+    """The substitute's training set and the history of its growth.
 
     Attributes:
         images: float32 (n, C, H, W).
-        labels: int64 (m,): those of the first m images; the others have none yet.
-        queries: labels that the oracle gave.
-        rounds: what is told of each finished round.
+        labels: labels of the first m images, int64 (m,); the others have no label yet.
+        queries: number of queries to the oracle.
+        rounds: summary of each finished round.
     """
 
     images: Tensor
@@ -55,9 +55,9 @@ class Grown:
 
 
 def run(folder: RunFolder, spec: SubstituteSpec, context: Context) -> Outcome:
-    """Ask, train and augment in turns, and write the weights.
+    """Query the oracle, train and augment in turn, and write the substitute's weights.
 
-    A rerun goes on in the round that was interrupted, at its last checkpoint.
+    A rerun continues in the interrupted round, at its last checkpoint.
     """
     data = open_data(context, spec.data)
     torch.manual_seed(derive_seed(spec.seed, folder.stage))
@@ -71,50 +71,57 @@ def run(folder: RunFolder, spec: SubstituteSpec, context: Context) -> Outcome:
         _oracle(spec, context),
     )
     rounds = extraction.training.rounds
-    grown = extraction.resume() or _planted(data, spec.seeds, extraction.training.seed_labels)
-    while len(grown.rounds) < rounds:
-        extraction.ask(grown)
-        told = extraction.train(grown)
-        grown.rounds.append({"images": len(grown.images), "queries": grown.queries, **told})
-        if len(grown.rounds) < rounds:
-            extraction.augment(grown)
-        extraction.save(grown)
+    training_set = extraction.resume() or _seed_set(
+        data, spec.seeds, extraction.training.seed_labels
+    )
+    while len(training_set.rounds) < rounds:
+        extraction.query_oracle(training_set)
+        trained = extraction.train(training_set)
+        training_set.rounds.append(
+            {"images": len(training_set.images), "queries": training_set.queries, **trained}
+        )
+        if len(training_set.rounds) < rounds:
+            extraction.augment(training_set)
+        extraction.save(training_set)
     save_weights(extraction.substitute, folder)
     for scratch in folder.path.glob("round_*"):
         shutil.rmtree(scratch)
     summary = {
-        "images": len(grown.images),
-        "queries": grown.queries,
-        "rounds": grown.rounds,
-        **extraction.agreement(data, len(grown.images)),
+        "images": len(training_set.images),
+        "queries": training_set.queries,
+        "rounds": training_set.rounds,
+        **extraction.agreement(data, len(training_set.images)),
         "parameters": sum(p.numel() for p in extraction.substitute.parameters()),
     }
     return Outcome([WEIGHTS], summary)
 
 
 def _oracle(spec: SubstituteSpec, context: Context) -> Defence:
-    """What the attacker may ask: the whole defence, without gradients."""
+    """The whole defence, which the attacker may query without gradients."""
     classifier = open_classifier(context, spec.oracle.classifier)
     methods = [open_method(context, method, classifier) for method in spec.oracle.methods]
     return Defence(classifier, methods, "none", derive_seed(spec.seed, "oracle"))
 
 
-def _planted(data: Data, seeds: Subset, seed_labels: str) -> Grown:
-    """The seed images, with their true labels or with none."""
+def _seed_set(data: Data, seeds: Subset, seed_labels: str) -> TrainingSet:
+    """The seed images, with true labels if ``seed_labels`` is ``dataset``, else without labels."""
     indices = data.indices(seeds)
     labels = torch.from_numpy(data.labels[seeds.split][indices])
     images = to_float(data.images[seeds.split][indices])
-    return Grown(images, labels if seed_labels == "dataset" else labels[:0])
+    return TrainingSet(images, labels if seed_labels == "dataset" else labels[:0])
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """A model extraction at work.
+    """The steps of a model extraction.
 
     Attributes:
-        training: a recipe with ``ORACLE``.
-        substitute: the model in training.
-        oracle: the model whose labels it learns.
+        folder: the folder of the run.
+        context: resources of the job.
+        seed: random seed.
+        training: a training component whose traits declare ``uses_oracle``.
+        substitute: the classifier in training.
+        oracle: the defence whose predicted labels it learns.
     """
 
     folder: RunFolder
@@ -124,78 +131,90 @@ class Extraction:
     substitute: Classifier
     oracle: Defence
 
-    def ask(self, grown: Grown) -> None:
-        """Have the oracle label what has no label."""
-        known = len(grown.labels)
-        wanted = len(grown.images) - known
+    def query_oracle(self, training_set: TrainingSet) -> None:
+        """Label the unlabelled images by queries to the oracle."""
+        labelled = len(training_set.labels)
+        count = len(training_set.images) - labelled
 
         def work(start: int, stop: int) -> npt.NDArray:
-            return self._answers(grown.images[known + start : known + stop], known + start).numpy()
+            return self._oracle_labels(
+                training_set.images[labelled + start : labelled + stop], labelled + start
+            ).numpy()
 
-        if wanted:
-            path = self._scratch(grown) / "labels.npy"
-            label = f"{self._label(grown)}, queries"
-            fill(path, wanted, (), np.int64, work, self.context.batch_size, label)
-            grown.labels = torch.cat([grown.labels, torch.from_numpy(np.load(path))])
-            grown.queries += wanted
+        if count:
+            path = self._scratch(training_set) / "labels.npy"
+            label = f"{self._label(training_set)}, queries"
+            fill(path, count, (), np.int64, work, self.context.batch_size, label)
+            training_set.labels = torch.cat([training_set.labels, torch.from_numpy(np.load(path))])
+            training_set.queries += count
 
-    def train(self, grown: Grown) -> dict[str, Any]:
-        """Train for one round, with a fresh optimizer; returns what the loop tells."""
+    def train(self, training_set: TrainingSet) -> dict[str, Any]:
+        """Train for one round with a new optimizer; return the summary of the training loop."""
 
         def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
             images = images.contiguous(memory_format=torch.channels_last)
             return self.training.loss(self.substitute, images, labels, indices, seed)
 
-        scratch = self._scratch(grown)
+        scratch = self._scratch(training_set)
         return fit(
             self.substitute.train(),
             loss,
-            grown.images.numpy(),
-            grown.labels.numpy(),
+            training_set.images.numpy(),
+            training_set.labels.numpy(),
             replace(self.training.recipe, checkpoint_seconds=self.context.checkpoint_seconds),
-            derive_seed(self.seed, self.folder.stage, len(grown.rounds)),
+            derive_seed(self.seed, self.folder.stage, len(training_set.rounds)),
             scratch / "checkpoint",
             f"{self.folder.id}/{scratch.name}",
-            self._label(grown),
+            self._label(training_set),
             self.context.device,
         )
 
-    def augment(self, grown: Grown) -> None:
-        """Add one new image from each, without labels."""
+    def augment(self, training_set: TrainingSet) -> None:
+        """Add one new image per image of the training set, without labels."""
         self.substitute.eval()
-        trained, device = len(grown.rounds), self.context.device
+        finished, device = len(training_set.rounds), self.context.device
         new = [
-            self.training.augment(self.substitute, images, grown.labels[rows].to(device), trained)
-            for rows, images in self._batches(grown.images)
+            self.training.augment(
+                self.substitute, images, training_set.labels[rows].to(device), finished
+            )
+            for rows, images in self._batches(training_set.images)
         ]
-        grown.images = torch.cat([grown.images, *(part.cpu().contiguous() for part in new)])
+        training_set.images = torch.cat(
+            [training_set.images, *(part.cpu().contiguous() for part in new)]
+        )
 
     def agreement(self, data: Data, first: int) -> dict[str, int]:
-        """On how many training images, which the substitute has not seen, both say the same; the
-        oracle's answers here are no queries of the attacker's.
+        """Number of unseen training images on which substitute and oracle predict the same class.
+
+        These predictions do not count as queries of the attacker.
 
         Args:
-            first: index of the first of them, for the noise of a random defence.
+            first: index of the first image, for the noise of a random defence.
+
+        Returns:
+            ``n_agreed`` and ``n_compared``.
         """
         self.substitute.eval()
-        count = min(COMPARED, len(data.labels["train"]))
+        count = min(COMPARED_IMAGES, len(data.labels["train"]))
         compared = data.indices(Subset(split="train", n=count, seed=0, last=True))
         agreed = 0
         for rows, images in self._batches(to_float(data.images["train"][compared])):
             with torch.no_grad():
-                own = self.substitute(images).argmax(dim=1).cpu()
-            agreed += int((own == self._answers(images, first + rows.start)).sum())
+                predicted = self.substitute(images).argmax(dim=1).cpu()
+            agreed += int((predicted == self._oracle_labels(images, first + rows.start)).sum())
         return {"n_agreed": agreed, "n_compared": len(compared)}
 
-    def save(self, grown: Grown) -> None:
-        """Keep what the next round starts from."""
+    def save(self, training_set: TrainingSet) -> None:
+        """Write a checkpoint from which the next round can start."""
         buffer = io.BytesIO()
         state = self.substitute.state_dict()
-        torch.save({"identity": self.folder.id, "module": state, "grown": vars(grown)}, buffer)
+        torch.save(
+            {"identity": self.folder.id, "module": state, "grown": vars(training_set)}, buffer
+        )
         write_sealed(self.folder.path / "checkpoint", buffer.getvalue())
 
-    def resume(self) -> Grown | None:
-        """What the last finished round left; None where none was finished.
+    def resume(self) -> TrainingSet | None:
+        """Load the checkpoint of the last finished round; None if no round is finished.
 
         Raises:
             UserError: the file is damaged or belongs to another run.
@@ -203,18 +222,18 @@ class Extraction:
         path = self.folder.path / "checkpoint"
         if not path.exists():
             return None
-        content = io.BytesIO(read_sealed(path))
-        found = torch.load(content, weights_only=True, map_location="cpu")
-        if found["identity"] != self.folder.id:
+        buffer = io.BytesIO(read_sealed(path))
+        content = torch.load(buffer, weights_only=True, map_location="cpu")
+        if content["identity"] != self.folder.id:
             raise UserError(
-                f"{path}: belongs to run {found['identity']!r}, not {self.folder.id!r}; "
+                f"{path}: belongs to run {content['identity']!r}, not {self.folder.id!r}; "
                 "remove it to train from the start"
             )
-        self.substitute.load_state_dict(found["module"])
-        return Grown(**found["grown"])
+        self.substitute.load_state_dict(content["module"])
+        return TrainingSet(**content["grown"])
 
-    def _answers(self, images: Tensor, first: int) -> Tensor:
-        """The oracle's labels, int64 (n,) on the CPU."""
+    def _oracle_labels(self, images: Tensor, first: int) -> Tensor:
+        """Labels predicted by the oracle, int64 (n,) on the CPU."""
         indices = torch.arange(first, first + len(images))
         with torch.no_grad():
             logits = self.oracle(self._moved(images), indices)
@@ -229,10 +248,10 @@ class Extraction:
     def _moved(self, images: Tensor) -> Tensor:
         return images.to(self.context.device).contiguous(memory_format=torch.channels_last)
 
-    def _scratch(self, grown: Grown) -> Path:
-        """Where a round keeps its unfinished work."""
-        return self.folder.path / f"round_{len(grown.rounds) + 1}"
+    def _scratch(self, training_set: TrainingSet) -> Path:
+        """Folder for the unfinished work of the current round."""
+        return self.folder.path / f"round_{len(training_set.rounds) + 1}"
 
-    def _label(self, grown: Grown) -> str:
-        place = f"round {len(grown.rounds) + 1} of {self.training.rounds}"
+    def _label(self, training_set: TrainingSet) -> str:
+        place = f"round {len(training_set.rounds) + 1} of {self.training.rounds}"
         return f"{self.folder.stage} {self.folder.id}, {place}"

@@ -1,4 +1,4 @@
-"""Measure what one forward pass of each planned network costs, for the price of a plan."""
+"""Measure the cost of one forward pass of each planned network, for the price of a plan."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ HEAD = """\
 ROUNDS = 3
 Pass = Callable[[Tensor], Tensor]
 
-MINIMUM_SECONDS = 0.3  # per round, so that the clock's grain does not matter
+MINIMUM_SECONDS = 0.3  # per round, far above the resolution of the clock
 
 
 def measure_networks(networks: Iterable[str], path: Path, device: str = "cpu") -> None:
-    """Time every network that ``path`` does not have for ``device`` yet, and write ``path``.
+    """Measure the networks that ``path`` does not list for ``device``, and add them to it.
 
     Args:
-        networks: keys as :func:`purifiers.plan.cost.network_key` makes them.
+        networks: keys of :func:`purifiers.plan.cost.network_key`.
+        path: YAML file of the measurements.
     """
-    known: dict[str, dict[str, Any]] = {}
+    measurements: dict[str, dict[str, Any]] = {}
     if path.exists():
-        known = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        measurements = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     torch.set_num_threads(1)
     float32_everywhere()
     for key in sorted(set(networks)):
-        if device in known.get(key, {}):
+        if device in measurements.get(key, {}):
             continue
         network, shape = _parse(key, device)
         seconds = float(f"{_seconds(network, shape, device):.3g}")
-        known.setdefault(key, {})["macs"] = _multiply_adds(network, shape, device)
-        known[key][device] = seconds
-        write_text(path, HEAD + yaml.safe_dump(known, sort_keys=True))
+        measurements.setdefault(key, {})["macs"] = _multiply_adds(network, shape, device)
+        measurements[key][device] = seconds
+        write_text(path, HEAD + yaml.safe_dump(measurements, sort_keys=True))
         print(f"{key}: {seconds:g} s per pass on {device}", flush=True)
 
 
 def _parse(key: str, device: str) -> tuple[Pass, tuple[int, ...]]:
-    """``wide_resnet(depth=10,widen_factor=1)@1x28x28`` to one pass of it and the image shape."""
+    """Forward pass and image shape of a key such as ``wide_resnet(depth=10)@1x28x28``."""
     match = re.fullmatch(r"(\w+)\((.*)\)@([\dx]+)", key)
     if match is None:
         raise ValueError(f"not a network key: {key}")
@@ -73,11 +74,11 @@ def _ready(module: Any, device: str) -> Any:
 
 
 def _seconds(network: Pass, shape: tuple[int, ...], device: str) -> float:
-    """Median over rounds, per image; on a processor its own time, whatever else it is doing."""
+    """Median seconds per image over rounds: process time on a CPU, else wall-clock time."""
     clock = time.process_time if device == "cpu" else time.perf_counter
-    fits = max(2, min(128, 2**18 // math.prod(shape)))
+    largest = max(2, min(128, 2**18 // math.prod(shape)))
 
-    def once(batch: int) -> float:
+    def seconds_of(batch: int) -> float:
         images = torch.rand(batch, *shape, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
         start = clock()
@@ -87,14 +88,14 @@ def _seconds(network: Pass, shape: tuple[int, ...], device: str) -> float:
             torch.cuda.synchronize()
         return clock() - start
 
-    # a network that keeps two images that long gains nothing from larger batches
-    batch = 2 if once(2) > MINIMUM_SECONDS else fits
-    once(batch)
+    # a network that is so slow for two images gains nothing from larger batches
+    batch = 2 if seconds_of(2) > MINIMUM_SECONDS else largest
+    seconds_of(batch)
     rounds = []
     for _ in range(ROUNDS):
         count, spent = 0, 0.0
         while spent < MINIMUM_SECONDS:
-            spent += once(batch)
+            spent += seconds_of(batch)
             count += batch
         rounds.append(spent / count)
     return statistics.median(rounds)
@@ -102,6 +103,6 @@ def _seconds(network: Pass, shape: tuple[int, ...], device: str) -> float:
 
 def _multiply_adds(network: Pass, shape: tuple[int, ...], device: str) -> int:
     """Multiply-adds of convolutions and matrix products for one image."""
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, *shape, device=device))
-    return counted.get_total_flops() // 2
+    return counter.get_total_flops() // 2

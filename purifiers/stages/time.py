@@ -1,4 +1,4 @@
-"""Take the time of a purification."""
+"""Measure the time of a purification."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from purifiers.stages._opening import open_classifier, open_images, open_method
 
 
 def run(folder: RunFolder, spec: TimeSpec, context: Context) -> Outcome:
-    """Write ``scores.parquet``: index, ``seconds`` by the wall clock and ``cpu_seconds`` of this
-    process, a row per image that was purified on its own.
+    """Write ``scores.parquet``, one row per image that is purified alone.
 
-    The first image of the set only warms up. Then larger batches are tried, each once, as long as
-    there are images and memory and, judged by the batch before, time enough; the summary has the
-    seconds per image of each, the best of them and its size. Neither reading images nor classifying
-    them is timed.
+    The columns are index, ``seconds`` (wall clock) and ``cpu_seconds`` (of this process). The first
+    image of the set is a warm-up.
 
-    These are measurements: no two runs give the same bits, and they mean something only on a
-    machine that does nothing else meanwhile. The workflow gives the job all cores for that, however
-    many threads it uses.
+    Afterwards each larger batch size is timed once. This ends at the first size for which images,
+    memory or time are insufficient; the time is estimated from the previous size. The summary has
+    the seconds per image of each size, the lowest of them and its size. Reading and classifying
+    images are not timed.
+
+    Measurements differ between runs and are valid only if the machine is otherwise idle. The
+    workflow therefore reserves all cores for the job, whatever number of threads it uses.
 
     Raises:
         UserError: fewer than two images.
@@ -43,8 +44,8 @@ def run(folder: RunFolder, spec: TimeSpec, context: Context) -> Outcome:
     if count < 1:
         raise UserError("timing needs at least 2 images; the first is a warm-up")
 
-    def taken(start: int, stop: int) -> tuple[float, float]:
-        """Seconds of the wall and of the process for purifying some images at once."""
+    def time_batch(start: int, stop: int) -> tuple[float, float]:
+        """Wall-clock and process seconds of the purification of one batch."""
         batch, _, indices = images.batch(start, stop, context.device)
 
         def purify() -> None:
@@ -56,15 +57,15 @@ def run(folder: RunFolder, spec: TimeSpec, context: Context) -> Outcome:
         return _seconds(purify, context.device)
 
     started = time.perf_counter()
-    taken(0, 1)
-    alone = np.array([taken(place, place + 1) for place in range(1, count + 1)])
+    time_batch(0, 1)
+    alone = np.array([time_batch(row, row + 1) for row in range(1, count + 1)])
     per_image = {1: float(alone[:, 0].mean())}
     for size in timing.batches:
-        left = timing.limit_seconds - (time.perf_counter() - started)
-        if size > len(images) or size * list(per_image.values())[-1] > left:
+        remaining = timing.limit_seconds - (time.perf_counter() - started)
+        if size > len(images) or size * list(per_image.values())[-1] > remaining:
             break
         try:
-            per_image[size] = taken(0, size)[0] / size
+            per_image[size] = time_batch(0, size)[0] / size
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -91,6 +92,7 @@ def run(folder: RunFolder, spec: TimeSpec, context: Context) -> Outcome:
 
 
 def _seconds(work: Callable[[], None], device: str) -> tuple[float, float]:
+    """Wall-clock and process seconds of one call of ``work``."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
     wall, process = time.perf_counter(), time.process_time()

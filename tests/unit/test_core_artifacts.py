@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(artifacts.os, "fsync", fail)
     with pytest.raises(
-        UserError, match=r"no room to write .*kept .*MiB free.*start again"
+        UserError, match=r"kept: no room to write .*MiB free.*start again"
     ) as caught:
         artifacts.write_bytes(path, b"new")
     assert "\n" not in str(caught.value)
@@ -175,7 +175,7 @@ def test_one_flipped_bit_is_refused(run):
     content = bytearray(file.read_bytes())
     content[1234] ^= 8
     file.write_bytes(content)
-    with pytest.raises(UserError, match="not those that were recorded"):
+    with pytest.raises(UserError, match="checksum mismatch"):
         run.record()
     assert run.record(verify=False).id == run.id
 

@@ -71,7 +71,7 @@ def test_grey_levels_are_refused_with_the_mend():
     with pytest.raises(UserError, match=r"^pgd: eps is 8, but .*write 8/255 for 8 grey levels$"):
         read_length("Length", 8.0, "pgd: eps")
     for wrong in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="images live in"):
+        with pytest.raises(UserError, match="lengths lie in"):
             read_length("Length", wrong, "pgd: eps")
     for right in (0.0, 1.0):
         assert read_length("Length", right, "pgd: eps") == right
@@ -115,7 +115,7 @@ def test_inherited_lengths_are_converted_too():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"eps": 8}, r"^Measured: eps is 8, but images live in \[0, 1\]; write 8/255"),
+        ({"eps": 8}, r"^Measured: eps is 8, but lengths lie in \[0, 1\]; write 8/255"),
         ({"eps": "8 of 255"}, r"^Measured: eps is '8 of 255', not a length"),
         ({"radius": 0}, "^Measured: radius is 0, but a length above 0 is needed$"),
     ],

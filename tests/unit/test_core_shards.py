@@ -192,7 +192,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, error, capsys):
     assert np.array_equal(np.load(path), Work()(0, COUNT))
     assert work.asked[:4] == [(0, 8), (0, 4), (0, 2), (2, 4)]
     assert all(stop - start <= 2 for start, stop in work.asked[2:])
-    assert "out of memory, going on with batches of 2" in capsys.readouterr().err
+    assert "out of memory, continuing with batches of 2" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["rows.npy"]
 
 

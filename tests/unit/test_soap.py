@@ -360,7 +360,7 @@ def test_label_consistency_takes_any_classifier():
         ({"task": "rotations"}, "did you mean 'rotation'"),
         ({"steps": 0}, "steps is 0"),
         ({"levels": 0}, "levels is 0"),
-        ({"delta": 4}, "images live in"),
+        ({"delta": 4}, "lengths lie in"),
     ],
 )
 def test_bad_parameters_are_refused(parameters, words):

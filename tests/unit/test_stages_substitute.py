@@ -32,7 +32,7 @@ from purifiers.stages import classifier, dataset, substitute
 from purifiers.stages._context import Context, Data
 from purifiers.stages._opening import open_classifier, open_data
 from purifiers.stages.job import run_batch
-from purifiers.stages.substitute import Extraction, Grown
+from purifiers.stages.substitute import Extraction, TrainingSet
 from purifiers.training.jacobian_substitute import JacobianSubstitute
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,14 +91,14 @@ def weights(context: Context, run: str) -> bytes:
     return (context.folder("substitute", run).path / "weights.safetensors").read_bytes()
 
 
-def extraction(context: Context, spec: SubstituteSpec) -> tuple[Extraction, Grown]:
+def extraction(context: Context, spec: SubstituteSpec) -> tuple[Extraction, TrainingSet]:
     """A model extraction before its first round."""
     training = JacobianSubstitute(**spec.training.parameters)
     oracle = substitute._oracle(spec, context)
     folder = folder_of(context, substitute, "unused")
     network = open_classifier(context, "victim")
     made = Extraction(folder, context, 0, training, network, oracle)
-    planted = substitute._planted(open_data(context, "digits"), spec.seeds, training.seed_labels)
+    planted = substitute._seed_set(open_data(context, "digits"), spec.seeds, training.seed_labels)
     return made, planted
 
 
@@ -143,11 +143,11 @@ def test_seed_labels_come_from_where_they_should(context):
     subset = Subset(split="test", n=100, seed=0, last=True)
     chosen = open_data(context, "digits").indices(subset)
     assert planted.labels.tolist() == labels[chosen].tolist()
-    theft.ask(planted)
+    theft.query_oracle(planted)
     assert planted.queries == 0
     _, bare = extraction(context, spec_of(seed_images=100, seed_labels="oracle"))
     assert len(bare.labels) == 0 and torch.equal(bare.images, planted.images)
-    theft.ask(bare)
+    theft.query_oracle(bare)
     assert bare.queries == 100
     answers = theft.oracle(bare.images).argmax(dim=1)
     assert torch.equal(bare.labels, answers) and not torch.equal(bare.labels, planted.labels)
@@ -160,7 +160,7 @@ def test_only_the_images_without_labels_are_asked_for(context):
     grown.rounds.append({})
     theft.substitute.train()
     theft.augment(grown)
-    theft.ask(grown)
+    theft.query_oracle(grown)
     assert torch.equal(grown.images[:24], images)
     evaluated = theft.substitute.eval()
     assert torch.equal(grown.images[24:], theft.training.augment(evaluated, images, labels, 1))
@@ -192,7 +192,7 @@ def test_the_whole_defence_answers(context):
         spec = spec_of(methods, seed_images=100, seed_labels="oracle")
         theft, grown = extraction(replace(context, batch_size=size), spec)
         grown.images = grown.images[:1].repeat(60, 1, 1, 1)
-        theft.ask(grown)
+        theft.query_oracle(grown)
         told.append(grown.labels.tolist())
         shutil.rmtree(theft.folder.path)
     assert len(set(told[0])) == 1
@@ -261,7 +261,7 @@ def test_finished_rounds_are_not_trained_again(context, undisturbed, monkeypatch
     trained: list[int] = []
     train = Extraction.train
 
-    def counted(self: Extraction, grown: Grown) -> dict[str, Any]:
+    def counted(self: Extraction, grown: TrainingSet) -> dict[str, Any]:
         trained.append(len(grown.images))
         if trained == [24, 48]:
             raise Killed

@@ -207,9 +207,9 @@ def test_damaged_checkpoint(
 @pytest.mark.parametrize(
     ("stage", "run", "file", "told"),
     [
-        ("classifier", "*-natural-*", "weights.safetensors", "its bits are not those"),
-        ("dataset", "*", "test_images.npy", "its bits are not those"),
-        ("purify", "*-natural-pgd-aid-*", "images.npy", "its bits are not those"),
+        ("classifier", "*-natural-*", "weights.safetensors", "checksum mismatch"),
+        ("dataset", "*", "test_images.npy", "checksum mismatch"),
+        ("purify", "*-natural-pgd-aid-*", "images.npy", "checksum mismatch"),
         ("purify", "*-natural-pgd-aid-*", "run.json", "not readable as JSON"),
     ],
 )
@@ -241,7 +241,7 @@ def test_adversarial_set_of_another_run(finished: Any, command: Any, whole: bool
     for file in ("images.npy", "run.json") if whole else ("images.npy",):
         shutil.copy(other / file, wanted / file)
     err = refused_job(finished, command, "purify")
-    told = f"holds run {other.name!r}, not {wanted.name!r}" if whole else "its bits are not those"
+    told = f"holds run {other.name!r}, not {wanted.name!r}" if whole else "checksum mismatch"
     assert_one_line(err, str(wanted), told)
 
 
@@ -262,7 +262,7 @@ def test_report_refuses_damaged_scores(finished: Any, command: Any) -> None:
     before = finished.state()
     status, err = command("report", "--scale", "tiny")
     assert status != 0
-    assert_one_line(err, f"{scores}: its bits are not those that were recorded")
+    assert_one_line(err, f"{scores}: checksum mismatch")
     assert finished.state() == before
 
 
@@ -354,7 +354,7 @@ def test_cuda_without_gpu(finished: Any, command: Any) -> None:
     spec.write_text(spec.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     reopen(finished, finished.folder("classifier", "*-madry-*"))
     err = refused_job(finished, command, "classifier")
-    assert_one_line(err, "device is cuda, but no CUDA device is there; set it to cpu or auto")
+    assert_one_line(err, "device is cuda, but no CUDA device is available; set it to cpu or auto")
 
 
 # A component that errors leaves no score.
@@ -392,8 +392,8 @@ def attack_fails(
     ("behaviour", "reason"),
     [
         (_raises, "ValueError: boom"),
-        (_not_finite, "Pgd made images that are not finite"),
-        (_left_ball, "Pgd left its ball"),
+        (_not_finite, "Pgd: adversarial images are not finite"),
+        (_left_ball, "Pgd: perturbation "),
     ],
 )
 def test_failing_attack(

@@ -1,4 +1,4 @@
-# What there is to do. Only the main process plans; a job reads its batch's spec file.
+# Planning. Only the main process plans; a job reads the spec file of its batch.
 import functools
 import json
 
@@ -9,22 +9,22 @@ SCALE = config.get("scale", "smoke")
 ROOT = Path(workflow.basedir)
 BATCHES = "results/runs/batches"
 shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # this environment's python
-REPORT_VERSION = 3  # raised when tables must be written anew from the same runs
+REPORT_VERSION = 4  # raise it when tables must be rewritten from unchanged runs
 
 
-def from_command_line():
-    """Scale and documents that the targets on the command line ask for."""
+def requested_targets():
+    """Documents by scale, from the targets on the command line."""
     return requested_documents(sys.argv[1:], SCALE, config.get("tables", ""))
 
 
 @functools.cache
 def plan(scale):
     try:
-        made = make_plan(ROOT, scale, from_command_line().get(scale, ()))
-        made.write_specs()
+        result = make_plan(ROOT, scale, requested_targets().get(scale, ()))
+        result.write_specs()
     except UserError as error:
-        sys.exit(f"error: {error}")  # one line, where Snakemake would add a traceback
-    return made
+        sys.exit(f"error: {error}")  # Snakemake would add a traceback
+    return result
 
 
 def batch_spec(path):
@@ -37,16 +37,16 @@ def upstream(wildcards):
     return [f"{BATCHES}/{name}" for name in spec["upstream"]]
 
 
-asked = {}  # scale: documents or papers that are to be reported
+requested = {}  # scale to the documents or papers to report
 
 
-def made_from(scale, name):
-    asked.setdefault(scale, []).append(name)
+def document_inputs(scale, name):
+    requested.setdefault(scale, []).append(name)
     return [plan(scale).report_spec(name), *plan(scale).manifests(name)]
 
 
-def everything(wildcards):
-    made = plan(SCALE)
+def all_documents(wildcards):
+    current = plan(SCALE)
     if config.get("tables"):
-        return [f"results/tables/{SCALE}/{name}.csv" for name in made.documents]
-    return [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in made.working_papers()]
+        return [f"results/tables/{SCALE}/{name}.csv" for name in current.documents]
+    return [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in current.working_papers()]

@@ -1,7 +1,9 @@
 # Tables, figures and claims, written from the scores.
 rule document:
     input:
-        lambda wildcards: made_from(wildcards.scale, f"{wildcards.paper}/{wildcards.document}"),
+        lambda wildcards: document_inputs(
+            wildcards.scale, f"{wildcards.paper}/{wildcards.document}"
+        ),
     output:
         "results/tables/{scale}/{paper}/{document}.csv",
     log:
@@ -15,10 +17,10 @@ rule document:
         " {wildcards.paper}/{wildcards.document} 2> >(tee {log} >&2)"
 
 
-# Writes every document of the paper, too: one start for all of them.
+# One process writes every document of the paper.
 rule paper:
     input:
-        lambda wildcards: made_from(wildcards.scale, wildcards.paper),
+        lambda wildcards: document_inputs(wildcards.scale, wildcards.paper),
     output:
         "results/tables/{scale}/{paper}/README.md",
         "results/tables/{scale}/{paper}/claims.csv",

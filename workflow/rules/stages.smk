@@ -1,4 +1,4 @@
-# A rule per stage; a job is a batch of its runs, described by a spec file that the plan wrote.
+# One rule per stage. A job executes a batch of runs, listed in a spec file that the plan writes.
 STAGES = "dataset classifier purifier substitute attack purify score information".split()
 
 for stage in STAGES:
@@ -22,7 +22,7 @@ for stage in STAGES:
             "python -m purifiers run {input.spec} {output} --threads {threads} 2> >(tee {log} >&2)"
 
 
-# Takes times, so it has the machine to itself: all its cores, however many threads it uses.
+# Reserves all cores, whatever number of threads it uses: other jobs would distort the timing.
 rule time:
     input:
         upstream,

@@ -1,11 +1,11 @@
-# Speed and strength of the attacks beside other libraries, of purification and training beside plain
-# loops. Nothing else needs it: `make bench`.
+# `make bench`: speed and strength of the attacks compared with other libraries, and speed of
+# purification and training compared with plain loops. No other rule depends on these.
 import runpy
 
 TIMING = "results/timing"
 TIMING_DEVICES = str(config.get("timing_device", "cpu")).split(",")
-# Younger than a fresh clone's tables, so that all is measured again; and so is what was measured
-# without the other libraries.
+# An input, so that results older than the installed libraries are measured again: the committed
+# tables of a fresh clone, and measurements made without the libraries.
 PEERS = [path for path in [".peers/.ready"] if Path(path).exists()]
 
 

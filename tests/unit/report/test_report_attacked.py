@@ -296,8 +296,7 @@ def test_a_single_gradient_is_told_by_what_it_costs(attacked_cell: Make, told: M
         found = told(*cells)
         assert found[column] == ""
         assert found[f"pgd against {rival}"] == (
-            f"beaten by 'Noise / {column}' (exact gradient, one step): 29.3 points "
-            "lower accuracy"
+            f"beaten by 'Noise / {column}' (exact gradient, one step): 29.3 points lower accuracy"
         )
 
 

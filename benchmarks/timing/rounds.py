@@ -128,13 +128,13 @@ def strength(victim: Victim, attack: Attack, found: Sequence[Tensor]) -> Strengt
         shift = (adversarial - victim.images).flatten(1)
         inside = bool(torch.isfinite(adversarial).all())
         inside = inside and 0 <= float(adversarial.min()) <= float(adversarial.max()) <= 1
-        if not inside or (attack.traits.norm == "linf" and shift.abs().max() > victim.eps + 1e-6):
+        if not inside or (attack.norm == "linf" and shift.abs().max() > victim.eps + 1e-6):
             raise RuntimeError("the images are not finite or lie outside [0, 1] or the eps ball")
         dark = (adversarial.flatten(1).amax(1) == 0) & (victim.images.flatten(1).amax(1) > 0)
         kept.append(victim.kept(adversarial) | dark)
         if len(kept) == 1:
             black = int(dark.sum())
-        if attack.traits.norm == "l2":
+        if attack.norm == "l2":
             length, chosen = shift.norm(dim=1).masked_fill(kept[-1], math.inf), counted
         else:
             length, chosen = shift.abs().amax(1), counted & ~kept[-1]
@@ -144,7 +144,7 @@ def strength(victim: Victim, attack: Attack, found: Sequence[Tensor]) -> Strengt
 
 def strongest(attack: Attack, rows: dict[str, Strength]) -> str:
     """The row with the fewest images left, or for L2 with the smallest median."""
-    if attack.traits.norm == "l2":
+    if attack.norm == "l2":
         return min(rows, key=lambda name: (rows[name].median, rows[name].left))
     return min(rows, key=lambda name: rows[name].left)
 

@@ -32,7 +32,7 @@ def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
     may_stop = not victim.noise and "stop" in registry.describe("attack", name).parameters
     if may_stop:
         variants[f"{SUITE}, dropped"] = ("float32", dropped)
-    if has_bfloat16(victim.images.device.type) and attack.traits.norm == "linf":
+    if has_bfloat16(victim.images.device.type) and attack.norm == "linf":
         variants[f"{SUITE}, bfloat16"] = ("bfloat16", parameters)
         if may_stop:
             variants[f"{SUITE}, bfloat16, dropped"] = ("bfloat16", dropped)

@@ -62,7 +62,7 @@ def test_attack(
     versions = peers.versions() | {SUITE: version_of("purifybench")}
     benchmark.extra_info.update(
         attack=attack.title,
-        norm=attack.traits.norm,
+        norm=attack.norm,
         victim=name,
         **machine(device),
         n_images=len(victim.images),
@@ -77,6 +77,6 @@ def test_attack(
             mine, theirs = strengths[row], rivals[best]
             lost = mine.left - theirs.left
             assert lost <= allowed, f"{row} leaves {lost:.1f} images more unbroken than {best}"
-            if attack.traits.norm == "l2":
+            if attack.norm == "l2":
                 ratio = mine.median / theirs.median
                 assert ratio <= 1.01, f"{row} needs {ratio:.4f} times the distance of {best}"

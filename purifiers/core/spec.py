@@ -47,10 +47,13 @@ class _Json:
             adapter: TypeAdapter[Self] = _adapter(cls)  # type: ignore[arg-type]
             spec = adapter.validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
+            # a misspelt field before the field that is missing because of it
+            unknown = "unexpected_keyword_argument"
+            first = min(error.errors(), key=lambda e: (e["type"] != unknown, len(e["loc"])))
             field = ".".join(str(part) for part in first["loc"])
             place = f"{where}: {field}" if field else where
-            raise UserError(f"{place}: {first['msg']}; remove it and start again") from None
+            reason = "unknown field" if first["type"] == unknown else first["msg"]
+            raise UserError(f"{place}: {reason}; remove it and start again") from None
         return spec
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import Classifier, build
 from purifiers.core.errors import UserError
+from purifiers.core.spec import ClassifierSpec, ComponentSpec
 from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
 SHAPE, CLASSES = (1, 16, 16), 10
@@ -94,7 +95,9 @@ def test_saved_and_loaded_gives_the_same_logits(classifier, victim, tmp_path):
     first.train()(victim.images)  # so that running statistics are not the initial ones
     folder = RunFolder(tmp_path, "classifier", "trip")
     save_weights(first, folder)
-    folder.finish({}, [WEIGHTS], {}, 0.0, {})
+    recipe = ComponentSpec(component="toy", version=1, parameters={})
+    spec = ClassifierSpec(data="toy", train=1, classifier=recipe, training=recipe, seed=0)
+    folder.finish(spec, [WEIGHTS], {}, 0.0, {})
     assert not torch.equal(first.eval()(victim.images), second.eval()(victim.images))
     load_weights(second, folder)
     assert torch.equal(first(victim.images), second(victim.images))

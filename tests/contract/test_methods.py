@@ -16,6 +16,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.formula import evaluate
 from purifiers.core.numbers import fraction
+from purifiers.core.spec import ComponentSpec, PurifierSpec
 from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
 CHANCE = 0.1
@@ -128,7 +129,9 @@ def test_can_be_attacked(method, ready, victim):
 def test_saved_and_loaded_purifies_the_same(method, ready, victim, tmp_path):
     folder = RunFolder(tmp_path, "purifier", "trip")
     save_weights(ready(method), folder)
-    folder.finish({}, [WEIGHTS], {}, 0.0, {})
+    recipe = ComponentSpec(component="toy", version=1, parameters={})
+    spec = PurifierSpec(data="toy", train=1, classifier=None, method=recipe, seed=0)
+    folder.finish(spec, [WEIGHTS], {}, 0.0, {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(99)
         other = method.make()

@@ -259,7 +259,7 @@ def test_a_gradient_that_a_method_lacks_is_refused(make: Make, gradient: str) ->
     """In one line that names document, row and column, and how to mend it."""
     cell = {**HARD, "gradient": gradient} if gradient else HARD
     wanted = f"`gradient: {gradient or 'exact'}`"
-    message = f"method 'pixel_defend' has no gradient, but .* {wanted}; write `gradient: bpda`"
+    message = f"method 'pixel_defend' has no gradient, but .* {wanted}: write `gradient: bpda`"
     with pytest.raises(UserError, match=rf"^{PLACE}[^\n]*{message}$") as error:
         make(row=cell)
     assert "\n" not in str(error.value)
@@ -267,8 +267,8 @@ def test_a_gradient_that_a_method_lacks_is_refused(make: Make, gradient: str) ->
 
 def test_a_method_without_a_gradient_is_attacked_by_bpda(make: Make) -> None:
     run = attacks(make(row={**HARD, "gradient": "bpda"}))["row"]
-    assert run.spec["gradient"] == "bpda"
-    assert [m["component"] for m in run.spec["methods"]] == ["identity", "pixel_defend"]
+    assert run.spec.gradient == "bpda"
+    assert [m.component for m in run.spec.methods] == ["identity", "pixel_defend"]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_new_random_purifier_needs_a_word_on_eot(make: Make, register: Registe
     register("MethodTraits(version=1, random=True)")
     with pytest.raises(UserError, match=rf"^{PLACE}a random defence .* white_box .*`eot: 20`"):
         make(row=MINE)
-    assert attacks(make(row={**MINE, "eot": 3}))["row"].spec["eot"]["samples"] == 3
+    assert attacks(make(row={**MINE, "eot": 3}))["row"].spec.eot.samples == 3
     register('MethodTraits(version=1, random={"levels": (2,)})')
     attacks(make(row=MINE))
     with pytest.raises(UserError, match=rf"^{PLACE}a random defence"):
@@ -337,7 +337,7 @@ def test_a_new_purifier_without_a_gradient_needs_bpda(make: Make, register: Regi
     register("MethodTraits(version=1, differentiable=False)")
     with pytest.raises(UserError, match=rf"^{PLACE}method 'mine' has no gradient.*bpda`$"):
         make(row=MINE)
-    assert attacks(make(row={**MINE, "gradient": "bpda"}))["row"].spec["gradient"] == "bpda"
+    assert attacks(make(row={**MINE, "gradient": "bpda"}))["row"].spec.gradient == "bpda"
 
 
 def test_a_misspelt_fit_stops_the_plan_and_is_not_taken_for_none(

@@ -1,4 +1,4 @@
-"""Finds the other libraries, and says which are missing."""
+"""Options and fixtures of the timing benchmarks; makes the peer libraries importable."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-# behind the environment's own packages, which it must not replace
+# last, so that it does not replace packages of the environment
 sys.path.append(str(HERE.parents[1] / ".peers"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where to measure")
-    parser.addoption("--rounds", type=int, help="fewer or more rounds than settings.ROUNDS")
-    parser.addoption("--images", type=int, help="fewer images, for a quick look")
+    parser.addoption("--rounds", type=int, help="number of rounds (default: settings.ROUNDS)")
+    parser.addoption("--images", type=int, help="number of images (default: settings.PLANS)")
 
 
 def pytest_report_header() -> str:
@@ -25,15 +25,15 @@ def pytest_report_header() -> str:
 
     absent = peers.missing()
     if not absent:
-        return "peers: all there"
+        return "peers: all installed"
     return f"peers missing: {', '.join(absent)} (`make .peers/.ready` installs them)"
 
 
 @pytest.fixture
 def device(pytestconfig: pytest.Config) -> str:
-    """What is timed; a processor's single thread."""
-    named: str = pytestconfig.getoption("--device")
-    if named == "cuda" and not torch.cuda.is_available():
+    """Device that is timed; on a processor a single thread."""
+    device_type: str = pytestconfig.getoption("--device")
+    if device_type == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     torch.set_num_threads(1)
-    return named
+    return device_type

@@ -1,8 +1,8 @@
-"""The floor: the forwards and input gradients that an attack cannot do without, and nothing else.
+"""The floor: the time of the forward passes and input gradients that an attack cannot avoid.
 
-Parameters frozen, evaluation mode, contiguous memory, one batch: what plain PyTorch costs. A
-library above it spends time on something else; one below it found a cheaper way to the gradient,
-or did without some of them.
+Plain PyTorch with frozen parameters, evaluation mode, contiguous memory and one batch. A library
+above the floor spends time on other work. One below it computes the gradient more cheaply or
+computes fewer gradients.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from victims import CLASSES, Victim
 
 
 def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], None]]:
-    """The floor of an attack, as the row ``floor``."""
+    """Floor of an attack, as the row ``floor``."""
     network = victim.frozen()
-    every = len(victim.images)
+    n_images = len(victim.images)
     if attack.method == "deepfool_l2":
         active = _active(network, victim.images, victim.labels)
         return {"floor": lambda seed: gradients(network, victim, active, backwards=CLASSES - 1)}
@@ -28,23 +28,25 @@ def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], None]]:
         passes = settings.CW_STEPS * attack.searches
     if attack.method == "pgd_eot":
         passes = settings.STEPS * settings.EOT_SAMPLES
-    return {"floor": lambda seed: gradients(network, victim, [every] * passes)}
+    return {"floor": lambda seed: gradients(network, victim, [n_images] * passes)}
 
 
 def gradients(network: nn.Module, victim: Victim, counts: list[int], backwards: int = 1) -> None:
-    """For each count: one forward pass of so many images, and input gradients from it."""
+    """Compute, for each count, one forward pass of that many images and its input gradients."""
     for count in counts:
         leaf = victim.images[:count].clone().requires_grad_(True)
         with torch.enable_grad():
             logits = network(leaf)
         for column in range(backwards):
-            more = column + 1 < backwards
-            torch.autograd.grad(logits[:, column].sum(), leaf, retain_graph=more)
+            retain = column + 1 < backwards
+            torch.autograd.grad(logits[:, column].sum(), leaf, retain_graph=retain)
 
 
 def _active(network: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
-    """How many images a plain DeepFool (Moosavi-Dezfooli et al. 2016, algorithm 2) still has to
-    move at each of its steps."""
+    """Number of images still active at each step of a plain DeepFool.
+
+    Moosavi-Dezfooli et al. 2016, algorithm 2.
+    """
     counts: list[int] = []
     original, total = images, torch.zeros_like(images)
     for _ in range(settings.DEEPFOOL_STEPS):
@@ -54,15 +56,15 @@ def _active(network: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
         slopes = torch.stack(
             [torch.autograd.grad(gap.sum(), leaf, retain_graph=True)[0] for gap in gaps.unbind(1)]
         )
-        left = logits.argmax(1) == labels
-        if not left.any():
+        unbroken = logits.argmax(1) == labels
+        if not unbroken.any():
             break
-        counts.append(int(left.sum()))
+        counts.append(int(unbroken.sum()))
         norms = slopes.flatten(2).norm(dim=2).T.clamp_min(1e-8)  # (n, classes)
         distance = (gaps.detach().abs() / norms).scatter(1, labels[:, None], float("inf"))
         nearest = distance.argmin(1)
         length = distance.gather(1, nearest[:, None]) + 1e-4
         step = slopes[nearest, torch.arange(len(labels))]
         step = step * (length / norms.gather(1, nearest[:, None]))[:, :, None, None]
-        total, original, labels = (total + step)[left], original[left], labels[left]
+        total, original, labels = (total + step)[unbroken], original[unbroken], labels[unbroken]
     return counts

@@ -1,7 +1,7 @@
-"""The other libraries, each called as its own documentation does.
+"""Rows of the other libraries, each called as its own documentation describes.
 
-They lie in ``.peers`` (``make bench`` puts them there) and never in the suite's environment; one
-that is missing has no rows. A class has a method for each attack that its library has.
+The libraries are installed in ``.peers`` (by ``make bench``), never in the suite's environment; a
+missing one has no rows. A class has one method per attack of its library.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from victims import CLASSES, Victim
 
 from purifiers.core.provenance import version_of
 
-# adv-lib imports the plotting client visdom on every start and draws nothing here
+# adv-lib imports the plotting client visdom, which is not needed here
 sys.modules.setdefault("visdom", types.ModuleType("visdom"))
 
 Run = Callable[[int], Tensor]
-"""A seed, which the global generators have been given already, to adversarial images."""
+"""Seed, already set in the global generators, to adversarial examples."""
 
 
 class Peer:
-    """A library.
+    """A library and its attacks.
 
     Attributes:
-        module: what is imported.
-        package: what is installed.
+        module: name of the imported module.
+        package: name of the installed package.
         weight_gradients: methods in which the library also computes gradients of the parameters
             unless the caller froze them.
     """
@@ -51,7 +51,7 @@ class Peer:
 
     @classmethod
     def title(cls) -> str:
-        """As tables name it."""
+        """Name of the library in tables."""
         return cls.module.replace("_", "-")
 
     @classmethod
@@ -60,20 +60,20 @@ class Peer:
 
     @classmethod
     def rows(cls, victim: Victim, attack: Attack, as_is: bool) -> dict[str, Run]:
-        """Its rows of an attack; empty where it has none or is not installed.
+        """Rows of an attack; empty if the library lacks it or is not installed.
 
         Args:
-            as_is: whether a network with trainable parameters is measured, too, if that matters.
+            as_is: also measure a network with trainable parameters if that makes a difference.
         """
         if not cls.installed() or not hasattr(cls, attack.method):
             return {}
         name = cls.title()
-        made = {name: victim.frozen()}
+        networks = {name: victim.frozen()}
         if as_is and attack.method in cls.weight_gradients:
-            made[f"{name}, as is"] = victim.as_is()
+            networks[f"{name}, as is"] = victim.as_is()
         return {
             title: getattr(cls(victim, attack, network), attack.method)()
-            for title, network in made.items()
+            for title, network in networks.items()
         }
 
 
@@ -112,7 +112,7 @@ class Torchattacks(Peer):
         return self._run("DeepFool", steps=steps, overshoot=settings.OVERSHOOT)
 
     def cw_l2(self) -> Run:
-        """No binary search: it has the rows with one value of c only."""
+        """C&W with one value of c; the library has no binary search."""
         const, rate = settings.CW_INITIAL_CONST, self.victim.cw_rate
         return self._run("CW", c=const, kappa=0, steps=settings.CW_STEPS, lr=rate)
 
@@ -189,8 +189,8 @@ class Art(Peer):
         )
 
         def run(seed: int) -> Tensor:
-            found = attack.generate(x=self.images.cpu().numpy(), y=self.labels.cpu().numpy())
-            return torch.from_numpy(found).to(self.images.device)
+            adversarial = attack.generate(x=self.images.cpu().numpy(), y=self.labels.cpu().numpy())
+            return torch.from_numpy(adversarial).to(self.images.device)
 
         return run
 
@@ -202,7 +202,7 @@ class Art(Peer):
         return self._linf("ProjectedGradientDescent", eps_step=step, num_random_init=0)
 
     def pgd_eot(self) -> Run:
-        """Its own noise in front of the bare network: ART's way to EOT is a preprocessor."""
+        """PGD on the bare network, with the noise added by ART's preprocessor for EOT."""
         from art.preprocessing.expectation_over_transformation import EoTGaussianNoisePyTorch
 
         deviation = self.victim.noise
@@ -238,7 +238,7 @@ class Art(Peer):
 
 
 class Pyautoattack(Peer):
-    """AutoAttack's own package (fra31/auto-attack); the suite has it anyway."""
+    """AutoAttack's own package (fra31/auto-attack), a dependency of the suite."""
 
     module, package = "pyautoattack", "pyautoattack"
 
@@ -297,27 +297,27 @@ class AdvLib(Peer):
 
 
 def missing() -> list[str]:
-    """Packages that would have rows if they were installed."""
+    """Packages that are not installed and therefore have no rows."""
     return [peer.package for peer in Peer.__subclasses__() if not peer.installed()]
 
 
 def versions() -> dict[str, str]:
-    """Title of each library that is there to its version."""
-    there = (peer for peer in Peer.__subclasses__() if peer.installed())
-    return {peer.title(): version_of(peer.package) for peer in there}
+    """Title of each installed library to its version."""
+    installed = (peer for peer in Peer.__subclasses__() if peer.installed())
+    return {peer.title(): version_of(peer.package) for peer in installed}
 
 
 def rows(
     victim: Victim, attack: Attack, as_is: bool, without: Sequence[str] = ()
 ) -> dict[str, Run]:
-    """The rows of every library that has the attack.
+    """Rows of every library that has the attack.
 
     Args:
         as_is: see :meth:`Peer.rows`.
-        without: titles of libraries that are left out.
+        without: titles of libraries to omit.
     """
-    found: dict[str, Run] = {}
+    by_title: dict[str, Run] = {}
     for peer in Peer.__subclasses__():
         if peer.title() not in without:
-            found.update(peer.rows(victim, attack, as_is))
-    return found
+            by_title.update(peer.rows(victim, attack, as_is))
+    return by_title

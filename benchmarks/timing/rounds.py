@@ -1,4 +1,4 @@
-"""Rounds in which every library attacks once, and what their results are worth."""
+"""Rounds in which every library attacks once, and the strength of the resulting images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLOOR = "floor"
 
 
 def clock(device: str) -> Callable[[], float]:
-    """Seconds: a processor's own time, whatever else the machine does; a GPU's by the wall."""
+    """Return a clock in seconds: process time on a processor, synchronised wall time on a GPU."""
     if device == "cpu":
         return time.process_time
 
@@ -36,7 +36,7 @@ def clock(device: str) -> Callable[[], float]:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What was timed on, and with what code."""
+    """Hardware and software versions of the measurement."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "processor": processor(),
@@ -46,27 +46,27 @@ def machine(device: str) -> dict[str, str]:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Whether the processor or the GPU computes in bfloat16 by itself."""
+    """Whether the processor or the GPU computes in bfloat16 without emulation."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return "avx512_bf16" in processor().split()
 
 
 class Rounds:
-    """Calling it runs one round: the floor, then every row in turn, backwards every other time.
+    """One round per call: the floor, then every row, in reverse order every other time.
 
-    A round's number is its seed, so that one lucky random start decides nothing.
+    The number of the round is its seed, so that a single lucky random start has no influence.
 
     Attributes:
-        seconds: row -> its time in each round.
-        found: row -> its adversarial images (n, C, H, W) in each round.
+        seconds: row to its time in each round.
+        adversarial: row to its adversarial examples (n, C, H, W) in each round.
     """
 
     def __init__(self, runs: dict[str, Callable[[int], Tensor | None]], device: str) -> None:
         self.runs = runs
         self.clock = clock(device)
         self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.found: dict[str, list[Tensor]] = defaultdict(list)
+        self.adversarial: dict[str, list[Tensor]] = defaultdict(list)
 
     def __call__(self) -> None:
         names = [name for name in self.runs if name != FLOOR and not self.slow(name)]
@@ -75,32 +75,32 @@ class Rounds:
             self._run(name, done)
 
     def slow(self, name: str) -> bool:
-        """Whether one round is enough of this row."""
-        spent = self.seconds.get(name)
-        return bool(spent) and spent[0] > settings.SLOW * self.seconds[FLOOR][0]
+        """Whether a row is so slow that it is measured in one round only."""
+        times = self.seconds.get(name)
+        return bool(times) and times[0] > settings.SLOW * self.seconds[FLOOR][0]
 
     def _run(self, name: str, seed: int) -> None:
         torch.manual_seed(seed)
-        np.random.seed(seed)  # ART's
+        np.random.seed(seed)  # used by ART
         gc.collect()
         start = self.clock()
         result = self.runs[name](seed)
         self.seconds[name].append(self.clock() - start)
         if result is not None:
-            self.found[name].append(result.detach())
+            self.adversarial[name].append(result.detach())
 
 
 @dataclass(frozen=True)
 class Strength:
-    """What a row's adversarial images do to the victim.
+    """Strength of a row's adversarial examples against the victim.
 
     Attributes:
-        kept: which images (rounds, n) keep their label.
-        median: over the images that the victim classifies correctly, mean over the rounds. L2: an
-            image that is kept counts as infinitely far. L-infinity: broken images only; NaN where
-            there is none.
-        black: images that came back entirely black in the first round. They are kept: that is no
-            attack.
+        kept: images (rounds, n) that are still classified correctly.
+        median: median distance over the images that the victim classifies correctly, mean over the
+            rounds. L2: an unbroken image counts as infinitely far. L-infinity: broken images only;
+            NaN if there are none.
+        black: number of images that were returned entirely black in the first round. They count as
+            unbroken, because a black image is not an attack.
     """
 
     kept: Tensor
@@ -109,22 +109,22 @@ class Strength:
 
     @property
     def left(self) -> float:
-        """Images that keep their label, mean over the rounds."""
+        """Number of images that are still classified correctly, mean over the rounds."""
         return float(self.kept.float().mean(dim=0).sum())
 
 
-def strength(victim: Victim, attack: Attack, found: Sequence[Tensor]) -> Strength:
-    """Judge the images of one row, in plain float32.
+def strength(victim: Victim, attack: Attack, rounds: Sequence[Tensor]) -> Strength:
+    """Strength of the adversarial examples of one row, evaluated in plain float32.
 
     Args:
-        found: adversarial images (n, C, H, W) of each round.
+        rounds: adversarial examples (n, C, H, W) of each round.
 
     Raises:
         RuntimeError: they are not finite or leave [0, 1] or the eps ball.
     """
-    counted = victim.kept(victim.images)
+    correct = victim.kept(victim.images)
     kept, medians, black = [], [], 0
-    for adversarial in found:
+    for adversarial in rounds:
         shift = (adversarial - victim.images).flatten(1)
         inside = bool(torch.isfinite(adversarial).all())
         inside = inside and 0 <= float(adversarial.min()) <= float(adversarial.max()) <= 1
@@ -135,15 +135,15 @@ def strength(victim: Victim, attack: Attack, found: Sequence[Tensor]) -> Strengt
         if len(kept) == 1:
             black = int(dark.sum())
         if attack.norm == "l2":
-            length, chosen = shift.norm(dim=1).masked_fill(kept[-1], math.inf), counted
+            length, measured = shift.norm(dim=1).masked_fill(kept[-1], math.inf), correct
         else:
-            length, chosen = shift.abs().amax(1), counted & ~kept[-1]
-        medians.append(float(length[chosen].median()))
+            length, measured = shift.abs().amax(1), correct & ~kept[-1]
+        medians.append(float(length[measured].median()))
     return Strength(torch.stack(kept), statistics.fmean(medians), black)
 
 
 def strongest(attack: Attack, rows: dict[str, Strength]) -> str:
-    """The row with the fewest images left, or for L2 with the smallest median."""
+    """Row with the fewest unbroken images, or for L2 with the smallest median distance."""
     if attack.norm == "l2":
         return min(rows, key=lambda name: (rows[name].median, rows[name].left))
     return min(rows, key=lambda name: rows[name].left)
@@ -152,17 +152,19 @@ def strongest(attack: Attack, rows: dict[str, Strength]) -> str:
 def record(
     rounds: Rounds, strengths: dict[str, Strength], best: str | None, versions: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """The rows as they are stored."""
-    made = []
+    """Rows in the form in which they are stored."""
+    rows = []
     for name, seconds in rounds.seconds.items():
         row: dict[str, Any] = {"library": name, "seconds": seconds}
         row["version"] = versions.get(name.partition(",")[0], "")
         if name in strengths:
-            found = strengths[name]
-            row["kept"] = found.left
-            row["norm_median"] = found.median if math.isfinite(found.median) else None
-            row["black"] = found.black
+            strength_of_row = strengths[name]
+            row["kept"] = strength_of_row.left
+            row["norm_median"] = (
+                strength_of_row.median if math.isfinite(strength_of_row.median) else None
+            )
+            row["black"] = strength_of_row.black
             if best is not None:
-                row["differ"] = int((found.kept[0] != strengths[best].kept[0]).sum())
-        made.append(row)
-    return made
+                row["differ"] = int((strength_of_row.kept[0] != strengths[best].kept[0]).sum())
+        rows.append(row)
+    return rows

@@ -1,6 +1,6 @@
-"""What is measured: the attacks with the settings that every library gets alike.
+"""Settings of the benchmark: the attacks and the parameters that all libraries share.
 
-How each library spells them stands in ``peers.py``, ``suite.py`` and ``floor.py``.
+``peers.py``, ``suite.py`` and ``floor.py`` translate them for each library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DEEPFOOL_STEPS = 50
 OVERSHOOT = 0.02
 
 ROUNDS = 5
-# A library that needs more than this many times the floor is measured in one round, and flagged.
+# A library that is slower than this multiple of the floor is measured in one round and flagged.
 SLOW = 5.0
 
 
@@ -25,12 +25,11 @@ class Attack:
     """One group of rows.
 
     Attributes:
-        title: as tables and charts name it.
-        method: name of the function that each library may have for it.
-        norm: ``"linf"`` at a fixed eps, or ``"l2"`` for attacks that look for the nearest
-            misclassified image.
-        searches: values of c that C&W tries.
-        share: 1 / share of the victim's images are attacked.
+        title: name in tables and charts.
+        method: name of the function that implements it in each library.
+        norm: ``"linf"`` at a fixed eps, or ``"l2"`` for attacks that minimise the perturbation.
+        searches: number of values of c that C&W tries.
+        share: only 1 / share of the victim's images are attacked.
     """
 
     title: str
@@ -52,14 +51,15 @@ ATTACKS = {
 
 
 class Plan(NamedTuple):
-    """How a victim is measured.
+    """Measurements of one victim on one device.
 
     Attributes:
         images: number of test images.
-        attacks: names out of ``ATTACKS``.
-        as_is: those of them in which libraries that would compute gradients of the parameters are
-            also given a network whose parameters are trainable.
-        without: (library, attack) that would take minutes per round and is told by another victim.
+        attacks: keys of ``ATTACKS``.
+        as_is: keys for which libraries that compute gradients of trainable parameters are also
+            measured on a network with trainable parameters.
+        without: (library, attack) pairs that would take minutes per round; another victim covers
+            them.
     """
 
     images: int
@@ -69,17 +69,17 @@ class Plan(NamedTuple):
 
 
 _ALL = tuple(ATTACKS)
-_TELLING = ("pgd", "cw_1", "deepfool")
+_REPRESENTATIVE = ("pgd", "cw_1", "deepfool")
 # On a processor a pass through the ResNet-18 takes a hundred times as long as one through the
-# small network: what would tell the same again is left out there.
+# small network; measurements that would only repeat its result are omitted there.
 PLANS = {
-    ("cpu", "mnist"): Plan(128, _ALL, _TELLING),
+    ("cpu", "mnist"): Plan(128, _ALL, _REPRESENTATIVE),
     ("cpu", "cifar10"): Plan(
         24,
         ("pgd", "mim", "apgd", "eot", "cw_1", "deepfool"),
         (),
         (("art", "cw_1"), ("art", "deepfool")),
     ),
-    ("cuda", "mnist"): Plan(1024, _ALL, _TELLING),
-    ("cuda", "cifar10"): Plan(256, _ALL, _TELLING),
+    ("cuda", "mnist"): Plan(1024, _ALL, _REPRESENTATIVE),
+    ("cuda", "cifar10"): Plan(256, _ALL, _REPRESENTATIVE),
 }

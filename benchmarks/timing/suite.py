@@ -1,4 +1,4 @@
-"""The suite's own rows."""
+"""Rows of the suite's own attacks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from purifiers.report.attack_timing import SUITE
 
 
 def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
-    """``purifybench`` (all steps on all images), ``dropped`` (broken images leave the batch; for
-    attacks that have the choice, unless the defence is random: one draw breaks nothing for good),
-    and both in bfloat16 where the processor has it.
+    """Variants of an attack: all steps on all images, broken images dropped, and bfloat16.
 
-    bfloat16 not for attacks that look for the nearest image: they end on the boundary itself, where
-    bfloat16's rounding decides (DeepFool left 11 of 128 images unbroken).
+    ``purifybench`` makes all steps on all images. ``dropped`` removes broken images from the batch;
+    it exists for attacks with that option, unless the defence is random, where one draw does not
+    break an image for good. Both are repeated in bfloat16 where the device supports it.
+
+    bfloat16 is omitted for attacks that minimise the perturbation: they end on the decision
+    boundary, where bfloat16's rounding decides the label (DeepFool left 11 of 128 images unbroken).
     """
-    name, parameters = _spelled(victim, attack)
+    name, parameters = _parameters(victim, attack)
     variants = {SUITE: ("float32", parameters)}
     dropped = {**parameters, "stop": "success"}
     may_stop = not victim.noise and "stop" in registry.describe("attack", name).parameters
@@ -37,26 +39,26 @@ def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
         if may_stop:
             variants[f"{SUITE}, bfloat16, dropped"] = ("bfloat16", dropped)
     return {
-        title: _run(victim, purifiers.attack(name, **chosen), precision)
-        for title, (precision, chosen) in variants.items()
+        title: _run(victim, purifiers.attack(name, **arguments), precision)
+        for title, (precision, arguments) in variants.items()
     }
 
 
-def _spelled(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
+def _parameters(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
     linf = {"eps": victim.eps, "steps": settings.STEPS}
     by_step = {**linf, "step_size": victim.step_size}
     cw = {"steps": settings.CW_STEPS, "initial_const": settings.CW_INITIAL_CONST}
-    known: dict[str, tuple[str, dict[str, Any]]] = {
+    by_method: dict[str, tuple[str, dict[str, Any]]] = {
         "pgd": ("pgd", {**by_step, "random_start": False}),
         "pgd_eot": ("pgd", {**by_step, "random_start": False}),
         "mim": ("mim", by_step),
-        # adv-lib's rule: the stronger one with so few steps
+        # adv-lib's rule, which is stronger with so few steps
         "apgd": ("apgd", {**linf, "every_other": True}),
         "cw_l2": (
             "cw_l2",
             {**cw, "learning_rate": victim.cw_rate, "search_steps": attack.searches},
         ),
-        # adv-lib's rule, again: the nearer one on black and white pixels
+        # adv-lib's rule, which gives smaller perturbations on black and white pixels
         "deepfool_l2": (
             "deepfool_l2",
             {
@@ -66,12 +68,12 @@ def _spelled(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
             },
         ),
     }
-    return known[attack.method]
+    return by_method[attack.method]
 
 
 def _run(victim: Victim, attack: SuiteAttack, precision: str) -> Callable[[int], Tensor]:
     def run(seed: int) -> Tensor:
-        # preparing is part of the work: it is paid once per attacked model
+        # preparation is timed too: it is needed once per attacked model
         model = Prepared(victim.network, precision)
         if victim.noise:
             noise = GaussianNoise(victim.noise)

@@ -1,7 +1,7 @@
-"""Speed and strength of the suite's attacks beside those of other libraries.
+"""Speed and strength of the suite's attacks compared with those of other libraries.
 
-Every round runs every library once on the same images. A benchmark's own statistics are the wall
-time of whole rounds; each library's time stands in its ``extra_info``.
+Every round runs every library once on the same images. The benchmark's own statistics are the wall
+time of whole rounds; the time of each library is in its ``extra_info``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CASES = [(name, attack) for name in ("mnist", "cifar10") for attack in settings.
 
 @functools.cache
 def load(name: str, images: int, device: str) -> Victim | UserError:
-    """The victim, or why there is none."""
+    """The victim, or the error if its data are missing."""
     try:
         return getattr(victims, name)(images, device)
     except UserError as error:
@@ -38,14 +38,14 @@ def load(name: str, images: int, device: str) -> Victim | UserError:
 def test_attack(
     name: str, key: str, device: str, benchmark: Any, pytestconfig: pytest.Config
 ) -> None:
-    """Measures speed and strength; fails where another library is stronger than the suite."""
+    """Measure speed and strength; fail if another library is stronger than the suite."""
     plan, attack = settings.PLANS[device, name], settings.ATTACKS[key]
     if key not in plan.attacks:
         pytest.skip(f"{key} on {name} is not in the plan for {device}")
-    found = load(name, pytestconfig.getoption("--images") or plan.images, device)
-    if isinstance(found, UserError):
-        pytest.skip(str(found))
-    victim = found.first(max(1, len(found.images) // attack.share))
+    loaded = load(name, pytestconfig.getoption("--images") or plan.images, device)
+    if isinstance(loaded, UserError):
+        pytest.skip(str(loaded))
+    victim = loaded.first(max(1, len(loaded.images) // attack.share))
     if attack.method == "pgd_eot":
         victim = victim.defended()
 
@@ -56,7 +56,9 @@ def test_attack(
     count = pytestconfig.getoption("--rounds") or settings.ROUNDS
     benchmark.pedantic(rounds, rounds=count, iterations=1)
 
-    strengths = {row: strength(victim, attack, images) for row, images in rounds.found.items()}
+    strengths = {
+        row: strength(victim, attack, images) for row, images in rounds.adversarial.items()
+    }
     rivals = {row: strengths[row] for row in others}
     best = strongest(attack, rivals) if rivals else None
     versions = peers.versions() | {SUITE: version_of("purifybench")}
@@ -72,11 +74,13 @@ def test_attack(
         rows=record(rounds, strengths, best, versions),
     )
     if best is not None:
-        allowed = max(1, len(victim.images) // 256)
+        tolerated = max(1, len(victim.images) // 256)
         for row in ours:
-            mine, theirs = strengths[row], rivals[best]
-            lost = mine.left - theirs.left
-            assert lost <= allowed, f"{row} leaves {lost:.1f} images more unbroken than {best}"
+            suite_strength, best_strength = strengths[row], rivals[best]
+            extra_unbroken = suite_strength.left - best_strength.left
+            assert extra_unbroken <= tolerated, (
+                f"{row} leaves {extra_unbroken:.1f} images more unbroken than {best}"
+            )
             if attack.norm == "l2":
-                ratio = mine.median / theirs.median
+                ratio = suite_strength.median / best_strength.median
                 assert ratio <= 1.01, f"{row} needs {ratio:.4f} times the distance of {best}"

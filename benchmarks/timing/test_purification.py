@@ -1,17 +1,17 @@
-"""Speed of the suite's purification beside the plain loop, on the same weights.
+"""Speed of the suite's purification compared with a plain loop, on the same weights.
 
 Defense-GAN needs 2,000 gradients of a generator per image. Its plain loop does what
-`kabkabm/defensegan` does, one restart after the other, with gradients of everything that is
-trainable; the suite's takes all restarts at once and the gradients of the codes alone, and computes
-the last deconvolution as a convolution.
+`kabkabm/defensegan` does: one restart after the other, with gradients of all trainable parameters.
+The suite runs all restarts at once, computes gradients of the codes alone, and computes the last
+deconvolution as a convolution.
 
-AID-Purifier takes ten gradients of its discriminator. Its plain loop does what
-`yelobean/AIDPurifier` does: a pass of the classifier's beginning for each of its four taps, two of
-them multiplied by zero, in contiguous layout; the suite's passes once for all taps in use.
+AID-Purifier needs ten gradients of its discriminator. Its plain loop does what
+`yelobean/AIDPurifier` does: a pass of the classifier's first layers for each of its four taps, two
+of them multiplied by zero, in contiguous layout. The suite runs one pass for all taps in use.
 
-PixelDefend decides one pixel after the other. Its plain loop is a pass of PixelCNN++ per pixel, in
-single precision; the suite's computes nothing twice, in double precision. The passes cost the same
-at every pixel, so a few are timed and scaled up.
+PixelDefend sets one pixel after the other. Its plain loop is a pass of PixelCNN++ per pixel, in
+single precision. The suite caches every intermediate result, in double precision. Passes cost the
+same at every pixel, so a few are timed and scaled up.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from purifiers.methods.defense_gan import DefenseGan
 from purifiers.report.attack_timing import SUITE
 
 LEAST = 2.0
-"""Times that the suite has to be faster than the plain loop, on a processor."""
+"""Required speed-up over the plain loop, on a processor."""
 SHAPE = (1, 28, 28)
 RESTARTS = 10
-# name: (width, latent, descent steps, images); one image at a time is how Table 2 of the
-# AID-Purifier paper was measured
+# name: (width, latent, descent steps, images); Table 2 of the AID-Purifier paper was measured
+# with one image at a time
 CASES = {
     "paper-one": (64, 128, 20, 1),
     "paper-batch": (64, 128, 8, 4),
@@ -51,9 +51,8 @@ CASES = {
     "desk-batch": (16, 32, 10, 16),
 }
 # name: (depth and width of the residual network, stride of its first stage, width of the
-# discriminator, images, times that the suite has to be faster); WRN-34-10 and 1024 are the paper's.
-# The plain loop passes twice through the network, and behind a large one, or one image, there is
-# nothing else to save
+# discriminator, images, required speed-up); WRN-34-10 and 1024 are the paper's. The plain loop
+# passes twice through the network; with a large network, or one image, nothing else can be saved
 AID_CASES = {
     "paper-one": (34, 10, 1, 1024, 1, 1.5),
     "middle-batch": (16, 4, 1, 1024, 16, 1.8),
@@ -61,8 +60,8 @@ AID_CASES = {
     "desk-batch": (10, 1, 2, 256, 128, LEAST),
 }
 SIDE, REACH, MIXTURES = 32, 16, 10
-# name: (blocks, filters, images, rows of 32 that the suite decodes, pixels of the plain loop); four
-# rows bring every scale its share
+# name: (blocks, filters, images, rows of 32 that the suite decodes, pixels of the plain loop);
+# four rows include every scale in proportion
 PIXEL_CASES = {
     "narrow-one": (2, 40, 1, 32, 8),
     "narrow-batch": (2, 40, 16, 4, 2),
@@ -70,28 +69,28 @@ PIXEL_CASES = {
     "paper-one": (5, 160, 1, 8, 1),
 }
 LEAST_CACHED = 10.0
-"""The same, of cached decoding."""
+"""Required speed-up of cached decoding over the plain loop, on a processor."""
 
 
 def plain(method: DefenseGan) -> nn.Sequential:
-    """The same generator, layer by layer, its parameters trainable."""
+    """Copy the generator layer by layer, with trainable parameters."""
     source = method.generator
     layers: list[nn.Module] = [nn.Linear(*reversed(source.dense.weight.shape)), nn.ReLU()]
     layers[0].load_state_dict(source.dense.state_dict())
     layers.append(nn.Unflatten(1, source.first))
-    for given in source.layers:
-        inputs, outputs = given.weight.shape[:2]
-        layer = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, given.output_padding)
-        layer.load_state_dict(given.state_dict())
+    for source_layer in source.layers:
+        inputs, outputs = source_layer.weight.shape[:2]
+        layer = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, source_layer.output_padding)
+        layer.load_state_dict(source_layer.state_dict())
         layers += [layer, nn.ReLU()]
     network = nn.Sequential(*layers[:-1], nn.Sigmoid()).to(source.dense.weight.device)
     return network.to(memory_format=torch.contiguous_format)
 
 
 def sequential(method: DefenseGan, network: nn.Sequential, images: Tensor) -> Tensor:
-    """The best of several restarts, one after the other."""
+    """Best of several restarts, run one after the other."""
     best = torch.full((len(images),), math.inf, device=images.device)
-    found = torch.zeros_like(images)
+    reconstructions = torch.zeros_like(images)
     for restart in range(method.restarts):
         start = normal(
             0, range(len(images)), (method.latent,), tag=f"defense_gan {restart}"
@@ -103,17 +102,17 @@ def sequential(method: DefenseGan, network: nn.Sequential, images: Tensor) -> Te
             (network(latent) - images).square().flatten(1).mean(dim=1).sum().backward()
             optimizer.step()
         with torch.no_grad():
-            made = network(latent)
-        error = (made - images).square().flatten(1).mean(dim=1)
+            candidates = network(latent)
+        error = (candidates - images).square().flatten(1).mean(dim=1)
         better = error < best
-        found[better], best[better] = made[better], error[better]
-    return found
+        reconstructions[better], best[better] = candidates[better], error[better]
+    return reconstructions
 
 
 def measured(
     rows: dict[str, Callable[[], Tensor]], device: str, benchmark: Any, pytestconfig: pytest.Config
 ) -> dict[str, list[float]]:
-    """Seconds of each row in each round; every other round goes backwards."""
+    """Seconds of each row in each round, in reverse order every other round."""
     now = clock(device)
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     turns = itertools.cycle([list(rows), list(reversed(rows))])
@@ -130,18 +129,18 @@ def measured(
 
 
 def judge(
-    benchmark: Any, device: str, seconds: dict[str, list[float]], least: float, **told: Any
+    benchmark: Any, device: str, seconds: dict[str, list[float]], least: float, **details: Any
 ) -> None:
-    """Note what was measured; the suite has to be ``least`` times as fast, on a processor."""
+    """Store the measurement and require a speed-up above ``least`` on a processor."""
     times = {row: statistics.median(taken) for row, taken in seconds.items()}
-    faster = times["plain loop"] / times[SUITE]
-    benchmark.extra_info.update(told, **machine(device), seconds=seconds, times_faster=faster)
-    assert device == "cuda" or faster > least, f"only {faster:.2f} times as fast"
+    speed_up = times["plain loop"] / times[SUITE]
+    benchmark.extra_info.update(details, **machine(device), seconds=seconds, times_faster=speed_up)
+    assert device == "cuda" or speed_up > least, f"only {speed_up:.2f} times as fast"
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_defense_gan(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
-    """Both give the same images, and the suite's at least ``LEAST`` times as fast."""
+    """Both give the same images, and the suite is at least ``LEAST`` times as fast."""
     width, latent, steps, count = CASES[case]
     torch.manual_seed(0)
     method = DefenseGan(width=width, latent=latent, steps=steps, restarts=RESTARTS)
@@ -155,24 +154,24 @@ def test_defense_gan(case: str, device: str, benchmark: Any, pytestconfig: pytes
         "plain loop": lambda: sequential(method, network, images),
         SUITE: lambda: method.purify(images, 0),
     }
-    found = {row: run() for row, run in rows.items()}  # also warms up
+    purified = {row: run() for row, run in rows.items()}  # also warms up
     seconds = measured(rows, device, benchmark, pytestconfig)
-    apart = float((found["plain loop"] - found[SUITE]).abs().max())
-    assert apart < 1e-3, f"the images differ by up to {apart:.2g}"
+    difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
+    assert difference < 1e-3, f"the images differ by up to {difference:.2g}"
     sizes = {"width": width, "latent": latent, "steps": steps, "restarts": RESTARTS}
-    told = {"purifier": "defense_gan", "case": case, "n_images": count, **sizes}
-    judge(benchmark, device, seconds, LEAST, **told, largest_difference=apart)
+    details = {"purifier": "defense_gan", "case": case, "n_images": count, **sizes}
+    judge(benchmark, device, seconds, LEAST, **details, largest_difference=difference)
 
 
 def beginnings(classifier: WideResnet) -> list[nn.Sequential]:
-    """Copies of what is before each tap, each with its pooling."""
+    """Copies of the layers before each tap, each with its pooling."""
     layers = list(copy.deepcopy(classifier).to(memory_format=torch.contiguous_format).children())
     count = len(classifier.TAPS)
     return [nn.Sequential(*layers[: 1 + i], nn.AdaptiveAvgPool2d(1)) for i in range(count)]
 
 
 def repeated(method: Aid, parts: list[nn.Sequential], images: Tensor) -> Tensor:
-    """Sign steps towards "clean", each tap's features computed from the start."""
+    """Take sign steps towards "clean", with each tap's features computed from the start."""
     discriminator = method.discriminator
     taps = list(discriminator.branches)
     purified = images
@@ -180,8 +179,8 @@ def repeated(method: Aid, parts: list[nn.Sequential], images: Tensor) -> Tensor:
         purified = purified.detach().requires_grad_(True)
         features = [part(purified).flatten(1) for part in parts]
         features = [
-            each if tap in method.taps else 0 * each
-            for tap, each in zip(taps, features, strict=True)
+            feature if tap in method.taps else 0 * feature
+            for tap, feature in zip(taps, features, strict=True)
         ]
         encoded = [discriminator.branches[t](f) for t, f in zip(taps, features, strict=True)]
         clean = -discriminator.head(torch.cat(encoded, dim=1)).sum()
@@ -194,7 +193,7 @@ def repeated(method: Aid, parts: list[nn.Sequential], images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("case", AID_CASES)
 def test_aid(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
-    """Both give the same images in double precision, and the suite's sooner."""
+    """Both give the same images in double precision, and the suite is faster."""
     depth, widen_factor, stride, width, count, least = AID_CASES[case]
     torch.manual_seed(0)
     shape = (3, SIDE, SIDE)
@@ -209,22 +208,22 @@ def test_aid(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
         "plain loop": lambda: repeated(method, parts, images),
         SUITE: lambda: method.purify(images.contiguous(memory_format=torch.channels_last)),
     }
-    # in single precision rounding decides the sign of a small gradient
+    # double precision, because rounding decides the sign of a small gradient
     precise = copy.deepcopy(method).double()
     precise.classifier.double()
-    some = images[:2].double()
-    wanted = repeated(precise, beginnings(precise.classifier), some)
-    apart = float((precise.purify(some) - wanted).abs().max())
-    assert apart < 1e-9, f"the images differ by up to {apart:.2g}"
+    few_images = images[:2].double()
+    expected = repeated(precise, beginnings(precise.classifier), few_images)
+    difference = float((precise.purify(few_images) - expected).abs().max())
+    assert difference < 1e-9, f"the images differ by up to {difference:.2g}"
     seconds = measured(rows, device, benchmark, pytestconfig)
     sizes = {"depth": depth, "widen_factor": widen_factor, "first_stride": stride, "width": width}
-    told = {"purifier": "aid", "case": case, "n_images": count, **sizes}
-    judge(benchmark, device, seconds, least, **told)
+    details = {"purifier": "aid", "case": case, "n_images": count, **sizes}
+    judge(benchmark, device, seconds, least, **details)
 
 
 @pytest.mark.parametrize("case", PIXEL_CASES)
 def test_pixel_defend(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
-    """Both choose the same levels, and the suite's at least ``LEAST_CACHED`` times as fast."""
+    """Both choose the same levels, and the suite is at least ``LEAST_CACHED`` times as fast."""
     blocks, filters, count, decoded, pixels = PIXEL_CASES[case]
     torch.manual_seed(0)
     network = PixelCnn(3, scales=3, blocks=blocks, filters=filters, mixtures=MIXTURES, dropout=0.5)
@@ -232,17 +231,17 @@ def test_pixel_defend(case: str, device: str, benchmark: Any, pytestconfig: pyte
     double = copy.deepcopy(network).double()
     levels = torch.randint(0, 256, (count, 3, SIDE, SIDE)).to(device)
     part = levels[:, :, :decoded]
-    # also warms up; in the same precision, and past the first pixels
+    # also a warm-up; in the same precision, and beyond the first pixels
     first = decode(double, levels[:, :, :4, :4], REACH)
     same = torch.equal(first, decode_naively(double, levels[:, :, :4, :4], REACH))
     rows: dict[str, Callable[[], Tensor]] = {
         "plain loop": lambda: decode_naively(network, levels, REACH, pixels),
         SUITE: lambda: decode(double, part, REACH),
     }
-    taken = measured(rows, device, benchmark, pytestconfig)
+    raw_seconds = measured(rows, device, benchmark, pytestconfig)
     share = {"plain loop": pixels / SIDE**2, SUITE: decoded / SIDE}
-    seconds = {row: [value / share[row] for value in values] for row, values in taken.items()}
+    seconds = {row: [value / share[row] for value in values] for row, values in raw_seconds.items()}
     assert same, "cached decoding chose other levels"
-    told = {"purifier": "pixel_defend", "case": case, "n_images": count}
+    details = {"purifier": "pixel_defend", "case": case, "n_images": count}
     sizes = {"blocks": blocks, "filters": filters, "measured_share": share}
-    judge(benchmark, device, seconds, LEAST_CACHED, **told, **sizes)
+    judge(benchmark, device, seconds, LEAST_CACHED, **details, **sizes)

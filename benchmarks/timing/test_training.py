@@ -1,14 +1,15 @@
-"""Speed of AdvAE's training beside a plain port of the paper's loop, on the same images and steps.
+"""Speed of AdvAE's training compared with ports of the paper's loop, on the same images and steps.
 
-Two ports, from the same initial weights, with the same batches, random starts and optimizer:
+Two ports use the same initial weights, batches, random starts and optimizer:
 
-- the plain loop: the layers as the paper lists them, and a backward pass for each step of PGD,
-  with gradients of everything that is trainable;
-- the same with a frozen classifier, and the gradient of the images alone in PGD: a careful port.
+- the plain loop: the layers as the paper lists them, and a backward pass for each step of PGD, with
+  gradients of all trainable parameters;
+- the careful loop: the same with a frozen classifier, and gradients of the images alone in PGD.
 
-The suite's also prepares the classifier, folds BatchNorm into the convolutions while it attacks,
-pools before it rectifies, and never makes the upsampled images. Where bfloat16 is at hand, another
-row makes the training examples in it; on a GPU, the last one compiles auto-encoder and classifier.
+The suite also prepares the classifier, fuses BatchNorm into the convolutions during the attack,
+pools before it rectifies, and never stores the upsampled images. Where bfloat16 is available,
+another row computes the training examples in it. On a GPU the last row compiles auto-encoder and
+classifier.
 """
 
 from __future__ import annotations
@@ -52,19 +53,19 @@ SUITES: dict[str, dict[str, Any]] = {
 }
 ROUNDS = 3  # one takes a minute or two
 LEAST = 2.0
-"""Times that the suite has to be faster than the plain loop, on a processor, in float32."""
+"""Required speed-up over the plain loop, on a processor, in float32."""
 JUDGED = 256
-"""Test images under PGD-10 that say what a training is worth."""
+"""Test images on which the robust accuracy of a training is measured, under PGD-10."""
 APART = 5.0
-"""Points by which two trainings may differ that only round differently; our choice."""
+"""Tolerated difference, in points, between trainings that differ in rounding only; our choice."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training.
+    """Settings of a training.
 
     Attributes:
-        judged: it is long enough for its accuracy to mean something.
+        judged: the training is long enough for a meaningful accuracy.
     """
 
     images: int
@@ -93,8 +94,8 @@ class PlainAutoencoder(nn.Module):
             layers += [nn.BatchNorm2d(32, eps=1e-3, momentum=method.norm_momentum)] * normed
             layers += [nn.ReLU(), nn.MaxPool2d(2) if normed else nn.Upsample(scale_factor=2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(32, 1, 3, padding=1))
-        given = method.autoencoder.state_dict().values()
-        named = dict(zip(self.layers.state_dict(), given, strict=True))
+        weights = method.autoencoder.state_dict().values()
+        named = dict(zip(self.layers.state_dict(), weights, strict=True))
         self.layers.load_state_dict({name: value.contiguous() for name, value in named.items()})
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,7 +105,11 @@ class PlainAutoencoder(nn.Module):
 def plain_loss(
     autoencoder: nn.Module, classifier: nn.Module, case: Case, careful: bool
 ) -> Callable[..., Tensor]:
-    """Equation 6 as one writes it down."""
+    """Equation 6 in its direct form.
+
+    Args:
+        careful: compute gradients of the images alone.
+    """
 
     def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         autoencoder.eval()
@@ -113,11 +118,11 @@ def plain_loss(
         lower, upper = (images - case.eps).clamp(min=0.0), (images + case.eps).clamp(max=1.0)
         for _ in range(case.steps):
             adversarial.requires_grad_(True)
-            wrong = functional.cross_entropy(classifier(autoencoder(adversarial)), labels)
+            attack_loss = functional.cross_entropy(classifier(autoencoder(adversarial)), labels)
             if careful:
-                (gradient,) = torch.autograd.grad(wrong, adversarial)
+                (gradient,) = torch.autograd.grad(attack_loss, adversarial)
             else:
-                wrong.backward()
+                attack_loss.backward()
                 assert adversarial.grad is not None
                 gradient = adversarial.grad
             adversarial = adversarial.detach() + case.step_size * gradient.sign()
@@ -132,7 +137,7 @@ def plain_loss(
 
 @functools.cache
 def mnist(device: str) -> tuple[Any, Any, AdvaeX] | UserError:
-    """Training images, labels, and X after one pass over 4000 others; or why there are none."""
+    """Training images, labels, and X after one pass over 4000 others; or the error without data."""
     try:
         pixels, labels = Mnist().load("train", data_root())
     except UserError as error:
@@ -154,52 +159,52 @@ def test_adv_ae(
     name: str, device: str, benchmark: Any, pytestconfig: pytest.Config, tmp_path: Path
 ) -> None:
     """The same losses and accuracies, and at least ``LEAST`` times as fast as the plain loop."""
-    found = mnist(device)
-    if isinstance(found, UserError):
-        pytest.skip(str(found))
-    pixels, labels, trained = found
+    loaded = mnist(device)
+    if isinstance(loaded, UserError):
+        pytest.skip(str(loaded))
+    pixels, labels, trained = loaded
     case = CASES[name]
     case = replace(case, images=pytestconfig.getoption("--images") or case.images)
     still = frozen(copy.deepcopy(trained))
 
-    def method(**chosen: Any) -> AdvAe:
+    def method(**overrides: Any) -> AdvAe:
         torch.manual_seed(0)
-        made = AdvAe(
+        built = AdvAe(
             **{"eps": case.eps, "steps": case.steps, "step_size": case.step_size},
             **{"epochs": 1, "batch_size": case.batch_size, "learning_rate": case.learning_rate},
             **{"validation": 0.0, "early_stopping": 0, "schedule": "one_cycle"},
             norm_momentum=0.1,
-            **chosen,
+            **overrides,
         )
-        made.bind(still, SHAPE)
-        made.fit_on([still], case.images)
-        return made.to(device)
+        built.bind(still, SHAPE)
+        built.fit_on([still], case.images)
+        return built.to(device)
 
     def train(module: nn.Module, loss: Callable[..., Tensor], recipe: Recipe) -> list[float]:
-        """Losses of the batches."""
-        kept: list[float] = []
+        """Train a module; return the losses of the batches."""
+        losses: list[float] = []
 
-        def noted(*batch: Any) -> Tensor:
-            kept.append(0.0)
+        def recorded(*batch: Any) -> Tensor:
+            losses.append(0.0)
             value = loss(*batch)
-            kept[-1] = float(value.detach())
+            losses[-1] = float(value.detach())
             return value
 
-        chosen = slice(case.images)
+        used = slice(case.images)
         recipe = replace(recipe, checkpoint_seconds=float("inf"))
         path = tmp_path / "checkpoint"
         module.train()
-        fit(module, noted, pixels[chosen], labels[chosen], recipe, 0, path, name, name, device)
-        return kept
+        fit(module, recorded, pixels[used], labels[used], recipe, 0, path, name, name, device)
+        return losses
 
     def run(row: str) -> tuple[nn.Module, list[float]]:
-        made = method(**SUITES.get(row, {}))
+        built = method(**SUITES.get(row, {}))
         if row in SUITES:
-            return made, train(made, made.fit_loss, made.recipe)
+            return built, train(built, built.fit_loss, built.recipe)
         careful = row == "careful loop"
-        port = PlainAutoencoder(made).to(device)
+        port = PlainAutoencoder(built).to(device)
         loss = plain_loss(port, still if careful else trained, case, careful)
-        return port, train(port, loss, made.recipe)
+        return port, train(port, loss, built.recipe)
 
     rows = ["plain loop", "careful loop", SUITE]
     if has_bfloat16(device):
@@ -208,7 +213,7 @@ def test_adv_ae(
         rows.append(COMPILED)
     now = clock(device)
     seconds: dict[str, list[float]] = {row: [] for row in rows}
-    made: dict[str, tuple[nn.Module, list[float]]] = {}
+    outcomes: dict[str, tuple[nn.Module, list[float]]] = {}
     turns = itertools.cycle([rows, rows[::-1]])
 
     def one_round() -> None:
@@ -216,14 +221,14 @@ def test_adv_ae(
             start = now()
             outcome = run(row)
             seconds[row].append(now() - start)
-            made.setdefault(row, outcome)
+            outcomes.setdefault(row, outcome)
 
     count = pytestconfig.getoption("--rounds") or ROUNDS
     benchmark.pedantic(one_round, rounds=count, iterations=1)
 
-    accuracies = {row: robust_accuracy(made[row][0], still, case, device) for row in rows}
+    accuracies = {row: robust_accuracy(outcomes[row][0], still, case, device) for row in rows}
     times = {row: statistics.median(taken) for row, taken in seconds.items()}
-    faster = times["plain loop"] / times[SUITE]
+    speed_up = times["plain loop"] / times[SUITE]
     benchmark.extra_info.update(
         method="adv_ae",
         case=name,
@@ -232,20 +237,23 @@ def test_adv_ae(
         batch_size=case.batch_size,
         **machine(device),
         seconds=seconds,
-        times_faster=faster,
+        times_faster=speed_up,
         times_faster_than_careful=times["careful loop"] / times[SUITE],
         robust_accuracy=accuracies,
     )
-    plain, mine = (made[row][1] for row in ("plain loop", SUITE))
-    assert mine[:3] == pytest.approx(plain[:3], rel=0.01)  # later, rounding has flipped some signs
+    plain_losses, suite_losses = (outcomes[row][1] for row in ("plain loop", SUITE))
+    # the first losses only: later, rounding flips some signs
+    assert suite_losses[:3] == pytest.approx(plain_losses[:3], rel=0.01)
     if case.judged:
-        apart = max(abs(accuracies["plain loop"] - found) for found in accuracies.values())
-        assert apart <= APART, f"the accuracies differ by {apart:.1f} points"
-    assert device == "cuda" or faster > LEAST, f"only {faster:.2f} times as fast"
+        difference = max(
+            abs(accuracies["plain loop"] - accuracy) for accuracy in accuracies.values()
+        )
+        assert difference <= APART, f"the accuracies differ by {difference:.1f} points"
+    assert device == "cuda" or speed_up > LEAST, f"only {speed_up:.2f} times as fast"
 
 
 def robust_accuracy(autoencoder: nn.Module, classifier: AdvaeX, case: Case, device: str) -> float:
-    """Percent of ``JUDGED`` test images that keep their label under white-box PGD-10."""
+    """Robust accuracy on ``JUDGED`` test images under white-box PGD-10, in percent."""
     pixels, labels = Mnist().load("test", data_root())
     images, targets = to_float(pixels[:JUDGED], device), torch.from_numpy(labels[:JUDGED])
     frozen(autoencoder)

@@ -1,4 +1,4 @@
-"""The networks that are attacked, with their images."""
+"""Attacked networks and their images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from purifiers.core.noise import normal
 from purifiers.core.traits import MethodTraits
 
 CLASSES = 10
-JUDGE_DRAWS = 21  # odd, so that a majority always decides
+JUDGE_DRAWS = 21  # odd, so that there is always a majority
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Victim:
     """A network and the images on which it is attacked.
 
     Attributes:
-        network: in evaluation mode, its parameters trainable; libraries get copies.
+        network: in evaluation mode, with trainable parameters; libraries get copies.
         images: float32 (n, C, H, W) in [0, 1].
         labels: int64 (n,).
         eps: L-infinity radius of PGD, MIM and APGD on the [0, 1] scale.
-        cw_rate: C&W's learning rate.
+        cw_rate: learning rate of C&W.
         data: "" or how the images differ from the official ones.
         noise: standard deviation of the random defence in front of the network; 0 for none.
     """
@@ -48,29 +48,29 @@ class Victim:
 
     @property
     def step_size(self) -> float:
-        """Of PGD and MIM (our choice)."""
+        """Step size of PGD and MIM (our choice)."""
         return self.eps / 4
 
     def first(self, count: int) -> Victim:
-        """The same with fewer images."""
+        """The same victim with the first ``count`` images."""
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
     def defended(self) -> Victim:
-        """The same behind a random defence: noise as large as the attack (our choice)."""
+        """The same victim behind a random defence: noise as large as the attack (our choice)."""
         return replace(self, noise=self.eps)
 
     def frozen(self) -> nn.Module:
-        """A copy without gradients of its parameters: what a careful user attacks."""
+        """A copy with frozen parameters, as a careful user would attack it."""
         return frozen(self.as_is())
 
     def as_is(self) -> nn.Module:
-        """A copy with trainable parameters: what training leaves behind."""
+        """A copy with trainable parameters, as a training returns it."""
         module = copy.deepcopy(self.network).eval()
         return Noisy(module, self.noise).eval() if self.noise else module
 
     @torch.no_grad()
     def kept(self, images: Tensor) -> Tensor:
-        """Which images (n,) keep their label: the judge of every library, in plain float32.
+        """Select the images (n,) that are classified correctly, in plain float32 for every library.
 
         Behind the random defence the majority of the same 21 draws decides.
         """
@@ -86,7 +86,7 @@ class Victim:
 
 
 class Noisy(nn.Module):
-    """A network behind Gaussian noise: the random defence as other libraries get it."""
+    """A network behind Gaussian noise: the random defence for the other libraries."""
 
     def __init__(self, network: nn.Module, deviation: float) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Noisy(nn.Module):
 
 
 class GaussianNoise(Method):
-    """The same defence as a purifier of the suite: an image's noise is that image's own."""
+    """The same random defence as a purifier of the suite, with noise per image index."""
 
     traits = MethodTraits(version=1, random=True)
 
@@ -116,11 +116,11 @@ class GaussianNoise(Method):
 def mnist(count: int, device: str) -> Victim:
     """A small convolutional network, trained here on real MNIST in seconds.
 
-    eps .07 leaves about half of the images unbroken; C&W's usual rate .01 would hardly move the
+    eps .07 leaves about half of the images unbroken. C&W's usual rate .01 would hardly move the
     black pixels in 50 steps.
 
     Raises:
-        UserError: the data is neither there nor to be had.
+        UserError: the data are missing and cannot be downloaded.
     """
     images, labels, note = _test_images("mnist", count, device)
     network = _trained(device)
@@ -128,13 +128,12 @@ def mnist(count: int, device: str) -> Victim:
 
 
 def cifar10(count: int, device: str) -> Victim:
-    """The ResNet-18 that ships with AutoAttack's package: accurate, not robust.
+    """The ResNet-18 of AutoAttack's package: accurate, not robust.
 
-    At 8/255 nothing of it is left standing; .5/255 breaks about half of the images, so that
-    libraries can differ.
+    8/255 breaks all of its images; .5/255 breaks about half of them, so that libraries can differ.
 
     Raises:
-        UserError: the data is neither there nor to be had.
+        UserError: the data are missing and cannot be downloaded.
     """
     images, labels, note = _test_images("cifar10", count, device)
     network = ResNet18()
@@ -153,7 +152,7 @@ def _test_images(name: str, count: int, device: str) -> tuple[Tensor, Tensor, st
 
 
 def _trained(device: str, width: int = 16, count: int = 15_000) -> nn.Module:
-    """Three convolutions with BatchNorm and a linear layer; one pass with Adam (our choice)."""
+    """Three convolutions with BatchNorm and a linear layer after one pass of Adam (our choice)."""
     pixels, labels = registry.load("dataset", "mnist")().load("train", data_root())
     images = to_float(pixels[:count])
     targets = torch.from_numpy(labels[:count])

@@ -1,20 +1,20 @@
-"""Adam on a batch of images that may lose rows."""
+"""Adam with one optimiser state per image, from which images can be dropped."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# the usual constants (Kingma & Ba 2015, algorithm 1)
+# the paper's defaults (Kingma & Ba 2015, algorithm 1)
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1); every row of a batch is optimised by itself.
+    """Adam (Kingma & Ba 2015, algorithm 1) applied to each row of a batch on its own.
 
     Args:
-        like: what is optimised (n, ...).
-        learning_rate: length of the first step in every coordinate.
+        like: the optimised variables, (n, ...).
+        learning_rate: size of the first step in every coordinate.
     """
 
     def __init__(self, like: Tensor, learning_rate: float) -> None:
@@ -23,7 +23,7 @@ class Adam:
         self._steps = 0
 
     def step(self, gradient: Tensor) -> Tensor:
-        """What to add (n, ...) to get down along ``gradient``."""
+        """Return the update (n, ...) to add to the variables for a descent along ``gradient``."""
         self._steps += 1
         self._first.lerp_(gradient, 1 - BETA1)
         self._second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
@@ -31,5 +31,9 @@ class Adam:
         return (self._first / scale).mul_(-self.learning_rate / (1 - BETA1**self._steps))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only (a mask, or their numbers)."""
+        """Drop the state of all other rows.
+
+        Args:
+            rows: the rows to keep, a bool mask or indices.
+        """
         self._first, self._second = self._first[rows], self._second[rows]

@@ -1,4 +1,4 @@
-"""The adapter around the AutoAttack package (Croce & Hein 2020), for either norm."""
+"""Adapter for the AutoAttack package (Croce & Hein 2020), in the L-infinity or the L2 norm."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from purifiers.core.target import FIRST_DRAW, Target, finite
 from purifiers.core.traits import AttackTraits
 
 VERSIONS = ("standard", "rand")
-# what the package calls our norms
+# our norm to the package's name for it
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 class Ensemble(Attack):
-    """The package's attacks one after the other, each on the images that are not broken yet.
+    """Run the package's attacks in sequence, each on the images that are still unbroken.
 
     Args:
-        owner: the attack's name, for messages.
-        size: the ball's radius, in the norm of the traits.
-        version, apgd_steps, fab_steps, targets, square_queries: as in
+        owner: name of the attack, for error messages.
+        size: radius of the ball, in the norm of the traits.
+        version, apgd_steps, fab_steps, targets, square_queries: see
             :class:`purifiers.attacks.autoattack.Autoattack`.
     """
 
     traits = AttackTraits(
         version=1,
         budget=("apgd_steps", "fab_steps", "targets", "square_queries"),
-        # the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
+        # of the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
         passes="3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries",
         stops_at_first_success=True,  # the package keeps the first draw that breaks an image
-        float32_only=True,  # the package decides success by the logits it receives
-        batch_dependent=True,
+        float32_only=True,  # the package judges success by the logits of the attacked network
+        batch_dependent=True,  # the package draws random numbers for the whole batch at once
     )
 
     def __init__(
@@ -74,21 +74,24 @@ class Ensemble(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1].
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1].
 
         Raises:
-            UserError: fewer than 4 classes, for which the targeted DLR loss does not exist.
+            UserError: fewer than 4 classes; the targeted DLR loss is undefined there.
         """
         if not len(images):
             return images.clone()
         images = images.contiguous()  # the package flattens with `view`
-        # the version for random defences takes the mean of single draws by itself
+        # the rand version averages single draws itself
         query = target.draw if self.version == "rand" else target
         model = _model(query, indices, target.stochastic)
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         if classes < 4:
-            raise UserError(f"{self._owner}: {classes} classes, but its DLR loss needs at least 4")
+            raise UserError(
+                f"{self._owner}: {classes} classes, but its DLR loss needs at least 4; "
+                "use an attack without it, such as pgd"
+            )
         package_seed = noise.derive_seed(seed, "autoattack", int(indices[0]))
         with _global_state_restored():
             suite = self._suite(model, images.device, package_seed, target.eot_samples)
@@ -104,7 +107,7 @@ class Ensemble(Attack):
         suite = pyautoattack.AutoAttack(
             model, eps=self._size, norm=norm, seed=seed, version=self.version, device=device
         )
-        # APGD derives its checkpoints from the iterations when it is made
+        # rebuilt, because APGD derives its checkpoints from n_iter in its constructor
         common: dict[str, Any] = {
             "n_iter": self.apgd_steps,
             "norm": norm,
@@ -114,8 +117,8 @@ class Ensemble(Attack):
             "device": device,
             "logger": suite.logger,
         }
-        own = suite.apgd.eot_iter
-        eot_iter = draws if self.version == "rand" and draws > 1 else own
+        default_draws = suite.apgd.eot_iter
+        eot_iter = draws if self.version == "rand" and draws > 1 else default_draws
         suite.apgd = APGDAttack(model, eot_iter=eot_iter, **common)
         suite.apgd_targeted = APGDAttack_targeted(model, **common)
         suite.fab.n_iter = self.fab_steps
@@ -124,19 +127,19 @@ class Ensemble(Attack):
 
 
 class _InputOnly(torch.autograd.Function):
-    """Logits whose backward reaches the images and never a parameter's ``grad``."""
+    """Logits whose backward pass differentiates the images only, never the parameters."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, query: Callable[[Tensor], Tensor]) -> Tensor:
         with torch.enable_grad():
             leaf = images.detach().requires_grad_(True)
             logits = query(leaf)
-        ctx.pair = leaf, logits
+        ctx.graph = leaf, logits
         return logits.detach()
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
-        leaf, logits = ctx.pair
+        leaf, logits = ctx.graph
         (gradient,) = torch.autograd.grad(logits, leaf, cotangents[0])
         return gradient.contiguous(), None
 
@@ -144,33 +147,36 @@ class _InputOnly(torch.autograd.Function):
 def _model(
     target: Callable[[Tensor, Tensor], Tensor], indices: Tensor, counts: bool
 ) -> Callable[[Tensor], Tensor]:
-    """The target as the package wants it: images to logits, without indices.
+    """Wrap the target for the package: images to logits, without indices.
 
-    The package does not tell which images it asks about. So every query is a new index, unless
-    the target ``counts`` its queries and draws anew at each by itself.
+    The package does not report which images a query contains. Each query therefore gets new
+    indices.
+
+    Args:
+        counts: the target draws fresh noise at every query by itself; indices are then reused.
     """
-    drawn = FIRST_DRAW
+    next_index = FIRST_DRAW
 
     def query(images: Tensor) -> Tensor:
-        nonlocal drawn
+        nonlocal next_index
         if counts:
             return finite(target(images, indices[: len(images)]))
-        rows = torch.arange(drawn, drawn + len(images))
-        drawn += len(images)
+        rows = torch.arange(next_index, next_index + len(images))
+        next_index += len(images)
         return finite(target(images, rows))
 
     def model(images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:
             return _InputOnly.apply(images, query)
         with torch.no_grad():
-            return query(images).clone()  # Square writes into the logits it gets
+            return query(images).clone()  # Square modifies the logits in place
 
     return model
 
 
 @contextmanager
 def _global_state_restored() -> Iterator[None]:
-    """The package seeds torch's global generators and replaces the interpreter's trace function."""
+    """Restore torch's random generators and the trace function; the package changes both."""
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     trace = sys.gettrace()
     try:

@@ -1,9 +1,10 @@
-"""The corruptions of CIFAR-10-C that NumPy, SciPy and Pillow make in a few lines.
+"""Corruptions of CIFAR-10-C that need NumPy, SciPy and Pillow only.
 
-Every function takes an image (H, W, C) in [0, 1], a constant of its severity and a generator, and
-gives an image that need not lie in [0, 1]. Formulas, border rules and constants are those of
-`hendrycks/robustness`, ImageNet-C/create_c/make_cifar_c.py; random numbers are drawn in its order,
-but from another generator. Lengths that it says in parts of 32 pixels are parts of the side.
+Each function takes an image (H, W, C) in [0, 1], the constant of a severity and a random generator.
+It returns an image that may leave [0, 1]. Formulas, border rules and constants are those of
+`hendrycks/robustness`, ImageNet-C/create_c/make_cifar_c.py. Random numbers are drawn in its order,
+but from another generator. Lengths that are multiples of 32 pixels there are fractions of the side
+here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Image = npt.NDArray[np.floating[Any]]
 Corrupt = Callable[[Image, Any, np.random.RandomState], Image]
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey image (ITU-R BT.601, as Pillow's)."""
+"""Weights of red, green and blue in a grey image (ITU-R BT.601, as in Pillow)."""
 
 
 def gaussian_noise(image: Image, spread: float, random: np.random.RandomState) -> Image:
@@ -45,10 +46,15 @@ def gaussian_blur(image: Image, sigma: float, random: np.random.RandomState) -> 
     return ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="nearest")
 
 
-def glass_blur(image: Image, shake: tuple[float, int, int], random: np.random.RandomState) -> Image:
-    """Pixels take the value of a neighbour. Upstream means to swap the two, but swaps views of the
-    array: both end up with the neighbour's value, as here."""
-    sigma, reach, rounds = shake
+def glass_blur(
+    image: Image, constants: tuple[float, int, int], random: np.random.RandomState
+) -> Image:
+    """Replace pixels by a random neighbour's value, between two Gaussian blurs.
+
+    Upstream intends to swap the two pixels but swaps views of the array, so that both get the
+    neighbour's value. This function does the same.
+    """
+    sigma, reach, rounds = constants
     shaken = np.floor(255 * gaussian_blur(image, sigma, random)) / 255
     height, width = image.shape[:2]
     for _ in range(rounds):
@@ -59,9 +65,11 @@ def glass_blur(image: Image, shake: tuple[float, int, int], random: np.random.Ra
     return gaussian_blur(shaken, sigma, random)
 
 
-def defocus_blur(image: Image, lens: tuple[float, float], random: np.random.RandomState) -> Image:
-    """A disk of a radius, smoothed by 3x3 pixels of a Gaussian of some standard deviation."""
-    radius, alias = lens
+def defocus_blur(
+    image: Image, constants: tuple[float, float], random: np.random.RandomState
+) -> Image:
+    """Correlate with a disk of some radius, smoothed by a 3x3 Gaussian."""
+    radius, alias = constants
     down, across = np.mgrid[-8:9, -8:9]
     disk = (down**2 + across**2 <= radius**2).astype(float)
     kernel = ndimage.gaussian_filter(disk / disk.sum(), alias, mode="mirror", radius=1)
@@ -69,7 +77,7 @@ def defocus_blur(image: Image, lens: tuple[float, float], random: np.random.Rand
 
 
 def zoom_blur(image: Image, end: float, random: np.random.RandomState) -> Image:
-    """The mean of the image and of its centre enlarged by 1, 1.01, ... below ``end``."""
+    """Mean of the image and of its centre enlarged by 1, 1.01, ... below ``end``."""
     factors = np.arange(1, end, 0.01)
     return (image + sum(_zoomed(image, factor) for factor in factors)) / (len(factors) + 1)
 
@@ -85,23 +93,26 @@ def _zoomed(image: Image, factor: float) -> Image:
 
 
 def brightness(image: Image, rise: float, random: np.random.RandomState) -> Image:
-    """HSV's value, the largest channel, rises; hue and saturation stay."""
+    """Raise HSV's value (the largest channel); hue and saturation are unchanged."""
     value = image.max(axis=2, keepdims=True)
     raised = np.clip(value + rise, 0, 1)
     return np.where(value > 0, image * raised / np.where(value > 0, value, 1), raised)
 
 
-def saturate(image: Image, change: tuple[float, float], random: np.random.RandomState) -> Image:
-    """HSV's saturation times a factor, plus a shift; grey, which has no hue, turns red as there.
-    An image of one channel is taken for three equal ones and returns as their luma."""
-    factor, shift = change
+def saturate(image: Image, constants: tuple[float, float], random: np.random.RandomState) -> Image:
+    """Multiply HSV's saturation by a factor and add a shift.
+
+    Grey pixels have no hue and turn red, as upstream. An image of one channel is treated as three
+    equal channels and returned as their luma.
+    """
+    factor, shift = constants
     colour = image if image.shape[2] == 3 else image.repeat(3, axis=2)
     value = colour.max(axis=2, keepdims=True)
     span = value - colour.min(axis=2, keepdims=True)
     hue = np.where(span > 0, (value - colour) / np.where(span > 0, span, 1), [0.0, 1.0, 1.0])
     saturation = np.clip(factor * span / np.where(value > 0, value, 1) + shift, 0, 1)
-    made = value * (1 - saturation * hue)
-    return made if image.shape[2] == 3 else made @ np.array(LUMA)[:, None]
+    saturated = value * (1 - saturation * hue)
+    return saturated if image.shape[2] == 3 else saturated @ np.array(LUMA)[:, None]
 
 
 def contrast(image: Image, factor: float, random: np.random.RandomState) -> Image:
@@ -123,14 +134,16 @@ def pixelate(image: Image, share: float, random: np.random.RandomState) -> Image
 
 
 def elastic_transform(
-    image: Image, bend: tuple[float, float, float], random: np.random.RandomState
+    image: Image, constants: tuple[float, float, float], random: np.random.RandomState
 ) -> Image:
-    """A random affine map of three points, then a smooth random field of shifts; both read the
-    image linearly. Height of the field, its standard deviation and the points' reach are parts of
-    the image's side."""
+    """Apply a random affine map of three points, then a smooth random displacement field.
+
+    Both interpolate the image linearly. The field's amplitude, its standard deviation and the reach
+    of the points are fractions of the image's side.
+    """
     height, width = image.shape[:2]
     side = min(height, width)
-    alpha, sigma, reach = (side * part for part in bend)
+    alpha, sigma, reach = (side * part for part in constants)
     centre, third = np.array([width, height]) // 2, side // 3
     points = centre + third * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     moved = points + random.uniform(-reach, reach, size=points.shape)
@@ -147,8 +160,8 @@ def elastic_transform(
 
 def _read(image: Image, down: Image, across: Image, mode: str) -> Image:
     planes = np.moveaxis(image, 2, 0)
-    made = [ndimage.map_coordinates(p, [down, across], order=1, mode=mode) for p in planes]
-    return np.stack(made, axis=2)
+    channels = [ndimage.map_coordinates(p, [down, across], order=1, mode=mode) for p in planes]
+    return np.stack(channels, axis=2)
 
 
 def _picture(image: Image) -> Pillow.Image:
@@ -183,4 +196,4 @@ MADE: Mapping[str, tuple[Corrupt, tuple[Any, ...]]] = {
         ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
     ),
 }
-"""Name -> function and its constant per severity 1 to 5."""
+"""Name to function and its constants for severities 1 to 5."""

@@ -1,4 +1,4 @@
-"""DeepFool's loop, for any norm (Moosavi-Dezfooli, Fawzi & Frossard 2016, algorithm 2)."""
+"""DeepFool's iteration for any norm (Moosavi-Dezfooli, Fawzi & Frossard 2016, algorithm 2)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from purifiers.attacks._linf import check_count
 from purifiers.core.errors import UserError
 from purifiers.core.target import Target, finite
 
-# LTS4/DeepFool: added to each step. Without it an image with pixels at 0 or 1, which the step
-# cannot move, creeps up to the boundary and never crosses it.
+# LTS4/DeepFool: added to each step. Without it, an image with saturated pixels (0 or 1)
+# converges to the boundary and never crosses it.
 MARGIN = 1e-4
 
 
 def check_deepfool(owner: str, steps: int, candidates: int) -> None:
-    """Refuse less than one step or two candidates.
+    """Check that there is at least one step and at least two candidates.
 
     Raises:
-        UserError: naming the one that is too small.
+        UserError: one of them is too small.
     """
     check_count(owner, steps=steps)
     if candidates < 2:
         raise UserError(
-            f"{owner}: candidates is {candidates}, but the true class and at least one other are "
-            "needed: 2 or more"
+            f"{owner}: candidates is {candidates}; it includes the true class, choose at least 2"
         )
 
 
@@ -44,19 +43,22 @@ def deepfool(
     steepest: Callable[[Tensor], Tensor],
     longest: float,
 ) -> Tensor:
-    """Step to the nearest linearised class boundary until the label is lost.
+    """Step to the nearest linearised class boundary until the image is misclassified.
 
     The step towards class k has length |f_k| / ||w_k||_* along the direction in which w_k changes
-    f_k most, f and w being value and gradient of the logit difference to the true class.
+    f_k most. f and w are the value and the gradient of the logit difference to the true class.
 
     Args:
-        clip_sum: forget what the range of pixels cut off; otherwise the sum of steps keeps it.
-        dual_norm: slopes (n, C, H, W) to their dual norms (n,).
-        steepest: slopes to directions of length 1 (n, C, H, W), zero where the slope is.
-        longest: length of the longest step; none needs more to cross the whole range of pixels.
+        steps: largest number of linearisations.
+        candidates: number of classes considered, the true one included.
+        overshoot: the total perturbation is scaled by 1 + overshoot.
+        clip_sum: accumulate the clipped perturbation; otherwise the steps are summed unclipped.
+        dual_norm: gradients (n, C, H, W) to their dual norms (n,).
+        steepest: gradients to directions of norm 1 (n, C, H, W), zero where the gradient is zero.
+        longest: largest length of a step; no image needs more to cross the whole pixel range.
 
     Returns:
-        Each image's first misclassified iterate (n, C, H, W), or its last one.
+        Each image's first misclassified iterate (n, C, H, W), or its last iterate.
     """
     result, original, total = images.clone(), images, torch.zeros_like(images)
     rows, current, rivals = torch.arange(len(images), device=images.device), images, labels
@@ -65,22 +67,22 @@ def deepfool(
         if step == 0:
             rivals = _strongest(logits.detach(), labels, candidates - 1)
         unbroken = target.unbroken(logits.detach(), current, labels, indices)
-        kept = int(unbroken.sum())
-        lost = len(rows) - kept
-        if lost:
+        n_unbroken = int(unbroken.sum())
+        n_broken = len(rows) - n_unbroken
+        if n_broken:
             result[rows] = current
-        if not kept:
+        if not n_unbroken:
             return result
-        # a second forward pass without the finished images, where it costs less than their
-        # part of the backward passes
-        if lost * rivals.shape[1] > kept:
+        # a second forward pass without the broken images, where it is cheaper than their
+        # backward passes
+        if n_broken * rivals.shape[1] > n_unbroken:
             rows, labels, rivals = rows[unbroken], labels[unbroken], rivals[unbroken]
             current, original, total = current[unbroken], original[unbroken], total[unbroken]
             indices = indices[unbroken.to(indices.device)]
             leaf, logits = _forward(target, current, indices)
-            lost, unbroken = 0, unbroken[unbroken]
+            n_broken, unbroken = 0, unbroken[unbroken]
         distance, slope = _nearest(leaf, logits, labels, rivals, dual_norm)
-        if lost:
+        if n_broken:
             rows, labels, rivals = rows[unbroken], labels[unbroken], rivals[unbroken]
             original, total = original[unbroken], total[unbroken]
             indices = indices[unbroken.to(indices.device)]
@@ -101,7 +103,7 @@ def _forward(target: Target, images: Tensor, indices: Tensor) -> tuple[Tensor, T
 
 
 def _strongest(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The classes with the largest logits besides the true one, (n, count) or fewer."""
+    """Classes with the largest logits other than the true one, (n, count) or fewer."""
     others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
@@ -113,7 +115,7 @@ def _nearest(
     rivals: Tensor,
     dual_norm: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Distance (n,) to the nearest linearised boundary and the slope (n, C, H, W) towards it."""
+    """Distance (n,) to the nearest linearised boundary and the gradient (n, C, H, W) towards it."""
     shortest = torch.full_like(logits[:, 0], float("inf")).detach()
     towards = torch.zeros_like(leaf)
     with torch.enable_grad():
@@ -122,8 +124,8 @@ def _nearest(
         ones = torch.ones_like(gap)
         (slope,) = torch.autograd.grad(gap, leaf, ones, retain_graph=k < len(gaps))
         norm = finite(dual_norm(slope), "gradients")
-        # 1e-12 (our choice): a flat direction is far away, not a division by zero. A random
-        # model may have kept the label at one draw and lost it at this one
+        # 1e-12 (our choice): a zero gradient means a distant boundary, not a division by zero.
+        # abs(), because a random model may misclassify the image at this draw only
         distance = gap.detach().abs() / norm.clamp_min(1e-12)
         closer = distance < shortest
         shortest = torch.where(closer, distance, shortest)

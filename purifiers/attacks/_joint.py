@@ -1,4 +1,4 @@
-"""What the joint attacks share: half a step against the classifier, half for the purifier."""
+"""Shared base of the joint attacks: a half step against the classifier, a half for the purifier."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from purifiers.core.target import Target, input_gradient
 
 
 class Joint(Attack):
-    """x <- project(x + step_size * (sign g + sign r) / 2), from the image, the last x.
+    """x <- project(x + step_size * (sign g + sign r) / 2), from the image on; returns the last x.
 
-    g is the gradient of the cross entropy, made as the threat model says; r is where the
-    purifier would move the image (:meth:`restoring`). A pixel on which the two disagree stays.
+    g is the cross-entropy gradient of the threat model. r is the direction in which the purifier
+    would move the image (:meth:`restoring`). Pixels on which the two signs disagree stay unchanged.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        step_size: length of a step on the same scale.
+        step_size: step length on the same scale.
         steps: number of steps.
 
     Defaults: 40 steps of 2/255 in a ball of 8/255, no random start (`jmyoon1/adp`).
@@ -39,13 +39,13 @@ class Joint(Attack):
         self.steps = steps
 
     def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:
-        """Where the purifier would move the images, (n, C, H, W); only its signs count."""
+        """Direction in which the purifier would move the images (n, C, H, W); only signs count."""
         raise TypeError(f"{type(self).__name__} does not implement restoring")
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         lower, upper = (images - self.eps).clamp_(min=0.0), (images + self.eps).clamp_(max=1.0)
         current = images.clone()
         for _ in range(self.steps if len(images) else 0):

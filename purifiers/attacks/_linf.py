@@ -1,4 +1,4 @@
-"""The loop that FGSM, PGD and MIM share: signed steps inside an L-infinity ball."""
+"""Loop shared by FGSM, BIM, PGD and MIM: signed steps inside an L-infinity ball."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ STOPS = ("never", "success")
 LABELS = ("true", "predicted")
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Images (n, C, H, W), labels (n,) and indices (n,) to input gradient and logits."""
+"""Images (n, C, H, W), labels (n,) and indices (n,) to input gradients and logits."""
 
 
 def check_stop(owner: str, stop: str) -> str:
     """Return ``stop`` if it is one of ``STOPS``.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not one of them.
     """
     return check_choice(f"{owner}: stop", stop, STOPS)
 
@@ -32,14 +32,20 @@ def check_labels(owner: str, labels: str) -> str:
     """Return ``labels`` if it is one of ``LABELS``.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not one of them.
     """
     return check_choice(f"{owner}: attack_labels", labels, LABELS)
 
 
-def followed(target: Target, images: Tensor, labels: Tensor, indices: Tensor, by: str) -> Tensor:
-    """The labels (n,) that an attack moves away from: the true ones, or those that the attacked
-    model gives to the unattacked images."""
+def attacked_labels(
+    target: Target, images: Tensor, labels: Tensor, indices: Tensor, by: str
+) -> Tensor:
+    """Labels (n,) that the attack moves away from.
+
+    Args:
+        by: ``true`` for the true labels, ``predicted`` for the attacked model's prediction on the
+            clean images.
+    """
     if by == "true" or not len(images):
         return labels
     with torch.no_grad():
@@ -47,18 +53,18 @@ def followed(target: Target, images: Tensor, labels: Tensor, indices: Tensor, by
 
 
 def check_count(owner: str, **counts: int) -> None:
-    """Refuse counts (steps, queries ...) below one.
+    """Check that counts (steps, queries ...) are at least one.
 
     Raises:
-        UserError: naming the first that is too small.
+        UserError: naming the first count that is too small.
     """
     for name, value in counts.items():
         if value < 1:
-            raise UserError(f"{owner}: {name} is {value}, but at least 1 is needed")
+            raise UserError(f"{owner}: {name} is {value}: choose at least 1")
 
 
 def cross_entropy_gradient(target: Target) -> Gradient:
-    """The gradient of each image's own cross entropy."""
+    """Return a function that computes the gradient of each image's cross entropy."""
 
     def gradient_of(images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         gradient, logits, _ = input_gradient(target, images, labels, indices, cross_entropy)
@@ -68,7 +74,10 @@ def cross_entropy_gradient(target: Target) -> Gradient:
 
 
 def random_start(images: Tensor, eps: float, seed: int, indices: Tensor, tag: str) -> Tensor:
-    """Uniform in the eps ball around each image, clipped to [0, 1]; decided by (seed, index)."""
+    """Uniform samples from the eps ball around each image, clipped to [0, 1].
+
+    An image's sample depends on (seed, index) only.
+    """
     shift = noise.uniform(seed, indices, images.shape[1:], low=-eps, high=eps, tag=tag)
     return (images + shift.to(images.device)).clamp_(0.0, 1.0)
 
@@ -87,16 +96,16 @@ def ascend(
     decay: float | None = None,
     gradient_of: Gradient | None = None,
 ) -> Tensor:
-    """Climb by ``step_size * sign(direction)``, clipped to the eps ball and to [0, 1].
+    """Ascend by ``step_size * sign(direction)``, clipped to the eps ball and to [0, 1].
 
     Args:
-        start: where the climb begins (n, C, H, W), inside the ball.
-        stop: ``"never"`` lets every image make all steps. ``"success"`` freezes an image as soon
-            as it is misclassified, which saves its remaining passes; such an image lies just
-            behind the boundary and is far weaker against a purifier that was not attacked.
-        decay: ``None`` climbs along the gradient; a number along the momentum
-            g <- decay * g + gradient / ||gradient||_1 (Dong et al. 2018, equation 6).
-        gradient_of: what is climbed; the cross entropy's gradient if None.
+        start: first iterate (n, C, H, W), inside the ball.
+        stop: ``"never"`` makes all steps for every image. ``"success"`` freezes an image once it is
+            misclassified, which saves its remaining passes. Such an image is close to the boundary
+            and much weaker against a purifier that was not attacked.
+        decay: ``None`` follows the gradient; a number follows the momentum g <- decay * g +
+            gradient / ||gradient||_1 (Dong et al. 2018, equation 6).
+        gradient_of: computes the ascent direction; the cross-entropy gradient if None.
 
     Returns:
         Each image's last iterate (n, C, H, W).

@@ -1,4 +1,4 @@
-"""Per-image losses that the attacks share."""
+"""Per-image losses shared by the attacks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch.nn import functional as F
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of each image (n,): no image's gradient depends on its batch mates."""
+    """Cross entropy per image (n,); unreduced, so that batch mates do not affect a gradient."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the true class minus the largest other one (n,); negative when misclassified."""
+    """Logit of the true class minus the largest other logit (n,); negative when misclassified."""
     column = labels.unsqueeze(1)
     rival = logits.scatter(1, column, float("-inf")).max(dim=1).values
     return logits.gather(1, column).squeeze(1) - rival

@@ -1,4 +1,4 @@
-"""Change of variable that keeps pixels in a box (Carlini & Wagner 2017, section V.B)."""
+"""Change of variable that keeps pixels inside a box (Carlini & Wagner 2017, section V.B)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.nn import functional as F
 from purifiers.attacks._losses import margin
 from purifiers.core.target import Loss
 
-# nlcarlini/nn_robust_attacks: a pixel at the edge of its box gets a finite w
+# nlcarlini/nn_robust_attacks: keeps w finite for a pixel on the edge of its box
 SHRINK = 0.999999
 
 
 def to_tanh(images: Tensor, low: Tensor | float = 0.0, high: Tensor | float = 1.0) -> Tensor:
-    """The w (n, C, H, W) of images in the box from ``low`` to ``high``."""
+    """Map images in the box from ``low`` to ``high`` to w (n, C, H, W)."""
     return torch.atanh((2 * (images - low) / (high - low) - 1) * SHRINK)
 
 
 def to_image(w: Tensor) -> Tensor:
-    """The images (n, C, H, W) of w for the box [0, 1]; another box is scaled from it."""
+    """Map w to images (n, C, H, W) in the box [0, 1]; rescale the result for another box."""
     return (torch.tanh(w) + 1) / 2
 
 

@@ -1,4 +1,4 @@
-"""Auto-PGD in the L-infinity ball: ascent that sets its own step sizes (Croce & Hein 2020)."""
+"""Auto-PGD in the L-infinity ball: PGD with adaptive step sizes (Croce & Hein 2020)."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite, input_gradient
 from purifiers.core.traits import AttackTraits
 
-# weight of the new step in a move, the rest is the last move: alpha of section 3
+# weight of the new step against the last move: alpha of section 3
 NEW_SHARE = 0.75
-# keeps the DLR losses finite, as in fra31/auto-attack
+# keeps the DLR losses finite (fra31/auto-attack)
 TINY = 1e-12
 
 
 class Apgd(Attack):
-    """Signed steps with momentum; the step size begins at 2 eps, and each image halves its own
-    when its loss has risen too rarely (section 3, algorithm 1).
+    """Signed steps with momentum and a step size per image (section 3, algorithm 1).
 
-    Built to break what ``fra31/auto-attack``'s APGD breaks. So a point where the image is
-    misclassified goes before any other, whatever their losses, and an image that is misclassified
-    as it is counts as broken. Where that package leaves the paper, this follows the paper, but
-    for the rounding of :func:`checkpoints`: the comparison with rho is strict, and the first step
-    of a window is compared with the point that it started from.
+    The step size begins at 2 eps and is halved when the loss of an image has risen too rarely.
+
+    The implementation breaks the images that ``fra31/auto-attack``'s APGD breaks. A misclassified
+    point is therefore preferred to any other, whatever their losses, and an image that is
+    misclassified from the start counts as broken. Where that package deviates from the paper, this
+    follows the paper, except for the rounding of :func:`checkpoints`. The comparison with rho is
+    strict, and the first step of a window is compared with its starting point.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        steps: steps of a run, which makes one gradient more.
-        loss: ``"ce"`` (cross entropy), or the difference of logits ratio of section 4, ``"dlr"``
-            or ``"dlr_targeted"``.
-        targets: classes that ``"dlr_targeted"`` aims at in turn, the likeliest first, at most
-            all but the true one; 1 with the other losses.
-        restarts: runs (per target class), each from a random start of its own.
-        rho: share of a window's steps that must raise the loss to keep the step size.
-        every_other: halve each image's step size at least at every other checkpoint, whatever was
-            gained. Not in the paper, but what ``jeromerony/adversarial-library`` comes down to
-            (the loss it compares with moves along): of 128 MNIST images it breaks about one more
-            with 20 steps, and as many with 50.
-        stop: ``"never"`` makes all steps of a run and returns the misclassified point of the
-            highest loss, else the point of the highest loss; ``"success"`` returns the first
-            misclassified point, as in :class:`purifiers.attacks.pgd.Pgd`. Either way only
-            images that are not broken yet get a further run.
+        steps: steps per run; a run computes one gradient more.
+        loss: ``"ce"`` (cross entropy), or the difference of logits ratio of section 4, ``"dlr"`` or
+            ``"dlr_targeted"``.
+        targets: number of target classes of ``"dlr_targeted"``, likeliest first, at most all but
+            the true one; 1 with the other losses.
+        restarts: runs (per target class), each from a new random start.
+        rho: fraction of a window's steps that must raise the loss to keep the step size.
+        every_other: halve each image's step size at least at every other checkpoint, whatever the
+            progress. Not in the paper; ``jeromerony/adversarial-library`` behaves so, because the
+            loss it compares with is updated along the way. On 128 MNIST images it breaks about one
+            more with 20 steps, and as many with 50.
+        stop: ``"never"`` makes all steps of a run; it returns the misclassified point of the
+            highest loss, else the point of the highest loss. ``"success"`` returns the first
+            misclassified point, as in :class:`purifiers.attacks.pgd.Pgd`. In both cases only
+            unbroken images get a further run.
 
     Defaults: steps, restarts and rho from the paper and ``fra31/auto-attack``, whose APGD-T is
     ``loss="dlr_targeted", targets=9``; eps 8/255 as in its CIFAR-10 tables; ``stop`` is our choice.
@@ -57,7 +58,7 @@ class Apgd(Attack):
     traits = AttackTraits(
         version=1,
         budget=("steps", "targets", "restarts"),
-        # at most: only images that are not broken yet get a further target class or restart
+        # upper bound: only unbroken images get a further target class or restart
         passes="1 + 3 * (steps + 1) * targets * restarts",
     )
 
@@ -76,7 +77,10 @@ class Apgd(Attack):
         check_choice("apgd: loss", loss, LOSSES)
         check_count("apgd", steps=steps, targets=targets, restarts=restarts)
         if targets > 1 and loss != "dlr_targeted":
-            raise UserError(f"apgd: targets is {targets}, but only loss 'dlr_targeted' has targets")
+            raise UserError(
+                f"apgd: targets is {targets}, but only loss 'dlr_targeted' has targets; "
+                "set targets to 1 or change the loss"
+            )
         self.eps = eps
         self.steps = steps
         self.loss = loss
@@ -89,7 +93,7 @@ class Apgd(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1].
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1].
 
         Raises:
             UserError: fewer classes than the loss needs.
@@ -100,25 +104,27 @@ class Apgd(Attack):
             logits = finite(target(images, indices))
         classes, needed = logits.shape[1], LOSSES[self.loss][1]
         if classes < needed:
-            raise UserError(f"apgd: {classes} classes, but loss {self.loss!r} needs {needed}")
+            raise UserError(
+                f"apgd: {classes} classes, but loss {self.loss!r} needs {needed}; choose loss 'ce'"
+            )
         unbroken = target.unbroken(logits, images, labels, indices)
-        found = _Found(images.clone(), torch.full_like(logits[:, 0], -torch.inf), ~unbroken)
+        best = _BestPoints(images.clone(), torch.full_like(logits[:, 0], -torch.inf), ~unbroken)
         rivals = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
         ranks = [r for r in range(min(self.targets, classes - 1)) for _ in range(self.restarts)]
         for run, rank in enumerate(ranks):
-            whole = run == 0 and self.stop == "never"
-            rows = (~found.broken | whole).nonzero().squeeze(1)
+            all_rows = run == 0 and self.stop == "never"
+            rows = (~best.broken | all_rows).nonzero().squeeze(1)
             if not len(rows):
                 break
-            mine, where = images[rows], indices[rows.to(indices.device)]
-            start = random_start(mine, self.eps, seed, where, run)
+            clean, row_indices = images[rows], indices[rows.to(indices.device)]
+            start = random_start(clean, self.eps, seed, row_indices, run)
             aims = labels[rows] * classes + rivals[rows, rank]
-            climb = _Climb(rows, where, labels[rows], aims, mine, start, self.eps)
-            self._run(target, climb, classes, found)
-        return found.points
+            climb = _Climb(rows, row_indices, labels[rows], aims, clean, start, self.eps)
+            self._run(target, climb, classes, best)
+        return best.points
 
-    def _run(self, target: Target, climb: _Climb, classes: int, found: _Found) -> None:
-        """Climb from one start and write into ``found``."""
+    def _run(self, target: Target, climb: _Climb, classes: int, best: _BestPoints) -> None:
+        """Make one run from one start and update ``best``."""
         marks, last = checkpoints(self.steps), 0
 
         def loss(logits: Tensor, aims: Tensor) -> Tensor:
@@ -130,40 +136,44 @@ class Apgd(Attack):
             gradient, logits, losses = input_gradient(
                 target, climb.current, climb.aims, climb.indices, loss
             )
-            climb.learn(gradient, losses)
+            climb.record(gradient, losses)
             unbroken = target.unbroken(logits, climb.current, climb.labels, climb.indices)
             if not unbroken.all():
-                lost = ~unbroken
-                found.note(climb.rows[lost], climb.current[lost], climb.loss[lost], broken=True)
+                broken = ~unbroken
+                best.update(
+                    climb.rows[broken], climb.current[broken], climb.loss[broken], broken=True
+                )
                 if self.stop == "success":
                     climb.keep(unbroken)
                     if not len(climb.rows):
                         return
             if step in marks:
-                climb.check(self.rho * (step - last), self.every_other and step > 0)
+                climb.adapt(self.rho * (step - last), self.every_other and step > 0)
                 last = step
-        found.note(climb.rows, climb.peak, climb.peak_loss, broken=False)
+        best.update(climb.rows, climb.peak, climb.peak_loss, broken=False)
 
 
 @dataclass
-class _Found:
-    """The best point of each image over all runs.
+class _BestPoints:
+    """Best point of each image over all runs.
 
     Attributes:
         points: (n, C, H, W).
-        losses: the points' losses (n,), minus infinity for the image itself.
-        broken: whether the image is misclassified there (n,).
+        losses: losses of the points (n,), minus infinity for the clean image.
+        broken: whether the point is misclassified (n,).
     """
 
     points: Tensor
     losses: Tensor
     broken: Tensor
 
-    def note(self, rows: Tensor, points: Tensor, losses: Tensor, broken: bool) -> None:
-        """Take over the points of the images ``rows`` that are better than those held:
-        misclassified goes first, then the higher loss."""
-        held = self.broken[rows]
-        better = (held < broken) | ((held == broken) & (losses > self.losses[rows]))
+    def update(self, rows: Tensor, points: Tensor, losses: Tensor, broken: bool) -> None:
+        """Store the points of the images ``rows`` that are better than the current ones.
+
+        A misclassified point is better than others; between equals the higher loss decides.
+        """
+        was_broken = self.broken[rows]
+        better = (was_broken < broken) | ((was_broken == broken) & (losses > self.losses[rows]))
         rows = rows[better]
         self.points[rows] = points[better]
         self.losses[rows] = losses[better]
@@ -171,16 +181,17 @@ class _Found:
 
 
 class _Climb:
-    """Where the images of one run are: tensors with one row per image that still climbs.
+    """State of one run: tensors with one row per active image.
 
     Attributes:
-        rows: the images' places in the batch.
-        aims: label * classes + class aimed at: one number, as a batch may be split and repeated
-            on its way to the loss.
-        peak: the point of the highest loss so far, with ``peak_loss`` and ``peak_gradient``
-            (the paper's x_max and f_max).
-        rises: steps since the last checkpoint that raised the loss.
-        checked: ``peak_loss`` at the last checkpoint, where the step size was ``halved`` or not.
+        rows: positions of the images in the batch.
+        aims: label * classes + target class, as one number, because the target may split and repeat
+            a batch before it reaches the loss.
+        peak: point of the highest loss so far, with ``peak_loss`` and ``peak_gradient`` (the
+            paper's x_max and f_max).
+        rises: number of steps since the last checkpoint that raised the loss.
+        checked: ``peak_loss`` at the last checkpoint.
+        halved: whether the last checkpoint halved the step size.
     """
 
     def __init__(
@@ -198,14 +209,13 @@ class _Climb:
         self.current, self.previous, self.peak = start, start, start.clone()
         self.gradient, self.peak_gradient = torch.zeros_like(start), torch.zeros_like(start)
         self.step_size = start.new_full((len(rows), 1, 1, 1), 2 * eps)
-        self.loss = start.new_full((len(rows),), torch.inf)  # so that the start is no rise
+        self.loss = start.new_full((len(rows),), torch.inf)  # the start is not a rise
         self.peak_loss = self.checked = -self.loss
         self.rises = torch.zeros_like(rows)
         self.halved = torch.zeros_like(rows, dtype=torch.bool)
 
     def move(self, share: float) -> None:
-        """A step along the gradient's sign, then the mean of it and of the last move, both
-        projected."""
+        """Step along the gradient's sign, average with the last move, and project both."""
         ahead = self.gradient.sign().mul_(self.step_size).add_(self.current)
         torch.clamp(ahead, self.lower, self.upper, out=ahead)
         rest = 1.0 - share  # current + share * (ahead - current) + rest * (current - previous)
@@ -213,8 +223,8 @@ class _Climb:
         torch.clamp(ahead, self.lower, self.upper, out=ahead)
         self.previous, self.current = self.current, ahead
 
-    def learn(self, gradient: Tensor, loss: Tensor) -> None:
-        """Gradient and loss (n,) of the current points."""
+    def record(self, gradient: Tensor, loss: Tensor) -> None:
+        """Store the gradient and the loss (n,) of the current points."""
         self.rises = self.rises + (loss > self.loss)
         self.gradient, self.loss = gradient, loss
         higher = loss > self.peak_loss
@@ -223,10 +233,13 @@ class _Climb:
         torch.where(spread, gradient, self.peak_gradient, out=self.peak_gradient)
         self.peak_loss = torch.where(higher, loss, self.peak_loss)
 
-    def check(self, needed: float, in_turn: bool) -> None:
-        """Halve the step size and return to the peak where fewer than ``needed`` steps raised
-        the loss, or where the last checkpoint did not halve it and nothing was gained since (or
-        it is halved ``in_turn``)."""
+    def adapt(self, needed: float, in_turn: bool) -> None:
+        """Halve the step size of stalled images and return them to their peak.
+
+        An image has stalled if fewer than ``needed`` steps raised the loss. It has also stalled if
+        the last checkpoint did not halve its step size and either the peak has not risen since or
+        ``in_turn`` is set.
+        """
         stalled = self.rises < needed
         stalled |= ~self.halved & ((self.peak_loss <= self.checked) | in_turn)
         spread = stalled.view(-1, 1, 1, 1)
@@ -237,17 +250,20 @@ class _Climb:
         self.rises = torch.zeros_like(self.rises)
         self.halved, self.checked = stalled, self.peak_loss
 
-    def keep(self, chosen: Tensor) -> None:
-        """Let the other images go."""
+    def keep(self, mask: Tensor) -> None:
+        """Drop all rows outside the bool mask."""
         for name, rows in list(vars(self).items()):
-            setattr(self, name, rows[chosen.to(rows.device)])
+            setattr(self, name, rows[mask.to(rows.device)])
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
-    """Where step sizes are looked at: the windows between them begin with .22 of the steps and
-    shrink by .03 down to .06 (section 3). Each is rounded down to at least one step, as in
-    ``fra31/auto-attack``: the paper rounds the sum of them up, which is the same for 100 steps (0,
-    22, 41, 57, 70, 80, 87, 93, 99) and breaks about 4 images in 1000 fewer with 20."""
+    """Steps at which step sizes are adapted, beginning with 0.
+
+    The windows between them begin with .22 of the steps and shrink by .03 down to .06 (section 3).
+    Each window is rounded down to at least one step, as in ``fra31/auto-attack``. The paper rounds
+    their sum up. Both give the same for 100 steps (0, 22, 41, 57, 70, 80, 87, 93, 99); with 20
+    steps the paper's rounding breaks about 4 images in 1000 fewer.
+    """
     width, less, least = (max(percent * steps // 100, 1) for percent in (22, 3, 6))
     marks = [0]
     while marks[-1] + width <= steps:
@@ -257,8 +273,10 @@ def checkpoints(steps: int) -> tuple[int, ...]:
 
 
 def random_start(images: Tensor, eps: float, seed: int, indices: Tensor, run: int) -> Tensor:
-    """Uniform noise, stretched for each image until it touches the eps ball, as in
-    ``fra31/auto-attack``; clipped to [0, 1] and decided by (seed, index, run)."""
+    """Uniform noise, scaled per image to touch the eps ball, clipped to [0, 1].
+
+    As in ``fra31/auto-attack``; set by (seed, index, run).
+    """
     shift = noise.uniform(seed, indices, images.shape[1:], low=-1.0, tag=f"apgd {run}")
     shift = shift / shift.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(TINY)
     return (images + eps * shift.to(images.device)).clamp_(0.0, 1.0)
@@ -276,11 +294,11 @@ def dlr(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
-    """The same towards one class t (n,): -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2)."""
+    """Targeted difference of logits ratio (n,): -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2)."""
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(dim=1)
     own, aimed = logits.gather(1, torch.stack([labels, rivals], dim=1)).unbind(dim=1)
     return (aimed - own) / (first - (third + fourth) / 2 + TINY)
 
 
-# each loss, and the classes without which it does not exist
+# loss to its function and the smallest number of classes
 LOSSES = {"ce": (ce, 2), "dlr": (dlr, 3), "dlr_targeted": (dlr_targeted, 4)}

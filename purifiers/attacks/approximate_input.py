@@ -1,4 +1,4 @@
-"""Approximate input: PGD that climbs from the purified image (Yang et al. 2019)."""
+"""Approximate input: PGD that continues from the purified image (Yang et al. 2019)."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from purifiers.core.traits import AttackTraits
 
 
 class ApproximateInput(Attack):
-    """x <- project(p + step_size * sign(gradient at p)), p the purified x; the last x.
+    """x <- project(p + step_size * sign(gradient at p)), p the purified x; returns the last x.
 
-    As Yoon et al. 2021 (appendix D.1 of the supplement) read ME-Net's attack: the classifier's
-    cross-entropy gradient is taken at the purified image and added to it, and the sum is clipped
-    to the ball around the original image and to [0, 1]. No random start. The purifier is only
-    run, never differentiated, so a cell's ``gradient`` does not matter. Where nothing purifies
-    this is PGD.
+    This is ME-Net's attack as Yoon et al. 2021 (appendix D.1 of the supplement) describe it. The
+    classifier's cross-entropy gradient is taken at the purified image and added to it. The sum is
+    clipped to the ball around the original image and to [0, 1]. There is no random start. The
+    purifier is run but never differentiated, so a cell's ``gradient`` has no effect. Without a
+    purifier this is PGD.
 
-    With several draws (EOT) each is purified and differentiated by itself; p is then the mean
-    of the purified images, and the gradient the mean of theirs, or of their signs (our choice:
-    the papers attack single draws).
+    With several draws (EOT), each draw is purified and differentiated separately. p is then the
+    mean of the purified images, and the gradient the mean of the gradients or of their signs. This
+    is our choice; the papers attack single draws.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        step_size: length of a step on the same scale.
-        steps: number of steps, with one purification per draw each.
+        step_size: step length on the same scale.
+        steps: number of steps, each with one purification per draw.
 
-    Defaults: the 40 steps of 2/255 in a ball of 8/255 that Yoon et al. take for BPDA; for this
-    attack they say none.
+    Defaults: 40 steps of 2/255 in a ball of 8/255, which Yoon et al. use for BPDA; they give no
+    values for this attack.
     """
 
     traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps")
@@ -52,7 +52,7 @@ class ApproximateInput(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         classifier, draws = target.bare(), target.eot_samples
         lower, upper = (images - self.eps).clamp_(min=0.0), (images + self.eps).clamp_(max=1.0)
         current = images.clone()

@@ -1,4 +1,4 @@
-"""AutoAttack, L2: the parameter-free ensemble (Croce & Hein 2020), by its own package."""
+"""AutoAttack, L2: the parameter-free ensemble (Croce & Hein 2020), from its own package."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ SMALLEST = 5
 
 
 class AutoattackL2(Ensemble):
-    """The members of :class:`purifiers.attacks.autoattack.Autoattack` in their L2 form; all that
-    is said there holds.
+    """The members of :class:`purifiers.attacks.autoattack.Autoattack` in their L2 form.
+
+    Its remarks on unbroken images, batches and random targets apply here too.
 
     Args:
-        radius: of the L2 ball, over all pixels of an image on the [0, 1] scale.
-        version, apgd_steps, fab_steps, targets, square_queries: as there.
+        radius: radius of the L2 ball, over all pixels of an image on the [0, 1] scale.
+        version, apgd_steps, fab_steps, targets, square_queries: as in that class.
 
-    Defaults: radius .5 is that of the paper's and RobustBench's L2 tables on CIFAR-10, the rest
-    as in L-infinity.
+    Defaults: radius .5 as in the L2 tables of the paper and RobustBench on CIFAR-10; the others as
+    in L-infinity.
     """
 
     traits = Ensemble.traits.replace(version=1, norm="l2")
@@ -36,12 +37,15 @@ class AutoattackL2(Ensemble):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1].
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1].
 
         Raises:
             UserError: images of fewer than 5 x 5 pixels, or fewer than 4 classes.
         """
         if min(images.shape[2:]) < SMALLEST:
             shape = "x".join(map(str, images.shape[2:]))
-            raise UserError(f"autoattack_l2: images are {shape}, but its Square attack needs 5x5")
+            raise UserError(
+                f"autoattack_l2: images are {shape}, but its Square attack needs at least 5x5; "
+                "use pgd_l2 or larger images"
+            )
         return super().perturb(target, images, labels, seed, indices)

@@ -17,25 +17,25 @@ from purifiers.core.traits import AttackTraits
 class AuxiliaryAware(Attack):
     """PGD on (1 - trade_off) L_C - trade_off L_D, equation 2 of the AID-Purifier paper.
 
-    L_C is the classifier's cross entropy, L_D that of the detector against "clean". The detector
-    judges the attacked image itself, whatever purifies before the classifier. The authors' code
-    (`yelobean/AIDPurifier`) has L_C - trade_off L_D: the same family at other trade-offs.
+    L_C is the classifier's cross entropy. L_D is the detector's cross entropy against "clean",
+    computed on the attacked image itself, before any purification. The authors' code
+    (`yelobean/AIDPurifier`) uses L_C - trade_off L_D: the same family at other trade-offs.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        step_size: length of a step on the same scale.
+        step_size: step length on the same scale.
         steps: number of steps.
-        trade_off: lambda, in [0, 1]: 0 is PGD on the classifier, 1 deceives the detector alone.
+        trade_off: lambda, in [0, 1]: 0 is PGD on the classifier, 1 attacks the detector alone.
         random_start: begin uniformly inside the ball, by (seed, image index); else at the image.
 
-    Defaults: step 1/255, 20 steps and random start of the authors' code; eps 8/255 of the paper's
-    data sets other than SVHN; the trade-off is our choice.
+    Defaults: step 1/255, 20 steps and random start from the authors' code; eps 8/255 from the
+    paper's data sets other than SVHN; the trade-off is our choice.
     """
 
     traits = AttackTraits(
         version=1,
         budget=("steps",),
-        passes="6 * steps",  # the detector reads inner layers: it costs as much as the classifier
+        passes="6 * steps",  # the detector costs as much as the classifier, whose layers it uses
         needs=("detector_logit",),
     )
 
@@ -50,7 +50,7 @@ class AuxiliaryAware(Attack):
     ) -> None:
         check_count("auxiliary_aware", steps=steps)
         if not 0 <= trade_off <= 1:
-            raise UserError(f"auxiliary_aware: trade_off is {trade_off}, choose it in [0, 1]")
+            raise UserError(f"auxiliary_aware: trade_off is {trade_off}, choose a value in [0, 1]")
         self.eps = eps
         self.step_size = step_size
         self.steps = steps
@@ -60,14 +60,17 @@ class AuxiliaryAware(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1].
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1].
 
         Raises:
-            UserError: the target has no detector, or combines draws by sign: the two gradients
-                are weighed by their lengths.
+            UserError: the target has no detector, or averages signs over its draws; the two
+                gradients are weighted by their lengths.
         """
         if target.eot_samples > 1 and target.eot_combine == "sign":
-            raise UserError("auxiliary_aware weighs gradients by length: take `combine: mean`")
+            raise UserError(
+                "auxiliary_aware: eot combines draws by sign, but the attack weights gradients by "
+                "length; set `combine: mean`"
+            )
         start = images
         if self.random_start:
             start = random_start(images, self.eps, seed, indices, tag="auxiliary_aware")
@@ -94,7 +97,7 @@ class AuxiliaryAware(Attack):
 
 
 def _detector_gradient(target: Target, images: Tensor) -> Tensor:
-    """Gradient of each image's own L_D: softplus is the cross entropy of a logit against 0."""
+    """Gradient of L_D for each image; softplus is the cross entropy of a logit against 0."""
     with torch.enable_grad():
         leaf = images.detach().requires_grad_(True)
         loss = functional.softplus(target.detector_logit(leaf)).sum()

@@ -12,19 +12,19 @@ from purifiers.core.traits import AttackTraits
 
 
 class Bim(Attack):
-    """Signed cross-entropy steps from the image itself, clipped after each (section 2.2 of
-    "Adversarial examples in the physical world"); returns the last iterate.
+    """Take signed cross-entropy steps from the image itself, clipped after each; return the last.
 
-    The same as :class:`purifiers.attacks.pgd.Pgd` without its random start.
+    Section 2.2 of "Adversarial examples in the physical world". Equal to
+    :class:`purifiers.attacks.pgd.Pgd` without its random start.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        step_size: length of a step on the same scale.
+        step_size: step length on the same scale.
         steps: number of steps.
         stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.pgd.Pgd`.
 
-    Defaults: one grey level per step, and min(eps + 4, 1.25 eps) steps for eps in grey levels,
-    are the paper's; eps 8/255 is CIFAR-10's of Madry et al. 2018; ``stop`` is our choice.
+    Defaults: one grey level per step and min(eps + 4, 1.25 eps) steps, for eps in grey levels, from
+    the paper; eps 8/255 from Madry et al. 2018 (CIFAR-10); ``stop`` is our choice.
     """
 
     traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps")
@@ -46,7 +46,7 @@ class Bim(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         return ascend(
             target,
             images,

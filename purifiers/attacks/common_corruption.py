@@ -1,4 +1,4 @@
-"""Common corruptions of images, CIFAR-10-C (Hendrycks and Dietterich 2019): nobody's attack."""
+"""Common corruptions, CIFAR-10-C (Hendrycks and Dietterich 2019): image changes, no adversary."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ SOURCES = ("made", "files")
 
 
 class CommonCorruption(Attack):
-    """One corruption at one severity; neither the model nor the label matters.
+    """Apply one corruption at one severity; neither the model nor the label has an influence.
 
-    ``files`` reads ``CIFAR-10-C/<corruption>.npy`` below the data folder: images uint8
-    (50000, 32, 32, 3), the 10,000 test images of CIFAR-10 in their order at severity 1, then 2 and
-    so on. ``labels.npy`` must agree with the labels, so that images in another order, or of
-    another data set, are refused. ``made`` applies the formula that made those files to any
-    images, grey ones too, and cuts the values to whole 255ths as they do; an image's random
-    numbers come from the seed, its index, the corruption and the severity.
+    ``files`` reads ``CIFAR-10-C/<corruption>.npy`` below the data folder: images uint8 (50000, 32,
+    32, 3), the 10,000 test images of CIFAR-10 in their order at severity 1, then 2 and so on.
+    ``labels.npy`` must match the labels. Images of another order or another data set are therefore
+    refused.
+
+    ``made`` applies the formula behind those files to any images, including grey ones. It truncates
+    the values to whole 255ths, as the files do. An image's random numbers depend on the seed, its
+    index, the corruption and the severity.
 
     Args:
         corruption: one of CIFAR-10-C's 19.
@@ -40,16 +42,16 @@ class CommonCorruption(Attack):
     Defaults: our choice.
 
     Raises:
-        UserError: an unknown corruption, severity or source; one that cannot be made; files that
-            are missing or do not fit the images.
+        UserError: an unknown corruption, severity or source; a corruption that cannot be computed
+            here; files that are missing or do not match the images.
     """
 
     traits = AttackTraits(
         version=1,
-        budget=("source",),  # where no data set is the paper's own, CIFAR-10-C is not either
-        passes="0",  # asks no network
+        budget=("source",),  # a scale with stand-in images cannot use the files of CIFAR-10-C
+        passes="0",  # uses no network
         norm="corruption",
-        model_free=True,  # no sign of a weak attack applies to it
+        model_free=True,  # checks for weak attacks do not apply
         float32_only=True,
         refused=(
             Note(
@@ -105,38 +107,42 @@ class CommonCorruption(Attack):
     def _make(self, image: npt.NDArray, seed: int, index: int) -> npt.NDArray:
         corrupt, constants = MADE[self.corruption]
         state = np.random.MT19937(derive_seed(seed, index, f"{self.corruption} {self.severity}"))
-        # RandomState, because NumPy promises that its stream never changes
+        # RandomState, because NumPy guarantees that its stream never changes
         random = np.random.RandomState(state)
-        made = corrupt(image.transpose(1, 2, 0), constants[self.severity - 1], random)
-        # cut off, as CIFAR-10-C does; the tiny addend saves whole numbers from rounding errors
-        cut = np.floor(255 * np.clip(made, 0, 1) + 1e-6)
-        return cut.astype(np.uint8).transpose(2, 0, 1)
+        corrupted = corrupt(image.transpose(1, 2, 0), constants[self.severity - 1], random)
+        # truncated, as in CIFAR-10-C; the tiny addend protects whole numbers from rounding errors
+        truncated = np.floor(255 * np.clip(corrupted, 0, 1) + 1e-6)
+        return truncated.astype(np.uint8).transpose(2, 0, 1)
 
     def _read(self, images: Tensor, labels: Tensor, indices: Tensor) -> npt.NDArray:
-        stored, known = (self._open(name) for name in (self.corruption, "labels"))
-        each = len(stored) // SEVERITIES
+        stored, official_labels = (self._open(name) for name in (self.corruption, "labels"))
+        n_images = len(stored) // SEVERITIES
         where = indices.cpu().numpy()
         shape = (stored.shape[3], *stored.shape[1:3])
         if (
             tuple(images.shape[1:]) != shape
-            or where.max() >= each
-            or (known[where] != labels.cpu().numpy()).any()
+            or where.max() >= n_images
+            or (official_labels[where] != labels.cpu().numpy()).any()
         ):
             raise UserError(
-                f"{data_root() / FOLDER}: its labels or sizes are not those of these images: they "
-                "have to be CIFAR-10's test images in the official order; else take source: made"
+                f"{data_root() / FOLDER}: its labels or sizes are not those of these images, "
+                "which must be CIFAR-10's test images in the official order; set source: made "
+                "for other images"
             )
-        return stored[where + each * (self.severity - 1)].transpose(0, 3, 1, 2)
+        return stored[where + n_images * (self.severity - 1)].transpose(0, 3, 1, 2)
 
     def _open(self, name: str) -> npt.NDArray:
         path = data_root() / FOLDER / f"{name}.npy"
         if not path.exists():
             raise UserError(
                 f"{path} is missing: unpack CIFAR-10-C.tar (Zenodo record 2535967) into the data "
-                "folder, or take source: made"
+                "folder, or set source: made"
             )
         stored = np.load(path, mmap_mode="r")
         dimensions = 1 if name == "labels" else 4
         if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:
-            raise UserError(f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C")
+            raise UserError(
+                f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C; "
+                "unpack CIFAR-10-C.tar again"
+            )
         return stored

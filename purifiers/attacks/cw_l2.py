@@ -19,26 +19,27 @@ FAILURES = ("original", "foolbox_zero")
 class CwL2(Attack):
     """Minimise ||x' - x||_2^2 + c * max(z_y - max_other z + confidence, 0), x' = (tanh(w) + 1) / 2.
 
-    Section VI.A of the paper, untargeted, with a binary search over c for each image. The
-    smallest misclassified iterate of an image is kept. Attribute ``failed`` holds the indices
-    of the last call's images for which none was found.
+    Section VI.A of the paper, untargeted, with a binary search over c for each image. The smallest
+    misclassified iterate of an image is returned. Attribute ``failed`` holds the indices of those
+    images of the last call that have none.
 
     Args:
         steps: Adam steps per value of c.
-        search_steps: values of c tried per image.
+        search_steps: values of c per image.
         initial_const: first c.
-        learning_rate: Adam's, in w.
+        learning_rate: Adam's learning rate, in w.
         confidence: margin kappa by which another class must win.
-        abort_early: leave a value of c under which an image was not misclassified as soon as the
-            objective falls by less than .01 % in a tenth of the steps (20 at least). The authors
-            and those who followed them (cleverhans, Foolbox) look at the batch's sum and also
-            stop images that are on their way back to the boundary, which costs distance; here
-            the rule is per image and spares those.
-        max_l2: the result is projected onto the L2 ball of this radius around the image, which
-            may lose the success again; ``None`` for no limit.
+        abort_early: abandon a value of c under which an image was not misclassified once the
+            objective falls by less than .01 % in a tenth of the steps (at least 20). The authors,
+            cleverhans and Foolbox check the sum over the batch and also stop images that are
+            returning to the boundary, which increases the distance. Here the rule is per image and
+            exempts those.
+        max_l2: project the result onto the L2 ball of this radius around the image, which may undo
+            the success; ``None`` for no limit.
         on_failure: ``"original"`` returns the image itself when no iterate was misclassified.
-            ``"foolbox_zero"`` returns a black image, then projected like the rest: what
-            ``bethgelab/foolbox`` does and so what papers built on it report, not an attack.
+            ``"foolbox_zero"`` returns a black image, which is then projected like the others.
+            ``bethgelab/foolbox`` does this, and so do the results of papers that use it; it is not
+            an attack.
 
     Defaults: 9 x 1000 steps, c .001, learning rate .01, confidence 0 and the early abort from the
     authors' code (``nlcarlini/nn_robust_attacks``; 10000 steps there); the other two are our
@@ -50,7 +51,7 @@ class CwL2(Attack):
         budget=("steps", "search_steps"),
         passes="3 * steps * search_steps",
         norm="l2",
-        float32_only=True,  # ends on the boundary, where rounding decides
+        float32_only=True,  # ends on the decision boundary, where rounding decides the label
     )
 
     def __init__(
@@ -80,7 +81,7 @@ class CwL2(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         best = images.clone() if self.on_failure == "original" else torch.zeros_like(images)
         distance = images.new_full((len(images),), float("inf"))
         constant = torch.full_like(distance, self.initial_const)

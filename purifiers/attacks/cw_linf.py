@@ -1,4 +1,4 @@
-"""C&W inside an L-infinity ball: descent on the margin in tanh space (Carlini & Wagner 2017)."""
+"""C&W in an L-infinity ball: gradient descent on the margin, tanh space (Carlini & Wagner 2017)."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite, input_gradient
 from purifiers.core.traits import AttackTraits
 
-# rates that CarliniLInfMethod tries by default: the first and four halves of it, then five doubles
+# CarliniLInfMethod's defaults: the first rate and four halvings, or five doublings
 TRIALS, DOUBLINGS = 5, 5
 
 
 class CwLinf(Attack):
     """Minimise max(z_y - max_other z + confidence, 0) inside the L-infinity ball of radius eps.
 
-    The variable of section V.B with the ball, cut to [0, 1], as its box; plain gradient descent
-    whose rate each image searches at every step: halved until the loss falls, four times at most,
-    or, where it falls at once, doubled while it falls on, five times at most. This is
-    ``CarliniLInfMethod`` of ART 1.4.1 (``Trusted-AI/adversarial-robustness-toolbox``; later
-    versions are another attack), which the authors of IDFR ran. An image stops where its loss
-    reaches 0, and one for which that never happens comes back unchanged. Attribute ``failed``
-    holds the indices of the last call's images of that kind.
+    The variable is that of section V.B; its box is the ball clipped to [0, 1]. Plain gradient
+    descent, with a line search over the rate per image and step: the rate is halved until the loss
+    falls, at most four times. If the loss falls at once, the rate is doubled while it continues to
+    fall, at most five times. An image stops when its loss reaches 0. An image whose loss never does
+    is returned unchanged, and attribute ``failed`` holds the indices of such images of the last
+    call.
 
-    Three things differ from ART: a tie of the two largest logits is no success, an accepted step
-    is not evaluated twice, and the model must answer with logits.
+    This is ``CarliniLInfMethod`` of ART 1.4.1 (``Trusted-AI/adversarial-robustness-toolbox``; later
+    versions are another attack), which the authors of IDFR used. Three things differ from ART: a
+    tie of the two largest logits is not a success, an accepted step is not evaluated twice, and the
+    model must return logits.
 
-    Stopping at the first success makes images that are weak against what was not attacked, a
-    purifier for example: raise ``confidence`` there. Pixels at 0 or 1 hardly move, since tanh is
-    flat there.
+    An image that stops at its first success is weak against anything that was not attacked, such as
+    a purifier; raise ``confidence`` there. Pixels at 0 or 1 hardly move, because tanh is flat
+    there.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale, above 0.
-        steps: most gradients.
-        learning_rate: the first rate, in w.
+        steps: largest number of gradients.
+        learning_rate: first rate, in w.
         confidence: margin kappa by which another class must win.
 
     Defaults: steps, learning rate and confidence are ART's; eps 8/255 is our choice (.3 there).
@@ -60,7 +61,7 @@ class CwLinf(Attack):
         check_count("cw_linf", steps=steps)
         self.eps = eps
         if not self.eps > 0.0:
-            raise UserError(f"cw_linf: eps is {self.eps:g}, but a ball larger than 0 is needed")
+            raise UserError(f"cw_linf: eps is {self.eps:g}: choose a radius above 0")
         self.steps = steps
         self.learning_rate = learning_rate
         self.confidence = confidence
@@ -69,12 +70,12 @@ class CwLinf(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         result = images.clone()
         descent = _Descent(self, target, images, labels, indices)
         rows = torch.arange(len(images), device=images.device)
         if len(images):
-            rows = rows[~descent.ask(rows, images)[1]]
+            rows = rows[~descent.evaluate(rows, images)[1]]
         for _ in range(self.steps):
             if not len(rows):
                 break
@@ -86,7 +87,7 @@ class CwLinf(Attack):
 
 
 class _Descent:
-    """Gradient descent with a line search; every image has a rate of its own."""
+    """Gradient descent with a line search per image."""
 
     def __init__(
         self, attack: CwLinf, target: Target, images: Tensor, labels: Tensor, indices: Tensor
@@ -99,8 +100,8 @@ class _Descent:
         self.current = images.clone()
         self.rate = torch.full((len(images),), attack.learning_rate, device=images.device)
 
-    def ask(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (n,), and which images are misclassified by the confidence asked for (n,)."""
+    def evaluate(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Hinge losses (n,), and which images are misclassified by the required margin (n,)."""
         labels, indices = self.labels[rows], self.indices[rows.to(self.indices.device)]
         with torch.no_grad():
             logits = finite(self.target(x, indices))
@@ -108,7 +109,7 @@ class _Descent:
         return losses, (losses == 0) & ~self.target.unbroken(logits, x, labels, indices)
 
     def step(self, rows: Tensor) -> Tensor:
-        """Move these images down their gradients; which of them are misclassified then (n,)."""
+        """Move these images down their gradients; return which are misclassified then (n,)."""
         slope, _, best = input_gradient(
             self.target,
             self.current[rows],
@@ -122,16 +123,22 @@ class _Descent:
         start, broken = self.w[rows], torch.zeros_like(rows, dtype=torch.bool)
 
         def attempt(some: Tensor) -> tuple[Tensor, Tensor]:
-            """Try these (numbers of ``rows``) at their rates and keep what lowers the loss;
-            which loss fell (n,) and which did not rise (n,)."""
-            here = rows[some]
-            w = start[some] + self.rate[here].view(-1, 1, 1, 1) * direction[some]
-            low, high = self.low[here], self.high[here]
+            """Step some images at their rates and keep the steps that lower the loss.
+
+            Args:
+                some: positions in ``rows``.
+
+            Returns:
+                Which losses fell (n,) and which did not rise (n,).
+            """
+            active = rows[some]
+            w = start[some] + self.rate[active].view(-1, 1, 1, 1) * direction[some]
+            low, high = self.low[active], self.high[active]
             x = (low + (high - low) * to_image(w)).clamp(low, high)
-            losses, hit = self.ask(here, x)
+            losses, success = self.evaluate(active, x)
             fell, flat = losses < best[some], losses <= best[some]
-            better, where = some[fell], here[fell]
-            best[better], broken[better] = losses[fell], hit[fell]
+            better, where = some[fell], active[fell]
+            best[better], broken[better] = losses[fell], success[fell]
             self.w[where], self.current[where] = w[fell], x[fell]
             return fell, flat
 

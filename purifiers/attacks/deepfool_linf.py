@@ -13,26 +13,26 @@ from purifiers.core.traits import AttackTraits
 
 
 class DeepfoolLinf(Attack):
-    """Step to the nearest linearised class boundary until the label is lost.
+    """Step to the nearest linearised class boundary until the image is misclassified.
 
-    Algorithm 2 with the steps of section 3.3 for p = infinity: the step towards class k is
-    |f_k| / ||w_k||_1 * sign(w_k), f and w being value and gradient of the logit difference
-    to the true class. Images that are misclassified already come back unchanged.
+    Algorithm 2 with the steps of section 3.3 for p = infinity: the step towards class k is |f_k| /
+    ||w_k||_1 * sign(w_k). f and w are the value and the gradient of the logit difference to the
+    true class. Images that are already misclassified are returned unchanged.
 
     Args:
-        eps: L-infinity radius to which the result is clipped, or ``None`` for the minimal
-            perturbation whatever its size. An image that needs more than eps is clipped, not
-            dropped: it then usually keeps its label.
-        steps: most linearisations.
-        candidates: classes looked at, the true one included; the others are those with the
-            largest logits on the clean image.
-        overshoot: the whole perturbation is applied 1 + overshoot times (the paper's eta).
-        clip_sum: what the range of pixels cuts off leaves the sum of steps, as in `adv-lib`, in
-            place of the image that is looked at alone, as in foolbox (the paper knows no range).
-            Nearer where many pixels are black or white.
+        eps: L-infinity radius to which the result is clipped; ``None`` returns the minimal
+            perturbation of any size. An image that needs more than eps is clipped, not dropped; it
+            is then usually classified correctly.
+        steps: largest number of linearisations.
+        candidates: number of classes considered, the true one included; the others are those with
+            the largest logits on the clean image.
+        overshoot: the total perturbation is scaled by 1 + overshoot (the paper's eta).
+        clip_sum: also remove from the sum of steps what clipping to [0, 1] removes, as in
+            `adv-lib`. Otherwise only the iterate is clipped, as in foolbox (the paper has no pixel
+            range). Smaller perturbations where many pixels are black or white.
 
-    Defaults: overshoot .02 is the paper's; 50 steps and 10 candidates as in
-    ``bethgelab/foolbox``; eps 8/255 is our choice.
+    Defaults: overshoot .02 from the paper; 50 steps and 10 candidates from ``bethgelab/foolbox``;
+    eps 8/255 is our choice.
     """
 
     traits = AttackTraits(
@@ -40,7 +40,7 @@ class DeepfoolLinf(Attack):
         budget=("steps", "candidates"),
         joined_later=("clip_sum",),
         passes="2 * steps * candidates",
-        float32_only=True,  # ends on the boundary, where rounding decides
+        float32_only=True,  # ends on the decision boundary, where rounding decides the label
     )
 
     def __init__(
@@ -62,7 +62,7 @@ class DeepfoolLinf(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         result = deepfool(
             target,
             images,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, check_labels, followed
+from purifiers.attacks._linf import ascend, attacked_labels, check_labels
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
 from purifiers.core.target import Target
@@ -15,7 +15,7 @@ class Fgsm(Attack):
     """x' = clip(x + eps * sign(gradient of the cross entropy)), section 4 of the paper.
 
     Args:
-        eps: L-infinity radius on the [0, 1] scale. Default: CIFAR-10's 8/255 of Madry et al. 2018.
+        eps: L-infinity radius on the [0, 1] scale. Default 8/255 from Madry et al. 2018 (CIFAR-10).
         attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`.
     """
 
@@ -28,11 +28,11 @@ class Fgsm(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         return ascend(
             target,
             images,
-            followed(target, images, labels, indices, self.attack_labels),
+            attacked_labels(target, images, labels, indices, self.attack_labels),
             indices,
             start=images,
             eps=self.eps,

@@ -1,4 +1,4 @@
-"""Joint attack (full): against the classifier and with the purification (Yoon et al. 2021)."""
+"""Joint attack (full): against the classifier, along the purification (Yoon et al. 2021)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from purifiers.core.traits import AttackTraits
 
 
 class JointPurification(Joint):
-    """Steps of (sign g + sign r) / 2, r the sum of purified minus attacked image over all draws.
+    """Steps of (sign g + sign r) / 2, with r the purified minus the attacked image over all draws.
 
-    Appendix D.1 of the ADP supplement calls it joint (full); the direction is `jmyoon1/adp`'s.
-    g and r have draws of their own (our choice, so that g may be any gradient of the threat
-    model). Where nothing purifies r is zero, and the steps are half of PGD's.
-    Parameters and defaults: see :class:`purifiers.attacks._joint.Joint`.
+    This is "joint (full)" of appendix D.1 of the ADP supplement; the direction is that of
+    `jmyoon1/adp`. r is the sum over the draws. g and r use separate draws (our choice), so that g
+    may be any gradient of the threat model. Without a purifier r is zero, and the steps are half of
+    PGD's. Parameters and defaults: see :class:`purifiers.attacks._joint.Joint`.
     """
 
     traits = AttackTraits(
         version=1,
         budget=("steps",),
-        passes="6 * steps",  # every step purifies twice: for the gradient and for the direction
+        passes="6 * steps",  # every step purifies twice: for the gradient and the direction
     )
 
     def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:
-        """Total displacement (n, C, H, W) over the draws."""
+        """Displacement (n, C, H, W) by the purifier, summed over the draws."""
         total = torch.zeros_like(images)
         for _ in range(target.eot_samples):
             total += target.purify(images, indices) - images

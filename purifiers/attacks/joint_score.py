@@ -1,4 +1,4 @@
-"""Joint attack (score): against the classifier and along the score (Yoon et al. 2021)."""
+"""Joint attack (score): against the classifier, along the purifier's score (Yoon et al. 2021)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from purifiers.core.traits import AttackTraits
 class JointScore(Joint):
     """Steps of (sign g + sign s(x)) / 2, g the cross-entropy gradient and s the purifier's score.
 
-    Appendix D.1 of the ADP supplement names it; the direction is `jmyoon1/adp`'s. The score is
-    taken at the image without noise, so that there is one, however many draws g has.
+    Appendix D.1 of the ADP supplement names this attack; the direction is that of `jmyoon1/adp`.
+    The score is taken at the image without noise, so it is the same however many draws g has.
     Parameters and defaults: see :class:`purifiers.attacks._joint.Joint`.
     """
 
@@ -25,5 +25,5 @@ class JointScore(Joint):
     )
 
     def restoring(self, target: Target, images: Tensor, indices: Tensor) -> Tensor:
-        """The score (n, C, H, W)."""
+        """Score of the purifier at the images, (n, C, H, W)."""
         return finite(target.score(images), "scores")

@@ -12,19 +12,19 @@ from purifiers.core.traits import AttackTraits
 
 
 class Mim(Attack):
-    """Signed steps along a momentum of L1-normalised gradients (equations 6 and 7).
+    """Take signed steps along a momentum of L1-normalised gradients (equations 6 and 7).
 
-    Starts at the image itself. The paper normalises before the momentum; taking the sign first,
-    as some libraries do, is another attack.
+    Starts at the image itself. The paper normalises before the momentum; taking the sign first, as
+    some libraries do, is another attack.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        step_size: length of a step on the same scale.
+        step_size: step length on the same scale.
         steps: number of steps.
-        decay: momentum kept from step to step, the paper's mu.
+        decay: momentum factor, the paper's mu.
         stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.pgd.Pgd`.
 
-    Defaults: eps 16/255, 10 steps, decay 1 and step eps / steps are the paper's (section 4.1).
+    Defaults: eps 16/255, 10 steps, decay 1 and step eps / steps from the paper (section 4.1).
     """
 
     traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps")
@@ -48,7 +48,7 @@ class Mim(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         return ascend(
             target,
             images,

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from purifiers.attacks._linf import (
     ascend,
+    attacked_labels,
     check_count,
     check_labels,
     check_stop,
-    followed,
     random_start,
 )
 from purifiers.core.component import Attack
@@ -21,29 +21,29 @@ from purifiers.core.traits import AttackTraits
 
 
 class Pgd(Attack):
-    """Signed cross-entropy steps with projection (section 2.1); returns the last iterate.
+    """Take signed cross-entropy steps with projection (section 2.1); return the last iterate.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        step_size: length of a step on the same scale.
+        step_size: step length on the same scale.
         steps: number of steps.
         random_start: begin uniformly inside the ball, by (seed, image index); else at the image.
-        restarts: runs from random starts of their own, each on the images that the attacked model
-            still has right after the last.
-        attack_labels: ``"true"``, or ``"predicted"``: away from what the attacked model says of the
-            clean image, as a library does that is given no label; weaker where the model errs.
-        stop: ``"never"`` runs all steps on all images; ``"success"`` freezes an image once it is
-            misclassified: cheaper, equally strong against the attacked model itself, but too
+        restarts: number of runs, each from a new random start, on the images that the attacked
+            model still classifies correctly.
+        attack_labels: ``"true"``, or ``"predicted"`` for the attacked model's prediction on the
+            clean image, which libraries use when they get no label. Weaker where the model errs.
+        stop: ``"never"`` runs all steps on all images. ``"success"`` freezes an image once it is
+            misclassified: cheaper and equally strong against the attacked model itself, but too
             weak for images that a purifier will see.
 
-    Defaults: eps, step_size, steps and random start of the paper's CIFAR-10 evaluation (8/255,
+    Defaults: eps, step_size, steps and random start from the paper's CIFAR-10 evaluation (8/255,
     2/255, 20); ``stop`` is our choice.
     """
 
     traits = AttackTraits(
         version=1,
         budget=("steps", "restarts"),
-        passes="(3 * steps + 1) * restarts - 1",  # at most: broken images get no further restart
+        passes="(3 * steps + 1) * restarts - 1",  # upper bound: broken images are not restarted
     )
 
     def __init__(
@@ -59,7 +59,10 @@ class Pgd(Attack):
     ) -> None:
         check_count("pgd", steps=steps, restarts=restarts)
         if restarts > 1 and not random_start:
-            raise UserError(f"pgd: {restarts} restarts would all be the same without random_start")
+            raise UserError(
+                f"pgd: restarts is {restarts}, but they would all be the same without a random "
+                "start; set random_start or 1 restart"
+            )
         self.eps = eps
         self.step_size = step_size
         self.steps = steps
@@ -71,20 +74,22 @@ class Pgd(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
-        labels = followed(target, images, labels, indices, self.attack_labels)
-        found = self._run(target, images, labels, seed, indices, run=0)
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
+        labels = attacked_labels(target, images, labels, indices, self.attack_labels)
+        adversarial = self._run(target, images, labels, seed, indices, run=0)
         rows = torch.arange(len(images), device=images.device)
         for run in range(1, self.restarts):
-            where = indices[rows.to(indices.device)]
+            row_indices = indices[rows.to(indices.device)]
             with torch.no_grad():
-                logits = finite(target(found[rows], where))
-            rows = rows[target.unbroken(logits, found[rows], labels[rows], where)]
+                logits = finite(target(adversarial[rows], row_indices))
+            rows = rows[target.unbroken(logits, adversarial[rows], labels[rows], row_indices)]
             if not len(rows):
                 break
-            where = indices[rows.to(indices.device)]
-            found[rows] = self._run(target, images[rows], labels[rows], seed, where, run)
-        return found
+            row_indices = indices[rows.to(indices.device)]
+            adversarial[rows] = self._run(
+                target, images[rows], labels[rows], seed, row_indices, run
+            )
+        return adversarial
 
     def _run(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor, run: int

@@ -15,19 +15,21 @@ from purifiers.core.traits import AttackTraits
 
 
 class PgdL2(Attack):
-    """Steps along the cross entropy's normalised gradient, each projected onto the L2 ball and
-    then onto [0, 1], which leads no farther from the image; returns the last iterate.
+    """Take steps along the normalised cross-entropy gradient; return the last iterate.
+
+    Each iterate is projected onto the L2 ball and then onto [0, 1], which never increases the
+    distance to the image.
 
     Args:
-        radius: of the L2 ball around the image, over all its pixels on the [0, 1] scale.
+        radius: radius of the L2 ball around the image, over all its pixels on the [0, 1] scale.
         step_length: L2 length of a step on the same scale.
         steps: number of steps.
         random_start: begin uniformly inside the ball, by (seed, image index); else at the image.
         stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.pgd.Pgd`.
 
-    Defaults: radius .5 is RobustBench's for CIFAR-10; 20 steps and the random start are those of
-    the L-infinity attack; steps of 2.5 * radius / steps reach the boundary from everywhere in
-    the ball (the paper's section 5); ``stop`` is our choice.
+    Defaults: radius .5 from RobustBench for CIFAR-10; 20 steps and the random start as in the
+    L-infinity attack; steps of 2.5 * radius / steps reach the boundary from everywhere in the ball
+    (the paper's section 5); ``stop`` is our choice.
     """
 
     traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps", norm="l2")
@@ -51,7 +53,7 @@ class PgdL2(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         current = images.clone()
         if self.random_start:
             current = random_start(images, self.radius, seed, indices, tag="pgd_l2")

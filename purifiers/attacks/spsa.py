@@ -1,4 +1,4 @@
-"""SPSA in the L-infinity ball: gradients estimated from scores (Uesato et al. 2018)."""
+"""SPSA in the L-infinity ball: gradients estimated from logits (Uesato et al. 2018)."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ from purifiers.core.numbers import Length
 from purifiers.core.target import Target, finite
 from purifiers.core.traits import AttackTraits
 
-# Perturbed images asked for at once: our choice; fills a GPU, and 224x224 RGB images then take
-# 150 MB. Of one image always as many pairs, whatever its batch: in which order its questions are
-# put decides a random defence's draws. 16 pairs alone already fill a processor.
+# Perturbed images per query: our choice; fills a GPU, and 224x224 RGB images then take 150 MB.
+# The number of pairs per image is fixed, because the order of an image's queries determines a
+# random defence's draws. 16 pairs already fill a processor.
 AT_ONCE, PAIRS = 256, 16
 
 
 class Spsa(Attack):
-    """Descend the margin by Adam, its gradient estimated from answers to x +- delta * v.
+    """Descend the margin by Adam, with its gradient estimated from the logits at x +- delta * v.
 
-    Algorithm 1: simultaneous perturbation with v of random signs; the estimate is the mean of
-    (f(x + delta v) - f(x - delta v)) / (2 delta) * v, f being the logit of the true class minus
-    the largest other one; after each step comes the projection onto the ball and [0, 1]. Starts
-    at the image. Only scores are read, never a gradient. Perturbed images are clipped to [0, 1],
-    since a defence answers for images only. Of an image's iterates the one with the lowest
-    margin is returned.
+    Algorithm 1: simultaneous perturbation by random signs v. The estimate is the mean of (f(x +
+    delta v) - f(x - delta v)) / (2 delta) * v, where f is the logit of the true class minus the
+    largest other one. Each step is projected onto the ball and [0, 1]. The attack starts at the
+    image, uses no gradient of the model, and returns the iterate with the lowest margin. Perturbed
+    images are clipped to [0, 1], because a defence accepts images only.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
         steps: Adam steps.
-        delta: length of a perturbation in every coordinate, on the same scale.
-        learning_rate: Adam's, on the same scale.
-        samples: answers per image and step, in pairs +-v: an even number. One more tells where
-            the image stands.
+        delta: size of the perturbation in every coordinate, on the same scale.
+        learning_rate: Adam's learning rate, on the same scale.
+        samples: queries per image and step, in pairs +-v: an even number. One further query
+            evaluates the iterate.
         stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.square.Square`.
 
-    Defaults: delta, learning rate and samples as in ``cleverhans-lab/cleverhans``; 100 steps,
-    eps 8/255 and ``stop`` are our choice.
+    Defaults: delta, learning rate and samples from ``cleverhans-lab/cleverhans``; 100 steps, eps
+    8/255 and ``stop`` are our choice.
     """
 
     traits = AttackTraits(
@@ -62,9 +61,11 @@ class Spsa(Attack):
     ) -> None:
         check_count("spsa", steps=steps, samples=samples)
         if samples % 2:
-            raise UserError(f"spsa: samples is {samples}, but they come in pairs: an even number")
+            raise UserError(
+                f"spsa: samples is {samples}, but they come in pairs; choose an even number"
+            )
         if delta <= 0:
-            raise UserError(f"spsa: delta is {delta}, but a perturbation needs a length above 0")
+            raise UserError(f"spsa: delta is {delta}: choose a size above 0")
         self.eps = eps
         self.steps = steps
         self.delta = delta
@@ -75,7 +76,7 @@ class Spsa(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         with torch.no_grad():
             keys = noise.keys(seed, indices, "spsa").to(images.device)
             return self._descend(target, images, labels, indices, keys)
@@ -89,9 +90,9 @@ class Spsa(Attack):
         adam = Adam(images, self.learning_rate)
         for step in range(self.steps + 1 if len(images) else 0):
             logits = finite(target(current, indices))
-            found = margin(logits, labels)
-            better = found < lowest
-            lowest = torch.where(better, found, lowest)
+            margins = margin(logits, labels)
+            better = margins < lowest
+            lowest = torch.where(better, margins, lowest)
             best = torch.where(better.view(-1, 1, 1, 1), current, best)
             if step == self.steps:
                 break
@@ -126,14 +127,14 @@ class Spsa(Attack):
         several = AT_ONCE // (2 * min(len(pairs), PAIRS))
         slope = torch.zeros_like(images)
         for rows in torch.arange(len(images)).split(several):
-            centre, mine, asked = images[rows].unsqueeze(1), labels[rows], indices[rows]
+            centre, row_labels, row_indices = images[rows].unsqueeze(1), labels[rows], indices[rows]
             for numbers in pairs.split(PAIRS):
                 signs = noise.sign_vectors(keys[rows], step * len(pairs) + numbers, size)
                 shift = self.delta * signs.view(len(rows), -1, *images.shape[1:])
                 around = torch.stack([centre + shift, centre - shift], dim=2).clamp_(0.0, 1.0)
-                each = 2 * len(numbers)
-                logits = target(around.flatten(0, 2), asked.repeat_interleave(each))
-                found = margin(finite(logits), mine.repeat_interleave(each))
-                rise = found.view(len(rows), 1, -1, 2).diff(dim=3).neg().squeeze(3)
+                n_queries = 2 * len(numbers)
+                logits = target(around.flatten(0, 2), row_indices.repeat_interleave(n_queries))
+                margins = margin(finite(logits), row_labels.repeat_interleave(n_queries))
+                rise = margins.view(len(rows), 1, -1, 2).diff(dim=3).neg().squeeze(3)
                 slope[rows] += (rise @ signs).view(len(rows), *images.shape[1:])
         return slope / (self.samples * self.delta)

@@ -1,4 +1,4 @@
-"""Square attack in the L-infinity ball: random search by scores (Andriushchenko et al. 2020)."""
+"""Square attack in the L-infinity ball: random search on logits (Andriushchenko et al. 2020)."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from purifiers.core.target import Target, finite
 from purifiers.core.traits import AttackTraits
 
 # Ten-thousandths of the budget after which p is halved: fra31/auto-attack, max-andr/square-attack
-# (the paper lists the same without 500).
+# (the paper has the same list without 500).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Queries whose random numbers are drawn together: our choice, so that drawing costs next to
-# nothing per query and the numbers of 1000 RGB images take 3 MB.
+# Queries whose random numbers are drawn together: our choice. Drawing then costs almost nothing
+# per query, and the numbers of 1000 RGB images take 3 MB.
 BLOCK = 64
 
 
 class Square(Attack):
-    """Recolour a random square with a corner of the ball; keep it if the margin falls.
+    """Recolour a random square to a corner of the ball; keep the change if the margin falls.
 
-    Algorithms 1 and 2 with the margin loss. The first query asks for the image, the second for
-    vertical stripes of +-eps, every other one for a square in which each channel is set to
-    x + eps or x - eps. Only scores are read, never a gradient. An image that is misclassified
-    from the start is never made worse.
+    Algorithms 1 and 2 with the margin loss. The first query evaluates the image and the second
+    vertical stripes of +-eps. Every other query evaluates a square in which each channel is set to
+    x + eps or x - eps. The attack uses no gradient. It never makes a misclassified image worse.
 
-    As in the authors' code, and unlike in AutoAttack, no query is spent on a square that would
-    change nothing: it then takes the opposite signs. Squares also reach the last row and column,
-    as in algorithm 2. A random defence should answer with the mean of several draws
-    (``eot_samples``), or the lowest margin seen is luck.
+    As in the authors' code, and unlike AutoAttack, no query is spent on a square that changes
+    nothing; such a square takes the opposite signs. Squares also reach the last row and column, as
+    in algorithm 2. Evaluate a random defence by the mean of several draws (``eot_samples``);
+    otherwise the lowest margin is a lucky draw.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
-        queries: answers of the model per image, the one for the image itself included.
-        p_init: share of the pixels in the first square, in (0, 1]; halved on the schedule of
+        queries: model evaluations per image, including that of the image itself.
+        p_init: fraction of the pixels in the first square, in (0, 1]; halved on the schedule of
             10000 queries rescaled to ``queries``.
-        stop: ``"never"`` goes on lowering the margin of misclassified images until the budget is
-            used up; ``"success"`` stops asking for an image once it is misclassified, the form
-            of the paper, with the same images broken.
+        stop: ``"never"`` lowers the margin of misclassified images until the budget is used up.
+            ``"success"`` drops an image once it is misclassified, as in the paper; it breaks the
+            same images.
 
-    Defaults: AutoAttack's 5000 queries and p .8; eps 8/255 as in its CIFAR-10 tables; ``stop``
-    is our choice.
+    Defaults: AutoAttack's 5000 queries and p .8; eps 8/255 as in its CIFAR-10 tables; ``stop`` is
+    our choice.
     """
 
     traits = AttackTraits(version=1, budget=("queries",), passes="queries")
@@ -62,7 +61,7 @@ class Square(Attack):
     ) -> None:
         check_count("square", queries=queries)
         if not 0 < p_init <= 1:
-            raise UserError(f"square: p_init is {p_init}, but a share of the pixels is in (0, 1]")
+            raise UserError(f"square: p_init is {p_init}: choose a fraction of pixels in (0, 1]")
         self.eps = eps
         self.queries = queries
         self.p_init = p_init
@@ -71,7 +70,7 @@ class Square(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         if not len(images):
             return images.clone()
         with torch.no_grad():
@@ -88,7 +87,9 @@ class Square(Attack):
         logits = finite(target(images, indices))
         unbroken = target.unbroken(logits, images, labels, indices)
         best = margin(logits, labels)
-        best = torch.where(best < 0, best, float("inf"))  # a correct image takes any stripes
+        best = torch.where(
+            best < 0, best, float("inf")
+        )  # any stripes are better than a correctly classified image
         draws = _draw(keys, shape, 0, sides[:BLOCK])
         for query in range(1, self.queries):
             if self.stop == "success" and not unbroken.all():
@@ -112,11 +113,11 @@ class Square(Attack):
             current.scatter_(2, pixels, new)
             candidate = current.view(-1, *shape)
             logits = finite(target(candidate, indices))
-            found = margin(logits, labels)
-            better = found < best
+            margins = margin(logits, labels)
+            better = margins < best
             if self.stop == "success":
                 unbroken = target.unbroken(logits, candidate, labels, indices) | ~better
-            best = torch.where(better, found, best)
+            best = torch.where(better, margins, best)
             current.scatter_(2, pixels, torch.where(better.view(-1, 1, 1), new, old))
         result[rows] = current
         return result.view(images.shape)
@@ -142,7 +143,7 @@ def _stripes(keys: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
 
 
 def _draw(keys: Tensor, shape: torch.Size, first: int, sides: list[int]) -> Tensor:
-    """Row, column and a bit per channel of the squares from number ``first`` on.
+    """Draw row, column and a bit per channel for the squares from number ``first`` on.
 
     Returns:
         int64 (n, len(sides), 2 + C).
@@ -150,7 +151,7 @@ def _draw(keys: Tensor, shape: torch.Size, first: int, sides: list[int]) -> Tens
     channels, height, width = shape
     highs = [[height - side + 1, width - side + 1, *[2] * channels] for side in sides]
     counters = torch.arange(len(sides) * (2 + channels), device=keys.device)
-    counters += channels * width + first * (2 + channels)  # behind the stripes and earlier squares
+    counters += channels * width + first * (2 + channels)  # after the stripes' and earlier squares'
     high = torch.tensor(highs, device=keys.device).flatten()
     return noise.integers(keys, counters, high).view(len(keys), len(sides), -1)
 
@@ -164,7 +165,7 @@ def _square(drawn: Tensor, shape: torch.Size, side: int) -> tuple[Tensor, Tensor
 
 
 def _moved(clean: Tensor, shift: Tensor, old: Tensor) -> Tensor:
-    """``clean + shift`` in [0, 1], or ``clean - shift`` for images where that is ``old``."""
+    """``clean + shift`` clipped to [0, 1], or ``clean - shift`` where an image equals ``old``."""
     new = (clean + shift).clamp_(0.0, 1.0)
     idle = (new == old).flatten(1).all(dim=1).view(-1, 1, 1)
     return torch.where(idle, (clean - shift).clamp_(0.0, 1.0), new)

@@ -1,4 +1,4 @@
-"""StAdv: move pixels by a smooth bounded flow instead of changing them (Xiao et al. 2018)."""
+"""StAdv: displace pixels by a smooth bounded flow instead of recolouring (Xiao et al. 2018)."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from purifiers.core.errors import UserError
 from purifiers.core.target import Target, finite, input_gradient
 from purifiers.core.traits import AttackTraits
 
-# cassidylaidlaw/ReColorAdv: keeps the square root's slope finite where neighbours move alike
+# cassidylaidlaw/ReColorAdv: keeps the square root's gradient finite at equal flows
 SOFTENING = 1e-10
 
 
 class Stadv(Attack):
     """Minimise margin + smoothness * roughness over a flow with |flow| <= bound, by Adam.
 
-    Equations 1, 2 and 4 of the paper, untargeted, in the form of ``cassidylaidlaw/perceptual-
-    advex`` (and ``NVlabs/DiffPure``), which bounds the flow and does not cut the margin off at 0.
-    Each pixel of the result is read, bilinearly, at its own place plus its flow. As there, places
-    stay inside the image, but beyond the centres of its outermost pixels black is mixed in.
+    Equations 1, 2 and 4 of the paper, untargeted, in the form of
+    ``cassidylaidlaw/perceptual-advex`` (and ``NVlabs/DiffPure``), which bounds the flow and does
+    not clip the margin at 0. Each pixel of the result is sampled bilinearly at its own position
+    plus its flow. As upstream, positions stay inside the image, but black is mixed in beyond the
+    centres of the outermost pixels.
+
     Roughness is the sum over all pixels and their four neighbours of the L2 distance between the
-    two flows. Of an image's iterates a misclassified one is preferred to others, then the lowest
-    objective decides; upstream looks at the objective only, and keeps the flow one step after it.
+    two flows. The attack returns a misclassified iterate if there is one, and among equals that of
+    the lowest objective. Upstream compares the objective only and returns the flow one step later.
 
     Args:
-        bound: largest flow along each axis in grid coordinates, in which the image reaches from
-            -1 to 1: a fraction of *half* the image's side. 0.05 moves a pixel of a 32x32 image
-            by 0.8 pixels.
+        bound: largest flow along each axis in grid coordinates, in which the image extends from -1
+            to 1: a fraction of *half* the image's side. 0.05 moves a pixel of a 32x32 image by 0.8
+            pixels.
         steps: Adam steps.
-        learning_rate: Adam's, in grid coordinates.
+        learning_rate: Adam's learning rate, in grid coordinates.
         smoothness: weight of the roughness, the paper's tau.
         stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.pgd.Pgd`.
 
-    Defaults: bound .05, learning rate .01 and smoothness .05 (there .0025 / bound) are
-    ``cassidylaidlaw/perceptual-advex``'s; 100 steps as its README evaluates; ``stop`` is our
+    Defaults: bound .05, learning rate .01 and smoothness .05 (there .0025 / bound) from
+    ``cassidylaidlaw/perceptual-advex``; 100 steps as evaluated in its README; ``stop`` is our
     choice.
     """
 
@@ -57,7 +59,7 @@ class Stadv(Attack):
         check_count("stadv", steps=steps)
         if not 0 < bound <= 2:
             raise UserError(
-                f"stadv: bound is {bound}, but a flow is a fraction of half the image's side: "
+                f"stadv: bound is {bound}: choose a fraction of half the image's side, "
                 "above 0 and at most 2"
             )
         self.bound = bound
@@ -69,7 +71,7 @@ class Stadv(Attack):
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
     ) -> Tensor:
-        """Adversarial images, float32 (n, C, H, W) in [0, 1]."""
+        """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         result, best, clean = images.clone(), images, images
         rows = torch.arange(len(images), device=images.device)
         flow = images.new_zeros((len(images), *images.shape[2:], 2))
@@ -82,15 +84,15 @@ class Stadv(Attack):
                 moved, uneven = warp(clean, leaf), roughness(leaf)
             warped = moved.detach().clamp(0.0, 1.0)
             if step < self.steps:
-                gradient, logits, found = input_gradient(target, warped, labels, indices, margin)
+                gradient, logits, margins = input_gradient(target, warped, labels, indices, margin)
             else:
                 with torch.no_grad():
                     logits = finite(target(warped, indices))
-                found = margin(logits, labels)
-            lost = ~target.unbroken(logits, warped, labels, indices)
-            objective = found + self.smoothness * uneven.detach()
-            better = torch.where(lost == broken, objective < lowest, lost)
-            lowest, broken = torch.where(better, objective, lowest), broken | lost
+                margins = margin(logits, labels)
+            misclassified = ~target.unbroken(logits, warped, labels, indices)
+            objective = margins + self.smoothness * uneven.detach()
+            better = torch.where(misclassified == broken, objective < lowest, misclassified)
+            lowest, broken = torch.where(better, objective, lowest), broken | misclassified
             best = torch.where(better.view(-1, 1, 1, 1), warped, best)
             if step == self.steps:
                 break
@@ -99,41 +101,46 @@ class Stadv(Attack):
             flow = self._bounded(leaf.detach() + adam.step(slope))
             if self.stop == "success" and broken.any():
                 result[rows] = best
-                kept = ~broken
-                rows, labels, lowest = rows[kept], labels[kept], lowest[kept]
-                best, clean, flow, broken = best[kept], clean[kept], flow[kept], broken[kept]
+                unbroken = ~broken
+                rows, labels, lowest = rows[unbroken], labels[unbroken], lowest[unbroken]
+                best, clean, flow, broken = (
+                    best[unbroken],
+                    clean[unbroken],
+                    flow[unbroken],
+                    broken[unbroken],
+                )
                 if not len(rows):
                     break
-                indices = indices[kept.to(indices.device)]
-                adam.keep(kept)
+                indices = indices[unbroken.to(indices.device)]
+                adam.keep(unbroken)
         result[rows] = best
         return result
 
     def _bounded(self, flow: Tensor) -> Tensor:
-        """Within the bound, and so that no pixel is read from outside of the image."""
+        """Clip the flow to the bound and so that no pixel is sampled outside the image."""
         home = _identity(flow)
         low = (-1 - home).clamp_(min=-self.bound)
         return torch.clamp(flow, low, (1 - home).clamp_(max=self.bound))
 
 
 def warp(images: Tensor, flow: Tensor) -> Tensor:
-    """Images (n, C, H, W) whose pixels are read where the flow points; differentiable.
+    """Sample images (n, C, H, W) at the positions displaced by the flow; differentiable.
 
     Args:
-        flow: (n, H, W, 2): to the right and down, in units of half the width and half the height.
+        flow: (n, H, W, 2): displacement right and down, in units of half the width and height.
     """
     return F.grid_sample(images, _identity(flow) + flow, mode="bilinear", align_corners=False)
 
 
 def roughness(flow: Tensor) -> Tensor:
-    """Sum over pixels and their four neighbours of the distance of their flows (n,).
+    """Sum over pixels and their four neighbours of the distance between their flows (n,).
 
     Args:
         flow: (n, H, W, 2).
     """
     across, down = flow.diff(dim=2), flow.diff(dim=1)
     distances = [(d.square().sum(dim=3) + SOFTENING).sqrt().sum(dim=(1, 2)) for d in (across, down)]
-    return 2 * (distances[0] + distances[1])  # each pair of neighbours is met twice
+    return 2 * (distances[0] + distances[1])  # each pair of neighbours counts twice
 
 
 def _identity(flow: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Classifiers: one architecture per file; the file's name is its name in the declarations."""
+"""Classifiers: one architecture per file, named in declarations by the file name."""

@@ -1,4 +1,4 @@
-"""Networks of one layer after the other, with Keras's padding and initial weights."""
+"""Sequential networks with Keras's padding and initial weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from purifiers.core.errors import UserError
 
 
 class Layered(Classifier):
-    """The layers named in ``TAPS``, then ``head``.
+    """A classifier that applies the layers named in ``TAPS``, then ``head``.
 
-    A subclass adds its layers from shallow to deep with :meth:`convolution` and :meth:`dense`,
-    and ends with :meth:`finish`. A representation is what a layer hands to the next one, that of
-    a dense layer as (n, units, 1, 1).
+    A subclass adds its layers from shallow to deep with :meth:`convolution` and :meth:`dense`, then
+    calls :meth:`finish`. A representation is the output of a layer; that of a dense layer has the
+    shape (n, units, 1, 1).
     """
 
     head: nn.Module
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__(shape, classes)
-        self._reached = self.shape  # shape of what the next layer gets
+        self._reached = self.shape  # input shape of the next layer
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = images
@@ -33,8 +33,8 @@ class Layered(Classifier):
         return self.head(hidden.flatten(1))
 
     def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
-        found = tapped(self, type(self).__name__, images, taps)
-        return [hidden if hidden.dim() == 4 else hidden[:, :, None, None] for hidden in found]
+        outputs = tapped(self, type(self).__name__, images, taps)
+        return [hidden if hidden.dim() == 4 else hidden[:, :, None, None] for hidden in outputs]
 
     def convolution(
         self,
@@ -46,14 +46,14 @@ class Layered(Classifier):
         pool: bool = False,
         dropout: float = 0.0,
     ) -> nn.Sequential:
-        """A convolution and ReLU, then perhaps 2x2 max-pooling or dropout.
+        """A convolution and ReLU, optionally followed by 2x2 max-pooling and by dropout.
 
         Args:
-            same: pad with zeros so that ceil(size / stride) pixels come out, an odd one of them
-                below and to the right (TensorFlow's SAME); else not at all (VALID).
+            same: pad with zeros to an output of ceil(size / stride) pixels, an odd one of them at
+                the bottom and the right (TensorFlow's SAME); else no padding (VALID).
 
         Raises:
-            UserError: no pixel would come out.
+            UserError: the output would have no pixel.
         """
         inputs, height, width = self._reached
         rows, columns = (_padding(n, kernel, stride) if same else (0, 0) for n in (height, width))
@@ -65,7 +65,7 @@ class Layered(Classifier):
             raise UserError(
                 f"{type(self).__name__}: images of {_times(self.shape)} are too small, only "
                 f"{_times(self._reached[1:])} pixels reach a {kernel}x{kernel} convolution"
-                f"{' with pooling' if pool else ''}; take larger ones"
+                f"{' with pooling' if pool else ''}; use larger images"
             )
         self._reached = (channels, height, width)
         layers: list[nn.Module] = [nn.Conv2d(inputs, channels, kernel, stride), nn.ReLU()]
@@ -78,7 +78,7 @@ class Layered(Classifier):
         return nn.Sequential(*layers)
 
     def dense(self, units: int, *, dropout: float = 0.0) -> nn.Sequential:
-        """A fully connected layer and ReLU, then perhaps dropout."""
+        """A fully connected layer and ReLU, optionally followed by dropout."""
         layers: list[nn.Module] = [
             nn.Flatten(),
             nn.Linear(math.prod(self._reached), units),
@@ -100,7 +100,7 @@ class Layered(Classifier):
 
 
 def _padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after ``size`` pixels, TensorFlow's SAME."""
+    """Zeros before and after ``size`` pixels for TensorFlow's SAME."""
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

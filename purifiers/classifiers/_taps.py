@@ -1,4 +1,4 @@
-"""Walking through a classifier's named parts and keeping what some of them give."""
+"""Features of sequential classifiers: run the named parts and collect some of their outputs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from purifiers.core.errors import UserError, did_you_mean
 
 
 def tapped(classifier: Classifier, owner: str, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
-    """What the parts named ``taps`` give, computing no further than the deepest of them.
+    """Outputs of the parts named ``taps``, without running anything deeper than these.
 
     Args:
-        classifier: its ``TAPS`` are attributes, modules that follow one another.
-        owner: how messages call it.
+        classifier: its ``TAPS`` are attributes: modules that are applied in this order.
+        owner: name of the classifier in messages.
         images: float32 (n, C, H, W) in [0, 1].
 
     Returns:
-        One tensor per name, as its part gives it. Nothing depends on the images' values, so that
-        the walk can be traced.
+        One tensor per name, as returned by its part. Control flow does not depend on the images'
+        values, so this can be traced.
 
     Raises:
-        UserError: it has no such part.
+        UserError: the classifier has no such part.
     """
     for tap in taps:
         if tap not in classifier.TAPS:
             raise UserError(f"{owner} has no tap {tap!r}{did_you_mean(tap, classifier.TAPS)}")
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     hidden = images
     for name in classifier.TAPS:
         hidden = getattr(classifier, name)(hidden)
-        found[name] = hidden
-        if all(tap in found for tap in taps):
+        outputs[name] = hidden
+        if all(tap in outputs for tap in taps):
             break
-    return [found[tap] for tap in taps]
+    return [outputs[tap] for tap in taps]

@@ -1,4 +1,15 @@
-"""Copy this file to add a classifier; its first line says what it is and who proposed it."""
+"""Template of a classifier; replace this line by: architecture, authors, year.
+
+Copy this file to ``<name>.py`` and rename the class to the CamelCase of ``<name>``. No list has to
+be edited. The first line of the module docstring is the classifier's summary (15 to 120
+characters).
+
+The contract tests require of every classifier:
+
+- finite float32 logits (n, classes), independent of the rest of the batch;
+- ``features`` of every tap that run nothing deeper, and a suggestion for an unknown tap;
+- equal logits after saving and loading, and a lower loss after a few training steps.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +30,19 @@ class Template(Classifier):
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes.
-        width: channels of the first convolution, half those of the second; our choice.
+        width: channels of the first convolution, half those of the second; our choice (name the
+            source of each default).
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
     """
 
     traits = ClassifierTraits(
-        version=1,  # raise it when the same declaration gives other logits or initial weights
+        version=1,  # raise it whenever logits or initial weights change; results are recomputed
         budget=("width",),  # parameters that a reduced scale may change: sizes only
     )
 
-    TAPS: ClassVar[tuple[str, ...]] = ("early", "late")  # shallow to deep
+    # names of the inner representations, shallow to deep
+    TAPS: ClassVar[tuple[str, ...]] = ("early", "late")
 
     def __init__(self, shape: Sequence[int], classes: int, *, width: int = 16) -> None:
         super().__init__(shape, classes)
@@ -44,10 +57,10 @@ class Template(Classifier):
         for tap in taps:
             if tap not in self.TAPS:
                 raise UserError(f"template has no tap {tap!r}{did_you_mean(tap, self.TAPS)}")
-        found = {"early": self.early(images)}
-        if "late" in taps:  # nothing deeper than what was asked for is computed
-            found["late"] = self.late(torch.relu(found["early"]))
-        return [found[tap] for tap in taps]
+        outputs = {"early": self.early(images)}
+        if "late" in taps:  # run nothing deeper than the requested taps
+            outputs["late"] = self.late(torch.relu(outputs["early"]))
+        return [outputs[tap] for tap in taps]
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -12,8 +12,8 @@ from purifiers.core.traits import ClassifierTraits
 class AdvaeA(Layered):
     """Conv 5x5, conv 5x5 with stride 2, dropout .25, FC 128, dropout .5, FC.
 
-    1,285,194 parameters on MNIST. The first convolution is padded, the second not, and weights
-    start as Keras's (`lihebi/AdvAE`; the paper says neither).
+    1,285,194 parameters on MNIST. The first convolution is padded, the second is not, and initial
+    weights are Keras's (`lihebi/AdvAE`; the paper specifies neither).
 
     Args:
         shape: (C, H, W) of the images, at least 5 x 5.

@@ -14,15 +14,15 @@ from purifiers.core.traits import ClassifierTraits
 class AdvaeB(Layered):
     """Dropout .2, conv 8x8 with stride 2, conv 6x6 with stride 2, conv 5x5, dropout .5, FC.
 
-    710,218 parameters on MNIST. The first convolution is padded, the others not, and weights
-    start as Keras's (`lihebi/AdvAE`; the paper says neither).
+    710,218 parameters on MNIST. The first convolution is padded, the others are not, and initial
+    weights are Keras's (`lihebi/AdvAE`; the paper specifies neither).
 
     Args:
         shape: (C, H, W) of the images, at least 27 x 27; 14 x 14 with ``first_stride`` 1.
         classes: number of classes.
         width: channels of the first convolution, half those of the others; 64 in the paper.
-        first_stride: stride of the first convolution; 2 in the paper. 1 is our choice for images
-            too small for that.
+        first_stride: stride of the first convolution; 2 in the paper. 1 is our choice for smaller
+            images.
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
 

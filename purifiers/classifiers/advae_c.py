@@ -12,13 +12,13 @@ from purifiers.core.traits import ClassifierTraits
 class AdvaeC(Layered):
     """Conv 3x3, conv 3x3 with stride 2, dropout .25, FC 128, dropout .5, FC.
 
-    1,460,938 parameters on MNIST. The first convolution is padded, the second not, and weights
-    start as Keras's (`lihebi/AdvAE`; the paper says neither).
+    1,460,938 parameters on MNIST. The first convolution is padded, the second is not, and initial
+    weights are Keras's (`lihebi/AdvAE`; the paper specifies neither).
 
     Args:
         shape: (C, H, W) of the images, at least 3 x 3.
         classes: number of classes.
-        width: channels of the second convolution, twice those of the first; 64 in the paper.
+        width: channels of the second convolution, half those of the first; 64 in the paper.
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
 

@@ -12,7 +12,8 @@ from purifiers.core.traits import ClassifierTraits
 class AdvaeD(Layered):
     """FC 200, dropout .5, FC 200, dropout .5, FC.
 
-    199,210 parameters on MNIST. Weights start as Keras's (`lihebi/AdvAE`; the paper is silent).
+    199,210 parameters on MNIST. Initial weights are Keras's (`lihebi/AdvAE`; the paper specifies
+    none).
 
     Args:
         shape: (C, H, W) of the images.

@@ -12,8 +12,8 @@ from purifiers.core.traits import ClassifierTraits
 class AdvaeX(Layered):
     """Conv 3x3 twice, pooling, conv 3x3 twice, pooling, FC 200, dropout .5, FC 200, FC.
 
-    312,202 parameters on MNIST. Convolutions are not padded and weights start as Keras's
-    (`lihebi/AdvAE`; the paper says neither). "FC(200,10)" of the table is FC 200 and FC 10.
+    312,202 parameters on MNIST. Convolutions are not padded, and initial weights are Keras's
+    (`lihebi/AdvAE`; the paper specifies neither). "FC(200,10)" of the table is FC 200 and FC 10.
 
     Args:
         shape: (C, H, W) of the images, at least 16 x 16.

@@ -1,5 +1,4 @@
-"""Residual network with pre-activation bottlenecks (He et al. 2016b) as Keras's CIFAR-10 example
-builds it."""
+"""Pre-activation residual network with bottlenecks (He et al. 2016b), Keras's CIFAR-10 example."""
 
 from __future__ import annotations
 
@@ -20,23 +19,23 @@ NORM_EPS = 1e-3  # Keras's default
 class ResnetV2(Classifier):
     """ResNetV2-``depth``: conv 3x3, BN, ReLU, three stages of bottlenecks, BN, ReLU, mean, FC.
 
-    Depth 29 has 843,786 weights and biases on CIFAR-10 without the running statistics of its
-    batch normalisation; the AdvAE paper takes it from Keras's example `cifar10_resnet.py`
-    (section 4.1, `lihebi/AdvAE`). From there are also the biases of all convolutions, a shortcut
-    that sees the input before its activation, He's truncated normal start over fan-in, and batch
-    normalisation with epsilon 1e-3. The example's L2 penalty of 1e-4 is a weight decay of 2e-4
-    and belongs to the training.
+    Depth 29 has 843,786 weights and biases on CIFAR-10, without the running statistics of its batch
+    normalisation. The AdvAE paper takes it from Keras's example `cifar10_resnet.py` (section 4.1,
+    `lihebi/AdvAE`). The example also has biases in all convolutions, a shortcut from the input
+    before its activation, He's truncated normal initial weights over fan-in, and batch
+    normalisation with epsilon 1e-3. Its L2 penalty of 1e-4 is a weight decay of 2e-4 and part of
+    the training.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes.
         depth: 9 n + 2 for n bottlenecks per stage; 29 in the AdvAE paper.
-        width: channels of the first convolution; the stages have 4, 8 and 16 times as many.
-            16 in Keras's example.
-        first_stride: stride of the first stage; 1 there. 2 is our choice for networks that must
-            train on a processor.
+        width: channels of the first convolution; the stages have 4, 8 and 16 times as many. 16 in
+            Keras's example.
+        first_stride: stride of the first stage; 1 in that example. 2 is our choice for networks
+            that must train on a processor.
         norm_momentum: weight of a new batch in the running statistics; .01 is Keras's default
-            (which calls it .99). Trainings of a few hundred steps need more.
+            (which calls it .99). Trainings of a few hundred steps need a larger one.
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
 
@@ -60,7 +59,9 @@ class ResnetV2(Classifier):
     ) -> None:
         super().__init__(shape, classes)
         if depth < 11 or (depth - 2) % 9:
-            raise UserError(f"resnet_v2: depth is {depth}, but must be 9 n + 2 (11, 20, 29, ...)")
+            raise UserError(
+                f"resnet_v2: depth is {depth}, but must be 9 n + 2; choose 11, 20, 29, ..."
+            )
         blocks = (depth - 2) // 9
         outputs = [4 * width, 8 * width, 16 * width]
         convolution = nn.Conv2d(self.shape[0], width, 3, padding=1)
@@ -87,7 +88,7 @@ class ResnetV2(Classifier):
 
 
 def _he_truncated(weight: Tensor) -> None:
-    """Keras's ``he_normal``: variance 2 / fan-in after cutting at two standard deviations."""
+    """Draw Keras's ``he_normal``: variance 2 / fan-in, truncated at two standard deviations."""
     deviation = (2.0 / weight[0].numel()) ** 0.5 / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
@@ -101,10 +102,10 @@ def _stage(
 
 
 class _Bottleneck(nn.Module):
-    """BN-ReLU-conv thrice: 1x1 with the stride, 3x3, 1x1.
+    """BN-ReLU-conv three times: 1x1 with the stride, 3x3, 1x1; added to the shortcut.
 
     Args:
-        active: the input is an activation already, so the first BN-ReLU is left out.
+        active: the input is already activated, so the first BN-ReLU is omitted.
         projects: the shortcut is a 1x1 convolution of the input.
     """
 
@@ -131,5 +132,5 @@ class _Bottleneck(nn.Module):
         active = hidden if self.norm1 is None else torch.relu(self.norm1(hidden))
         inner = torch.relu(self.norm2(self.conv1(active)))
         inner = torch.relu(self.norm3(self.conv2(inner)))
-        carried = hidden if self.shortcut is None else self.shortcut(hidden)
-        return carried + self.conv3(inner)
+        shortcut = hidden if self.shortcut is None else self.shortcut(hidden)
+        return shortcut + self.conv3(inner)

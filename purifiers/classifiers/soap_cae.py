@@ -14,18 +14,18 @@ from purifiers.core.traits import ClassifierTraits
 
 
 class SoapCae(Layered):
-    """Conv 3x3 with stride 2 twice, FC; a linear layer for the labels; for reconstruction the
-    mirror image of the three, with transposed convolutions and a sigmoid at the end.
+    """Conv 3x3 with stride 2 twice, FC, and a linear layer for the labels; optionally a decoder.
 
-    Without its decoder 3,241,354 parameters on MNIST, with it 6,474,507 (`Mishne-Lab/SOAP`,
-    ``ConvAutoEncoder``). Initial weights are PyTorch's, as there.
+    The decoder, for reconstruction, mirrors the first three layers with transposed convolutions and
+    ends with a sigmoid. 3,241,354 parameters on MNIST without it, 6,474,507 with it
+    (`Mishne-Lab/SOAP`, ``ConvAutoEncoder``). Initial weights are PyTorch's, as upstream.
 
     Args:
-        shape: (C, H, W) of the images. Sides that are no multiples of 4 are reconstructed from
-            the next multiple, cropped below and to the right.
+        shape: (C, H, W) of the images. Sides that are not multiples of 4 are reconstructed at the
+            next multiple and cropped at the bottom and the right.
         classes: number of classes.
-        task: ``reconstruction``, or ``label_consistency`` for which no decoder is made; as
-            :class:`purifiers.core.self_supervision.Joint` has it.
+        task: ``reconstruction``, or ``label_consistency``, which needs no decoder; see
+            :class:`purifiers.core.self_supervision.Joint`.
         width: channels of the first convolution, half those of the second; 32 upstream.
         units: of the fully connected layer; 1024 upstream.
 
@@ -54,8 +54,8 @@ class SoapCae(Layered):
                 f"soap_cae: task is {task!r}: choose label_consistency or reconstruction"
             )
         self.task = task
-        channels, height, width_pixels = self.shape
-        small = (2 * width, -(-height // 4), -(-width_pixels // 4))
+        channels, height, image_width = self.shape
+        small = (2 * width, -(-height // 4), -(-image_width // 4))
         flat = small[0] * small[1] * small[2]
         self.conv1 = nn.Sequential(nn.Conv2d(channels, width, 3, 2, padding=1), nn.ReLU())
         self.conv2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, padding=1), nn.ReLU())
@@ -75,10 +75,13 @@ class SoapCae(Layered):
         """Logits (n, classes) and reconstructed images (n, C, H, W).
 
         Raises:
-            UserError: the network was made without its decoder.
+            UserError: the network was built without its decoder.
         """
         if self.task != "reconstruction":
-            raise UserError(f"soap_cae: made for {self.task}: there is no decoder")
+            raise UserError(
+                f"soap_cae: task is {self.task!r}, for which there is no decoder; "
+                "set task to 'reconstruction'"
+            )
         hidden = self.features(images, ("dense1",))[0].flatten(1)
-        made = torch.sigmoid(self.decoder(hidden))
-        return self.head(hidden), made[..., : images.shape[2], : images.shape[3]]
+        reconstruction = torch.sigmoid(self.decoder(hidden))
+        return self.head(hidden), reconstruction[..., : images.shape[2], : images.shape[3]]

@@ -1,4 +1,4 @@
-"""SOAP's CIFAR classifier (Shi et al. 2021): a small residual network that may guess rotations."""
+"""SOAP's CIFAR classifier (Shi et al. 2021): a small residual network with a rotation head."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from purifiers.core.traits import ClassifierTraits
 
 
 class SoapResnet(Classifier):
-    """Conv 3x3, three stages of two basic blocks, mean over the pixels, a linear layer for the
-    labels and, for rotation, one for the four rotations.
+    """Conv 3x3, three stages of two basic blocks, average pooling, a linear layer for the labels.
 
-    `Mishne-Lab/SOAP` calls it ResNet-18 and makes no fourth stage; all its convolutions have
-    biases. 175,818 parameters on CIFAR-10, 176,078 with the second head. Upstream normalises its
-    input with the data set's moments; here it is not, as in the suite's other networks.
+    For rotation, a second linear layer predicts the four rotations. `Mishne-Lab/SOAP` calls the
+    network ResNet-18 and builds no fourth stage; all its convolutions have biases. 175,818
+    parameters on CIFAR-10, 176,078 with the second head. Upstream normalises the input with the
+    data set's moments; this network does not, like the suite's others.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes.
-        task: ``rotation``, or ``label_consistency`` for which there is no second head; as
-            :class:`purifiers.core.self_supervision.Joint` has it.
+        task: ``rotation``, or ``label_consistency``, which needs no second head; see
+            :class:`purifiers.core.self_supervision.Joint`.
         width: channels of the first stage; the others have 2 and 4 times as many. 16 upstream.
-        first_stride: stride of the first stage; 1 upstream. 2 is our choice for networks that
-            must train on a processor.
+        first_stride: stride of the first stage; 1 upstream. 2 is our choice for networks that must
+            train on a processor.
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
 
@@ -72,10 +72,13 @@ class SoapResnet(Classifier):
         """Logits (n, classes), and logits (n, 4) of the rotations.
 
         Raises:
-            UserError: the network was made without its second head.
+            UserError: the network was built without its second head.
         """
         if self.task != "rotation":
-            raise UserError(f"soap_resnet: made for {self.task}: it does not guess rotations")
+            raise UserError(
+                f"soap_resnet: task is {self.task!r}, for which there is no rotation head; "
+                "set task to 'rotation'"
+            )
         pooled = self._pooled(images)
         return self.head(pooled), self.rotation(pooled)
 
@@ -91,8 +94,10 @@ def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class _Block(nn.Module):
-    """Conv-BN-ReLU-conv-BN, added to the input and then ReLU; where the shape changes, the
-    shortcut is a 1x1 convolution and BN."""
+    """Conv-BN-ReLU-conv-BN, added to the shortcut, then ReLU.
+
+    Where the shape changes, the shortcut is a 1x1 convolution with BN.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -107,6 +112,6 @@ class _Block(nn.Module):
             )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        carried = hidden if self.shortcut is None else self.shortcut(hidden)
+        shortcut = hidden if self.shortcut is None else self.shortcut(hidden)
         active = torch.relu(self.norm1(self.conv1(hidden)))
-        return torch.relu(carried + self.norm2(self.conv2(active)))
+        return torch.relu(shortcut + self.norm2(self.conv2(active)))

@@ -17,21 +17,21 @@ STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 
 
 class Vgg(Classifier):
-    """VGG-``depth``-BN: five stages of 3x3 convolutions with BN and ReLU, each ending with 2x2
-    max-pooling; average pooling and one linear layer.
+    """VGG-``depth``-BN: five stages of 3x3 convolutions with BN and ReLU, one linear layer.
 
-    VGG-19-BN for colour images and 10 classes has 20,040,522 parameters. The one linear layer
-    instead of three is what CIFAR ports have (`kuangliu/pytorch-cifar`), convolutions have biases
-    there and in torchvision. Pooling keeps an odd last pixel, so that any image size is possible;
-    at 32x32 nothing is odd. Inputs are not normalised.
+    Each stage ends with 2x2 max-pooling; average pooling precedes the linear layer. VGG-19-BN for
+    colour images and 10 classes has 20,040,522 parameters. CIFAR ports have one linear layer
+    instead of three (`kuangliu/pytorch-cifar`). Convolutions have biases, as there and in
+    torchvision. Pooling keeps an odd last pixel, so that any image size is possible; at 32x32 no
+    size is odd. Inputs are not normalised.
 
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes.
-        depth: layers with weights as the paper counts them: 11, 13, 16 or 19.
-        width: channels of the first stage; the others have twice, 4, 8 and 8 times as many.
-        first_stride: of the first convolution; 1 in the paper. 2 is our choice for networks that
-            must train on a processor.
+        depth: number of layers with weights, as the paper counts them: 11, 13, 16 or 19.
+        width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
+        first_stride: stride of the first convolution; 1 in the paper. 2 is our choice for networks
+            that must train on a processor.
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to logits (n, classes).
 
@@ -65,7 +65,7 @@ class Vgg(Classifier):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He initialisation over fan-out for convolutions, zero biases, as torchvision's."""
+        """Draw He's weights over fan-out for convolutions, and zero biases, as in torchvision."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -82,10 +82,10 @@ class Vgg(Classifier):
 
 def _stage(inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for place in range(count):
-        step = stride if place == 0 else 1
+    for position in range(count):
+        step = stride if position == 0 else 1
         layers += [
-            nn.Conv2d(inputs if place == 0 else outputs, outputs, 3, stride=step, padding=1),
+            nn.Conv2d(inputs if position == 0 else outputs, outputs, 3, stride=step, padding=1),
             nn.BatchNorm2d(outputs),
             nn.ReLU(),
         ]

@@ -1,5 +1,4 @@
-"""Wide residual network (Zagoruyko and Komodakis 2016), pre-activation, as adversarial training
-papers use it."""
+"""Pre-activation wide residual network (Zagoruyko and Komodakis 2016) of adversarial training."""
 
 from __future__ import annotations
 
@@ -50,7 +49,9 @@ class WideResnet(Classifier):
     ) -> None:
         super().__init__(shape, classes)
         if depth < 10 or (depth - 4) % 6:
-            raise UserError(f"wide_resnet: depth is {depth}, but must be 6 n + 4 (10, 16, 22, ...)")
+            raise UserError(
+                f"wide_resnet: depth is {depth}, but must be 6 n + 4; choose 10, 16, 22, ..."
+            )
         blocks = (depth - 4) // 6
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.channels = dict(zip(self.TAPS, widths, strict=True))
@@ -64,7 +65,7 @@ class WideResnet(Classifier):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He initialisation over fan-out for convolutions, zero bias of the head."""
+        """Draw He's initial weights over fan-out for convolutions; zero bias in the head."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -84,8 +85,10 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 class _Block(nn.Module):
-    """BN-ReLU-conv twice; where the shape changes, the shortcut is a 1x1 convolution of the
-    activated input."""
+    """BN-ReLU-conv twice, added to the shortcut.
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -98,5 +101,5 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         active = torch.relu(self.norm1(hidden))
-        carried = hidden if self.shortcut is None else self.shortcut(active)
-        return carried + self.conv2(torch.relu(self.norm2(self.conv1(active))))
+        shortcut = hidden if self.shortcut is None else self.shortcut(active)
+        return shortcut + self.conv2(torch.relu(self.norm2(self.conv1(active))))

@@ -1,1 +1,1 @@
-"""Image classification sets, one per file: a split of a data folder to uint8 arrays."""
+"""Image classification data sets, one per file: they load a split as uint8 arrays."""

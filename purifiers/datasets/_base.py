@@ -1,4 +1,4 @@
-"""What every dataset promises."""
+"""Base class of all data sets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SPLITS = ("train", "test")
 
 
 class Source(NamedTuple):
-    """Where the images come from.
+    """Origin of the images.
 
     Attributes:
-        text: the layout that was read.
-        note: "" for the original images, else how they differ; every output must repeat it.
+        text: the layout of the files that were read.
+        note: "" for the original images, else how they differ; printed with every result.
     """
 
     text: str
@@ -28,16 +28,16 @@ class Source(NamedTuple):
 
 
 class Dataset(Component, ABC):
-    """A labelled set of images of one shape, in a training and a test split.
+    """A labelled set of images of one shape, with a training and a test split.
 
-    ``traits`` declare shape, classes and numbers of images. Files are read from the data folder; an
-    official file that is missing is downloaded.
+    ``traits`` declare shape, classes and numbers of images. Files are read from the data folder; a
+    missing official file is downloaded.
 
     Attributes:
         shape: (C, H, W).
-        classes: number of classes; None until the files are read, where only they can tell.
+        classes: number of classes; None before the files are read if only they determine it.
         train, test: expected numbers of images; None as above.
-        origin: the layout that is read.
+        origin: the layout of the files.
     """
 
     traits: ClassVar[DatasetTraits]
@@ -55,7 +55,7 @@ class Dataset(Component, ABC):
             cls.train, cls.test = traits.train, traits.test
 
     def load(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Read one split, whole and in its fixed order.
+        """Read one split completely and in its fixed order.
 
         Args:
             split: "train" or "test".
@@ -65,12 +65,12 @@ class Dataset(Component, ABC):
             images, uint8 (n, C, H, W) in 0..255, and labels, int64 (n,) in 0..classes - 1.
 
         Raises:
-            UserError: an unknown split; files that are missing, damaged or not the official
-                ones; a number, shape or label of images that is not the expected one.
+            UserError: an unknown split; files that are missing, damaged or not the official ones;
+                an unexpected number of images, shape or label.
         """
         if split not in SPLITS:
             hint = did_you_mean(split, SPLITS)
-            raise UserError(f"there is no split {split!r}{hint}; the splits are 'train' and 'test'")
+            raise UserError(f"there is no split {split!r}{hint}; choose 'train' or 'test'")
         images, labels = self.read(split, Path(root))
         where = f"{type(self).__name__.lower()}, {split} split, below {root}"
         if images.dtype != np.uint8 or images.shape[1:] != tuple(self.shape):
@@ -95,9 +95,9 @@ class Dataset(Component, ABC):
         return np.ascontiguousarray(images), labels
 
     def source(self, root: Path) -> Source:
-        """Which files :meth:`load` reads (or would download), and what is different about them."""
+        """Files that :meth:`load` reads or would download, and what differs from the original."""
         return Source(self.origin)
 
     @abstractmethod
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Images and integer labels as :meth:`load` returns them, before its checks."""
+        """Read images and integer labels as :meth:`load` returns them, without its checks."""

@@ -1,4 +1,4 @@
-"""Checksums of files and of what is inside them."""
+"""Checksums of files and of their contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK_BYTES = 1 << 20
 
 def matches(data: bytes | Path, expected: str) -> bool:
     """Whether bytes, or a file's content, have the checksum ``"sha256:<hex>"`` (or ``"md5:"``)."""
-    algorithm, _, wanted = expected.partition(":")
+    algorithm, _, hexdigest = expected.partition(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     if isinstance(data, bytes):
         digest.update(data)
@@ -20,20 +20,20 @@ def matches(data: bytes | Path, expected: str) -> bool:
         with data.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
-    return digest.hexdigest() == wanted
+    return digest.hexdigest() == hexdigest
 
 
 def check(data: bytes | Path, expected: str, path: Path) -> None:
-    """Refuse data whose checksum is not the expected one.
+    """Check that data have the expected checksum.
 
     Args:
-        path: the file the data come from, for the message.
+        path: file of the data, for the message.
 
     Raises:
-        UserError: it differs. The file is left where it is.
+        UserError: the checksum differs. The file is not changed.
     """
     if not matches(data, expected):
         raise UserError(
             f"{path} is damaged or not the official file (expected {expected}); "
-            "move it away to have it downloaded, or put the right one in its place"
+            "move it away to download it again, or replace it by the official file"
         )

@@ -1,4 +1,4 @@
-"""The binary version of the CIFAR sets."""
+"""Reader of the CIFAR data sets in their binary version."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from purifiers.datasets._download import Remote, obtain
 class CifarBinary(Dataset):
     """Records of label bytes and 3072 pixel bytes (red, green, blue plane, each row by row).
 
-    The folder is read if it is there, else the archive, else the archive is downloaded. The
-    archive is read in place: nothing is unpacked. The Python version is pickled, so it is never
+    The folder is read if it exists, else the archive, which is downloaded if it is missing. The
+    archive is read in place: nothing is unpacked. The Python version is pickled and therefore never
     read.
 
     Attributes:
-        folder: of the files, below the data folder and inside the archive.
+        folder: folder of the files, below the data folder and inside the archive.
         archive: the official archive.
-        members: split -> names of its files, in order.
-        checksums: name -> checksum of the file in the folder.
-        label_bytes: per record; the last one is the label that is used.
+        members: split to the names of its files, in order.
+        checksums: name to the checksum of the file in the folder.
+        label_bytes: label bytes per record; the last one is used.
     """
 
     folder: ClassVar[str]
@@ -38,8 +38,8 @@ class CifarBinary(Dataset):
     label_bytes: ClassVar[int]
 
     def source(self, root: Path) -> Source:
-        found = f"{self.folder}/" if (root / self.folder).is_dir() else self.archive.name
-        return Source(f"official binary version, {found}")
+        location = f"{self.folder}/" if (root / self.folder).is_dir() else self.archive.name
+        return Source(f"official binary version, {location}")
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         names = self.members[split]
@@ -55,20 +55,23 @@ class CifarBinary(Dataset):
         return images, table[:, self.label_bytes - 1]
 
     def looked_for(self, root: Path) -> str:
-        """The places where the files may be, for messages."""
+        """Possible locations of the files, for messages."""
         return f"{self.folder}/ and {self.archive.name} in {root}"
 
     def _records(self, data: bytes, name: str) -> np.ndarray:
         width = self.label_bytes + int(np.prod(self.shape))
         if len(data) % width:
-            raise UserError(f"{name}: {len(data)} bytes are not whole records of {width} bytes")
+            raise UserError(
+                f"{name}: {len(data)} bytes are not a multiple of the {width} bytes of a record; "
+                "replace it by the official file"
+            )
         return np.frombuffer(data, np.uint8).reshape(-1, width)
 
 
 def _file(path: Path, checksum: str) -> bytes:
     if not path.exists():
         raise UserError(
-            f"{path} is missing although its folder is there; put it there or move "
+            f"{path} is missing although its folder exists; add the file or move "
             f"{path.parent.name}/ away"
         )
     data = path.read_bytes()
@@ -77,16 +80,16 @@ def _file(path: Path, checksum: str) -> bytes:
 
 
 def _archived(path: Path, names: list[str]) -> list[bytes]:
-    """Contents of the named members, in that order, in one pass and without unpacking."""
-    found: dict[str, bytes] = {}
+    """Contents of the named members, in that order, read in one pass and without unpacking."""
+    contents: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
                 file = archive.extractfile(member) if member.name in names else None
                 if file is not None:
-                    found[member.name] = file.read()
+                    contents[member.name] = file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path}: not a whole tar.gz archive ({error}); move it away") from error
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in contents]:
         raise UserError(f"{path} does not hold {', '.join(missing)}; move it away")
-    return [found[name] for name in names]
+    return [contents[name] for name in names]

@@ -1,4 +1,4 @@
-"""Downloads that resume, are checked, and fail in one line."""
+"""Downloads that resume, verify a checksum, and report an error in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.progress import Progress
 from purifiers.datasets import _checksum
 
-# Our choices: patient enough for a bad line, short enough to notice a dead one.
+# Our choices: long enough for a slow connection, short enough to detect a broken one.
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 30.0
 PROGRESS_SECONDS = 5.0
@@ -27,10 +27,10 @@ _CHUNK_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Remote:
-    """One official file.
+    """An official file on the network.
 
     Attributes:
-        url: where its publisher offers it; the environment variable ``PURIFYBENCH_MIRROR``
+        url: the publisher's URL; the environment variable ``PURIFYBENCH_MIRROR``
             ("http://host:port/folder") replaces scheme and host.
         size: bytes.
         checksum: "sha256:<hex>".
@@ -42,26 +42,27 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """The file's name, the last part of the URL."""
+        """Name of the file, the last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
     def address(self) -> str:
-        """The URL to ask, after ``PURIFYBENCH_MIRROR``."""
+        """URL of the request, after ``PURIFYBENCH_MIRROR``."""
         mirror = os.environ.get("PURIFYBENCH_MIRROR")
         return mirror.rstrip("/") + urllib.parse.urlsplit(self.url).path if mirror else self.url
 
 
 def obtain(remote: Remote, path: Path, looked_for: str) -> Path:
-    """Return ``path``, downloaded first if it is not there, and its checksum verified.
+    """Return ``path`` with its checksum verified, after downloading the file if it is missing.
 
-    The bytes go to ``<path>.partial``, which a later call resumes; two processes that want the
-    same file wait for each other. A file that was already at ``path`` is never changed.
+    The bytes are written to ``<path>.partial``, which a later call resumes. Two processes that need
+    the same file wait for each other. A file that already exists at ``path`` is never changed.
 
     Args:
-        looked_for: what was looked for before, for the message.
+        looked_for: locations that were searched before, for the message.
 
     Raises:
-        UserError: no network, an HTTP error, a cut connection, a full disk, or a wrong checksum.
+        UserError: no network, an HTTP error, an interrupted connection, a full disk, or a wrong
+            checksum.
     """
     if path.exists():
         _checksum.check(path, remote.checksum, path)
@@ -89,11 +90,11 @@ def obtain(remote: Remote, path: Path, looked_for: str) -> Path:
 
 
 class _Failed(Exception):
-    """A download that ended in a way that has no exception of its own."""
+    """A failed download for which no other exception exists."""
 
 
 def _fill(file: BinaryIO, remote: Remote) -> None:
-    """Append to ``file`` until it has all bytes, continuing after a cut connection."""
+    """Append to ``file`` until it is complete; continue after an interrupted connection."""
     if file.seek(0, os.SEEK_END) > remote.size:
         file.truncate(0)
     for _ in range(ATTEMPTS):

@@ -1,4 +1,4 @@
-"""The idx format, and the datasets that are four idx files."""
+"""Reader of the idx format, and base of the data sets that consist of four idx files."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ def parse(data: bytes, dimensions: int, path: Path) -> np.ndarray:
     """Read an idx file of unsigned bytes.
 
     The format is two zero bytes, the type (8: unsigned byte), the number of dimensions, the
-    dimensions as big-endian int32, then the values, last index fastest (the MNIST page of
-    LeCun, Cortes and Burges).
+    dimensions as big-endian int32, then the values, last index fastest (the MNIST page of LeCun,
+    Cortes and Burges).
 
     Returns:
         a uint8 array with that many dimensions.
 
     Raises:
-        UserError: another magic number, or more or fewer values than the dimensions say.
+        UserError: another magic number, or a number of values that does not match the dimensions.
     """
     start = 4 + 4 * dimensions
     if len(data) < start or data[:4] != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
         raise UserError(
             f"{path}: not an idx file of bytes with {dimensions} dimensions "
-            f"(it begins with 0x{data[:4].hex()})"
+            f"(it begins with 0x{data[:4].hex()}); replace it by the official file"
         )
     shape = struct.unpack(f">{dimensions}i", data[4:start])
     if len(data) - start != math.prod(shape):
-        raise UserError(f"{path}: {len(data) - start} values, but its header says {shape}")
+        raise UserError(
+            f"{path}: {len(data) - start} values, but its header declares {shape}; "
+            "replace it by the official file"
+        )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -50,10 +53,10 @@ class IdxDataset(Dataset):
     """Grey images in torchvision's folders: ``<folder>/raw/train-images-idx3-ubyte[.gz]`` ...
 
     Attributes:
-        folder: below the data folder.
-        remotes: name without ".gz" -> the official compressed file.
-        checksums: name without ".gz" -> checksum of the uncompressed content, so that a file
-            that somebody compressed again is accepted.
+        folder: folder below the data folder.
+        remotes: name without ".gz" to the official compressed file.
+        checksums: name without ".gz" to the checksum of the uncompressed content, so that a
+            recompressed file is accepted.
     """
 
     folder: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Encoded images to arrays."""
+"""Decoder of image files."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def decode(data: bytes, shape: Sequence[int], where: str, fit: bool = False) -> 
     """Decode one image.
 
     Args:
-        data: a file's bytes, in any format that Pillow reads.
+        data: bytes of a file, in any format that Pillow reads.
         shape: (C, H, W), with one channel (grey) or three (RGB).
-        where: names the image in messages.
-        fit: turn it as its camera says, resize it (bilinear, filtered when it shrinks) to cover
-            the shape, and cut out the centre. Otherwise a size that differs is an error.
+        where: name of the image in messages.
+        fit: apply the EXIF orientation, resize the image (bilinear, filtered when it shrinks) to
+            cover the shape, and crop the centre. Otherwise a different size is an error.
 
     Returns:
         uint8 (C, H, W).
 
     Raises:
-        UserError: the bytes are no image, or it has another size.
+        UserError: the bytes are not an image, or it has another size.
     """
     channels, height, width = shape
     try:

@@ -1,7 +1,14 @@
-"""Template of a dataset: copy this file to ``<your_name>.py`` and replace what it reads.
+"""Template of a data set; replace this line by: name, kind and size of images, authors, year.
 
-The file's name is the name in YAML, the class is its CamelCase, and nothing else has to be
-registered. Raise ``VERSION`` whenever an image, a label or their order changes.
+Copy this file to ``<name>.py`` and rename the class to the CamelCase of ``<name>``, the name in
+YAML. No list has to be edited. The first line of the module docstring is the data set's summary (15
+to 120 characters).
+
+The contract tests require of every data set:
+
+- literal traits that match the arrays: images uint8 (n, C, H, W), labels in 0 ... classes - 1;
+- the same images in the same order at every call;
+- a ``source``, and an error with "did you mean" for an unknown split.
 """
 
 from __future__ import annotations
@@ -17,7 +24,7 @@ from purifiers.datasets._base import Dataset, Source
 class Template(Dataset):
     """Stripes: class k is bright in rows 2k and 2k + 1, under noise.
 
-    A real dataset reads files below ``root``, and says in one line what is missing::
+    A real data set reads files below ``root`` and reports a missing one in one line::
 
         path = root / "my_set" / f"{split}.npz"
         if not path.exists():
@@ -27,12 +34,12 @@ class Template(Dataset):
     """
 
     traits = DatasetTraits(
-        version=1,
+        version=1,  # raise it whenever an image, a label or their order changes
         shape=(1, 8, 8),  # channels, height, width
-        classes=4,
-        train=64,
-        test=32,
-        # Only if these are not the images a paper means; it is printed beside every number.
+        classes=4,  # number of classes
+        train=64,  # number of training images
+        test=32,  # number of test images
+        # only if these images differ from those of the papers; printed under every table
         stand_in_note="drawn stripes, for trying things out",
     )
 

@@ -1,4 +1,4 @@
-"""CIFAR-10: photographs of ten kinds of things, 32x32 colour (Krizhevsky 2009)."""
+"""CIFAR-10: colour photographs of ten classes, 32x32 (Krizhevsky 2009)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMBERS = {
     "test": ("test_batch.bin",),
 }
 # MD5 of the unpacked files: prabhuomkar/pytorch-cpp (cmake/fetch_cifar10.cmake) and
-# rai-project/dldataset (vision/cifar10.go) record the same ones.
+# rai-project/dldataset (vision/cifar10.go), which agree.
 CHECKSUMS = {
     "data_batch_1.bin": "md5:5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2.bin": "md5:5ea93a67294ea407fff1d09f752e9692",
@@ -38,13 +38,13 @@ PARQUET_FOLDERS = ("cifar10_jpeg", "cifar10")
 
 
 class Cifar10(CifarBinary):
-    """CIFAR-10, from the first of these that is there.
+    """CIFAR-10, read from the first of these locations that exists.
 
     1. ``cifar-10-batches-bin/``, the official binary version;
     2. ``cifar-10-binary.tar.gz``, the same as an archive;
     3. ``cifar10_jpeg/`` or ``cifar10/`` with ``train.parquet`` and ``test.parquet``: columns
-       ``img`` {bytes, path} and ``label``. Their order is the file's own. Only the numbers of
-       images and the labels' range can be checked;
+       ``img`` {bytes, path} and ``label``, in the order of the file. Only the numbers of images and
+       the range of the labels can be checked;
     4. the archive, downloaded.
     """
 
@@ -54,7 +54,7 @@ class Cifar10(CifarBinary):
         classes=10,
         train=50_000,
         test=10_000,
-        stand_in_note="recompressed as JPEG, not bit-exact",  # where the files hold JPEG
+        stand_in_note="recompressed as JPEG, not bit-exact",  # only if the files contain JPEG
     )
 
     folder, archive, members, checksums = "cifar-10-batches-bin", ARCHIVE, MEMBERS, CHECKSUMS
@@ -105,7 +105,7 @@ def _rows(folder: Path, split: str) -> tuple[list[bytes], np.ndarray]:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path}: expected a parquet file with the columns img {{bytes, path}} and label "
-            f"({reason}); mend it or move {folder.name}/ away"
+            f"({reason}); repair it or move {folder.name}/ away"
         ) from error
     if any(image is None for image in images):
         raise UserError(f"{path}: an image without bytes; store the bytes, not only the path")

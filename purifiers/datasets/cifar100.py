@@ -1,4 +1,4 @@
-"""CIFAR-100 with its fine labels: photographs, 32x32 colour (Krizhevsky 2009)."""
+"""CIFAR-100 with its fine labels: colour photographs, 32x32 (Krizhevsky 2009)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKSUMS = {
 class Cifar100(CifarBinary):
     """CIFAR-100 from ``cifar-100-binary/`` or ``cifar-100-binary.tar.gz``.
 
-    A record has the coarse label, then the fine one; the fine one is used.
+    A record has a coarse and a fine label; the fine one is used.
     """
 
     traits = DatasetTraits(version=1, shape=(3, 32, 32), classes=100, train=50_000, test=10_000)

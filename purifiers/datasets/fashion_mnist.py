@@ -6,8 +6,8 @@ from purifiers.core.traits import DatasetTraits
 from purifiers.datasets._download import Remote
 from purifiers.datasets._idx import IdxDataset
 
-# SHA-256 of the uncompressed files. The labels' are those of zalandoresearch/fashion-mnist's own
-# files; the images' are as several public repositories record them beside the same labels'.
+# SHA-256 of the uncompressed files. Labels: from zalandoresearch/fashion-mnist's own files.
+# Images: from several public repositories, which record the same checksums of the labels.
 CHECKSUMS = {
     "train-images-idx3-ubyte": "sha256:"
     "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

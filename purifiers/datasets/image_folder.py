@@ -16,14 +16,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 
 
 class ImageFolder(Dataset):
-    """A folder per split, in it a folder per class, in it the images.
+    """Images in one folder per split and, within it, one folder per class.
 
-    Classes are numbered in the order of the training folders' names. Images are ordered by
-    class, then file name; each is resized to cover the shape and its centre is cut out. Files
-    with other endings, and hidden ones, are passed over.
+    Classes are numbered in the order of the training folders' names. Images are ordered by class,
+    then file name; each is resized to cover the shape and its centre is cropped. Hidden files and
+    files with other endings are ignored.
 
     Args:
-        path: of the folder that holds ``train/`` and ``test/``, below the data folder.
+        path: folder with ``train/`` and ``test/``, below the data folder.
         shape: (C, H, W) of the result; one channel is grey, three are RGB.
 
     Raises:
@@ -32,7 +32,7 @@ class ImageFolder(Dataset):
 
     traits = DatasetTraits(
         version=1,
-        shape=(3, 32, 32),  # by default; the parameter `shape` decides
+        shape=(3, 32, 32),  # default of the parameter `shape`
         classes=None,
         train=None,
         test=None,
@@ -41,7 +41,7 @@ class ImageFolder(Dataset):
     def __init__(self, path: str = "image_folder", shape: Sequence[int] = (3, 32, 32)) -> None:
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise UserError(
-                f"image_folder: shape {tuple(shape)} must be (channels, height, width) "
+                f"image_folder: shape is {tuple(shape)}: choose (channels, height, width) "
                 "with 1 or 3 channels"
             )
         self.path = path
@@ -62,12 +62,14 @@ class ImageFolder(Dataset):
             if name not in numbers:
                 raise UserError(
                     f"{folder / split / name} is no class of {folder / 'train'}"
-                    f"{did_you_mean(name, names)}"
+                    f"{did_you_mean(name, names)}; rename or remove it"
                 )
             files = [p for p in _visible(folder / split / name) if p.suffix.lower() in SUFFIXES]
             if not files:
                 endings = " ".join(SUFFIXES)
-                raise UserError(f"{folder / split / name} holds no image ({endings})")
+                raise UserError(
+                    f"{folder / split / name} holds no image ({endings}); add images or remove it"
+                )
             for file in files:
                 images.append(_images.decode(file.read_bytes(), self.shape, str(file), fit=True))
                 labels.append(numbers[name])

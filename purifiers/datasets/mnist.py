@@ -18,7 +18,7 @@ CHECKSUMS = {
     "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 
-# The copy, sizes and checksums that tensorflow/datasets records (url_checksums/mnist.txt): the
+# URL, sizes and checksums from tensorflow/datasets (url_checksums/mnist.txt): a copy, because the
 # original page no longer serves the files to everybody.
 _URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 REMOTES = {

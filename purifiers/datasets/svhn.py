@@ -30,8 +30,10 @@ REMOTES = {
 
 
 class Svhn(Dataset):
-    """``train_32x32.mat`` and ``test_32x32.mat`` in ``svhn/``, or in the data folder itself
-    (where torchvision leaves them). The files call the digit 0 label 10; here it is 0.
+    """SVHN from ``train_32x32.mat`` and ``test_32x32.mat`` in ``svhn/`` or the data folder itself.
+
+    torchvision stores them in the data folder. The files give the digit 0 the label 10; here it is
+    0.
     """
 
     traits = DatasetTraits(version=1, shape=(3, 32, 32), classes=10, train=73_257, test=26_032)
@@ -51,7 +53,7 @@ class Svhn(Dataset):
 
 
 def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``X`` (32, 32, 3, n) to images (n, 3, 32, 32), ``y`` (n, 1) in 1..10 to labels (n,)."""
+    """Convert ``X`` (32, 32, 3, n) to (n, 3, 32, 32), ``y`` (n, 1) in 1..10 to labels (n,)."""
     from scipy.io import loadmat
 
     try:

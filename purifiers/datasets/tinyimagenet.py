@@ -16,8 +16,8 @@ from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
-# Size and SHA-256: the pointer of this file in Hugging Face's cnak47/cv-datasets; the same
-# SHA-256 stands in several public repositories that fetched it from this URL.
+# Size and SHA-256: the pointer of this file in Hugging Face's cnak47/cv-datasets. Several public
+# repositories that downloaded it from this URL record the same SHA-256.
 ARCHIVE = Remote(
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
     248_100_043,
@@ -42,19 +42,22 @@ class Tinyimagenet(Dataset):
     archive: ClassVar[Remote] = ARCHIVE
 
     def source(self, root: Path) -> Source:
-        found = f"{FOLDER}/" if (root / FOLDER).is_dir() else self.archive.name
-        return Source(f"official files, {found}; the test split is the validation set")
+        location = f"{FOLDER}/" if (root / FOLDER).is_dir() else self.archive.name
+        return Source(f"official files, {location}; the test split is the validation set")
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         with self._open(root) as (names, read):
             wordnet_ids = sorted(_lines(read, "wnids.txt"))
             numbers = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids)}
-            listed = _train(names) if split == "train" else _validation(read)
-            images = np.empty((len(listed), *self.shape), np.uint8)
-            labels = np.empty(len(listed), np.int64)
-            for index, (name, wordnet_id) in enumerate(listed):
+            entries = _train(names) if split == "train" else _validation(read)
+            images = np.empty((len(entries), *self.shape), np.uint8)
+            labels = np.empty(len(entries), np.int64)
+            for index, (name, wordnet_id) in enumerate(entries):
                 if wordnet_id not in numbers:
-                    raise UserError(f"{root}: {name} has the class {wordnet_id}, not in wnids.txt")
+                    raise UserError(
+                        f"{root}: {name} has the class {wordnet_id}, not in wnids.txt; "
+                        "replace it by the official files"
+                    )
                 images[index] = _images.decode(read(name), self.shape, f"{root}: {name}")
                 labels[index] = numbers[wordnet_id]
         return images, labels
@@ -103,6 +106,8 @@ def _zip_reader(archive: zipfile.ZipFile, path: Path) -> Read:
         try:
             return archive.read(f"{FOLDER}/{name}")
         except (KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} does not hold a whole {name} ({error})") from error
+            raise UserError(
+                f"{path} does not contain a complete {name} ({error}); move it away"
+            ) from error
 
     return read

@@ -1,1 +1,1 @@
-"""Purifiers and other defences of the input: one method per file."""
+"""Purifiers and other defences on the input: one method per file."""

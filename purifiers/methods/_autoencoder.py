@@ -1,4 +1,4 @@
-"""The MNIST auto-encoder of AdvAE, and what it shares with the U-Nets: images in, images out."""
+"""Auto-encoder of AdvAE for MNIST, and the layers that it shares with the U-Nets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NORM_EPS = 1e-3  # Keras's default
 
 
 class Autoencoder(nn.Module):
-    """Images to images of the same shape through a sigmoid.
+    """Map images to images of the same shape, with a sigmoid at the end.
 
-    A subclass implements :meth:`decode`. Sides that are no multiples of ``reduction`` are padded
-    with zeros below and to the right, and the output is cropped (our choice; MNIST, 16x16 digits
-    and CIFAR-10 fit).
+    A subclass implements :meth:`decode`. Sides that are not multiples of ``reduction`` are padded
+    with zeros at the bottom and the right, and the output is cropped (our choice; MNIST, 16x16
+    digits and CIFAR-10 need no padding).
 
     Shapes: images float32 (n, C, H, W) in [0, 1] to the same.
     """
@@ -29,26 +29,27 @@ class Autoencoder(nn.Module):
         return torch.sigmoid(self.decoded(images))
 
     def decoded(self, images: Tensor) -> Tensor:
-        """What the last layer gives (n, C, H, W): the logit of each pixel."""
+        """Logit of each output pixel, (n, C, H, W)."""
         height, width = images.shape[-2:]
-        below, beside = -height % self.reduction, -width % self.reduction
-        padded = functional.pad(images, (0, beside, 0, below)) if below or beside else images
-        made = self.decode(padded.contiguous(memory_format=torch.channels_last))
-        return made[..., :height, :width]
+        bottom, right = -height % self.reduction, -width % self.reduction
+        padded = functional.pad(images, (0, right, 0, bottom)) if bottom or right else images
+        logits = self.decode(padded.contiguous(memory_format=torch.channels_last))
+        return logits[..., :height, :width]
 
     def decode(self, images: Tensor) -> Tensor:
-        """From images whose sides are multiples of ``reduction`` to pixels' logits."""
+        """Map images whose sides are multiples of ``reduction`` to the logits of their pixels."""
         raise TypeError(f"{type(self).__name__} does not implement decode")
 
 
 class MnistAutoencoder(Autoencoder):
     """(Conv 3x3, BN, ReLU, max-pool) twice, (conv 3x3, ReLU, nearest-up) twice, conv 3x3, sigmoid.
 
-    AdvAE, section 4.1: 28,481 parameters with 1 channel and width 32. The paper's "3 channels" of
-    the last convolution are a slip on MNIST; upstream (`lihebi/AdvAE`) has the image's own.
+    AdvAE, section 4.1: 28,481 parameters with 1 channel and width 32. The paper gives the last
+    convolution 3 channels, which is a slip on MNIST; upstream (`lihebi/AdvAE`) uses those of the
+    image.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: channels of all inner layers.
         norm_momentum: weight of a new batch in the running statistics.
     """
@@ -65,7 +66,7 @@ class MnistAutoencoder(Autoencoder):
         start_as_keras(self)
 
     def decode(self, images: Tensor) -> Tensor:
-        # max-pooling before ReLU: the same numbers from a quarter of the work
+        # max-pooling before ReLU: the same numbers at a quarter of the cost
         hidden = torch.relu_(functional.max_pool2d(self.encoder1(images), 2))
         hidden = torch.relu_(functional.max_pool2d(self.encoder2(hidden), 2))
         hidden = torch.relu_(self.decoder2(torch.relu_(self.decoder1(hidden))))
@@ -73,8 +74,11 @@ class MnistAutoencoder(Autoencoder):
 
 
 class NormedConvolution(nn.Module):
-    """A 3x3 convolution and batch normalisation; in evaluation mode a single convolution, which is
-    exact up to rounding and saves passes over memory in every step of an attack."""
+    """A 3x3 convolution with batch normalisation.
+
+    In evaluation mode both are fused into one convolution. This is exact up to rounding and saves
+    memory traffic in every step of an attack.
+    """
 
     def __init__(
         self,
@@ -105,10 +109,10 @@ class NormedConvolution(nn.Module):
 
 
 class UpConvolution(nn.Conv2d):
-    """Nearest-neighbour upsampling by 2, then a 3x3 convolution, as one transposed convolution.
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution, as one transposed convolution.
 
-    An output pixel sees no more than 2x2 different pixels, so 16 products do the work of 36, and
-    the upsampled image is never made. Exact up to rounding.
+    An output pixel depends on at most 2x2 different pixels, so 16 products replace 36, and the
+    upsampled image is never stored. Exact up to rounding.
 
     Shapes: (n, inputs, H, W) to (n, outputs, 2 H, 2 W).
     """
@@ -118,21 +122,21 @@ class UpConvolution(nn.Conv2d):
 
     def forward(self, hidden: Tensor) -> Tensor:
         mirrored = self.weight.flip(2, 3).transpose(0, 1)
-        places = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
-        kernel = torch.stack([functional.pad(mirrored, place) for place in places]).sum(dim=0)
+        paddings = ((0, 1, 0, 1), (1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 1, 0))
+        kernel = torch.stack([functional.pad(mirrored, padding) for padding in paddings]).sum(dim=0)
         if self.out_channels > 1:
             return functional.conv_transpose2d(hidden, kernel, self.bias, stride=2, padding=1)
-        # a single channel wastes most of a convolution's blocks: a product of matrices is faster
+        # for a single output channel a matrix product is faster than a convolution
         count, inputs, height, width = hidden.shape
         pixels = hidden.permute(0, 2, 3, 1).reshape(count, height * width, inputs)
         parts = (pixels @ kernel.flatten(1)).transpose(1, 2)
         size = (2 * height, 2 * width)
-        made = functional.fold(parts, size, kernel_size=4, padding=1, stride=2)
-        return made if self.bias is None else made + self.bias[:, None, None]
+        summed = functional.fold(parts, size, kernel_size=4, padding=1, stride=2)
+        return summed if self.bias is None else summed + self.bias[:, None, None]
 
 
 def start_as_keras(module: nn.Module) -> None:
-    """Draw initial weights as Keras does (upstream's library): Glorot uniform, biases zero."""
+    """Draw initial weights as Keras, upstream's library, does: Glorot uniform, biases zero."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(part.weight)

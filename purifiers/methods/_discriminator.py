@@ -1,4 +1,4 @@
-"""The discriminator of AID-Purifier, in the paper's shape and in that of the authors' code."""
+"""Discriminator of AID-Purifier, in the architecture of the paper and of the authors' code."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 
 def pooled(features: Sequence[Tensor]) -> list[Tensor]:
-    """Global average pooling (section 3.1): (n, c, h, w) each to (n, c)."""
+    """Average each feature map over its pixels (section 3.1): (n, c, h, w) to (n, c)."""
     return [feature.mean(dim=(2, 3)) for feature in features]
 
 
 class PaperDiscriminator(nn.Module):
-    """Two branches, concatenation, head (Table 5); no batch normalisation.
+    """Two branches, concatenation and a head (Table 5), without batch normalisation.
 
     Args:
         channels: channels of the tapped representations, in order.
-        width: 1024 in Table 5.
-        extra_layers: linear layers added before and after the concatenation; Appendix A.2 has
-            one for CIFAR-10, CIFAR-100 and TinyImageNet.
+        width: units of the hidden layers; 1024 in Table 5.
+        extra_layers: linear layers added before and after the concatenation; Appendix A.2 has one
+            for CIFAR-10, CIFAR-100 and TinyImageNet.
 
     Shapes: pooled features (n, channels[i]) each to one logit per image (n,), high for adversarial.
     """
@@ -41,14 +41,16 @@ class PaperDiscriminator(nn.Module):
 
 
 class UpstreamDiscriminator(nn.Module):
-    """Encoders for every tap of the classifier, the unused ones fed zeros; batch normalisation
-    after every linear layer but the last (`yelobean/AIDPurifier`).
+    """One branch per tap of the classifier, with batch normalisation (`yelobean/AIDPurifier`).
+
+    Branches of unused taps get zeros. Every linear layer but the last is followed by batch
+    normalisation.
 
     Args:
         channels: channels of every tap of the classifier, by name.
         taps: the taps in use.
-        width: 1024 upstream.
-        extra_layers: 1 for the deeper form, which upstream has for all data sets but SVHN.
+        width: units of the hidden layers; 1024 upstream.
+        extra_layers: 1 for the deeper network, which upstream uses for all data sets but SVHN.
 
     Shapes: as :class:`PaperDiscriminator`.
     """
@@ -69,11 +71,11 @@ class UpstreamDiscriminator(nn.Module):
         self.head = nn.Sequential(_layers(head, norm=True), nn.Linear(head[-1], 1))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        given = dict(zip(self.taps, features, strict=True))
+        by_tap = dict(zip(self.taps, features, strict=True))
         rows = features[0].shape[0]
         encoded = [
             self.branches[name](
-                given[name] if name in given else features[0].new_zeros(rows, count)
+                by_tap[name] if name in by_tap else features[0].new_zeros(rows, count)
             )
             for name, count in self.channels.items()
         ]

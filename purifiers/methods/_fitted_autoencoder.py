@@ -1,4 +1,4 @@
-"""An auto-encoder in front of frozen classifiers: what AdvAE and HGD share."""
+"""Base of AdvAE and HGD: an auto-encoder in front of frozen classifiers."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ from purifiers.methods._autoencoder import Autoencoder, MnistAutoencoder
 from purifiers.methods._unet import PaperUnet, Unet
 
 Makers = dict[str, Callable[[int, int, float], Autoencoder]]
-"""Variant to what makes it from channels, width and norm_momentum."""
+"""Variant to its constructor, called with channels, width and norm_momentum."""
 
 DROPOUTS = ("eval", "train")
 
 
 class FittedAutoencoder(Method):
-    """x -> AE(x), fitted with PGD examples so that frozen classifiers keep their answers.
+    """x -> AE(x), fitted on PGD examples so that frozen classifiers classify AE(x) correctly.
 
-    Nothing of a classifier is needed to purify, so one fit serves any of them.
+    Purification does not use a classifier, so one fit serves any of them.
 
-    Defaults are AdvAE's for MNIST (section 4.1), where it is silent those of `lihebi/AdvAE`
+    Defaults are AdvAE's for MNIST (section 4.1); those that the paper omits are from `lihebi/AdvAE`
     (May 2019).
 
     Args:
-        variant: ``mnist``, ``unet`` (the authors' U-Net) or ``unet_paper`` (the paper's words).
-        width: channels of its first level.
-        norm_momentum: weight of a new batch in the running statistics of batch normalisation;
-            .01 is Keras's default. Trainings of a few hundred steps need more.
-        eps, steps, step_size: the PGD attack that makes training examples, L-infinity, random
-            start. 0.3, 40 x 0.01; on CIFAR-10 8/255, 10 x 1/255 (upstream: 2/255).
-        attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`; upstream's are ``predicted``.
-        attack_precision: of that attack's gradients, ``float32`` or ``bfloat16``; what the examples
-            teach is computed in float32. Our choice where time is short. It rounds a pixel by up to
-            .002: not for steps as short as CIFAR-10's 1/255.
-        compiled: forward and gradient of auto-encoder and classifiers are compiled for the fit
-            (:func:`torch.compile`): larger and fewer steps, the same up to rounding. Takes a minute
-            at its start. Our choice for a GPU; on a processor it is no faster.
-        dropout: ``eval``: none in the classifiers; ``train``: as in upstream, whose classifiers
-            drop units in the attack and in the loss while the auto-encoder is trained.
-        epochs, batch_size, learning_rate: of Adam; 100 epochs at most and batch 32 are upstream's.
+        variant: ``mnist``, ``unet`` (the authors' U-Net) or ``unet_paper`` (as the paper describes
+            it).
+        width: channels of the first level.
+        norm_momentum: weight of a new batch in the running statistics of batch normalisation; .01
+            is Keras's default. Trainings of a few hundred steps need a larger one.
+        eps, steps, step_size: PGD attack for the training examples, L-infinity, random start. 0.3,
+            40 x 0.01; on CIFAR-10 8/255, 10 x 1/255 (upstream: 2/255).
+        attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`; upstream uses ``predicted``.
+        attack_precision: precision of that attack's gradients, ``float32`` or ``bfloat16``; the
+            loss on the examples is computed in float32. Our choice to save time. bfloat16 rounds a
+            pixel by up to .002, too much for steps as short as CIFAR-10's 1/255.
+        compiled: compile forward and gradient of auto-encoder and classifiers for the fit
+            (:func:`torch.compile`): fewer and larger kernels, the same results up to rounding.
+            Compilation takes a minute. Our choice for a GPU; on a processor it is not faster.
+        dropout: ``eval`` disables dropout in the classifiers. ``train`` enables it in the attack
+            and in the loss while the auto-encoder is trained, as upstream does.
+        epochs, batch_size, learning_rate: of Adam; at most 100 epochs and batch 32 from upstream.
         schedule, milestones, learning_rate_decay, validation, patience, min_learning_rate,
             early_stopping: see :class:`purifiers.core.recipe.Recipe`. The paper halves the rate
             after 4 epochs without a lower validation loss and stops after 10.
@@ -130,13 +131,13 @@ class FittedAutoencoder(Method):
             min_learning_rate=min_learning_rate,
             early_stopping=early_stopping,
         )
-        # in lists, so that their weights are not ours
+        # in lists, so that the classifiers are no submodules of this one
         self._classifiers: list[Classifier] = []
         self._prepared: list[Prepared] = []
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
-        made = self.VARIANTS[self.variant](shape[0], self.width, self.norm_momentum)
-        self.autoencoder = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        autoencoder = self.VARIANTS[self.variant](shape[0], self.width, self.norm_momentum)
+        self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._classifiers = [] if classifier is None else [classifier]
         self._prepared = []
 
@@ -153,13 +154,15 @@ class FittedAutoencoder(Method):
         return self.autoencoder(images)
 
     def targets(self) -> list[Prepared]:
-        """The classifiers, made ready for many gradients.
+        """Classifiers prepared for many gradient computations.
 
         Raises:
-            UserError: there are none.
+            UserError: no classifier is bound.
         """
         if not self._classifiers:
-            raise UserError(f"{type(self).__name__}: bind a classifier before fitting")
+            raise UserError(
+                f"{type(self).__name__}: bind a classifier before fitting, with bind or fit_on"
+            )
         if not self._prepared:
             self._prepared = [Prepared(classifier) for classifier in self._classifiers]
             if self.compiled:
@@ -180,7 +183,11 @@ class FittedAutoencoder(Method):
         seed: int,
         share: float = 1.0,
     ) -> Tensor:
-        """PGD examples (n, C, H, W) against ``model``, with eps and steps ``share`` as long."""
+        """PGD examples (n, C, H, W) against ``model``.
+
+        Args:
+            share: factor on eps and on the step size, in [0, 1].
+        """
         pgd = Pgd(
             eps=share * self.eps,
             step_size=share * self.step_size,
@@ -193,7 +200,7 @@ class FittedAutoencoder(Method):
 
 @contextlib.contextmanager
 def under_attack(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode, and without gradients of its parameters; afterwards as it was."""
+    """Put a module into evaluation mode with frozen parameters, and restore both afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     frozen(module)

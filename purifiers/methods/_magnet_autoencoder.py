@@ -1,4 +1,4 @@
-"""The auto-encoders of MagNet: 3x3 convolutions of three channels, with sigmoids."""
+"""Auto-encoders of MagNet: 3x3 convolutions of three channels, with sigmoids."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, 
 class PooledAutoencoder(Autoencoder):
     """AE-I: conv, average pooling by 2, conv; conv, nearest upsampling by 2, conv; output conv.
 
-    310 parameters with 1 channel and width 3 (Meng & Chen 2017, MNIST's "detector I and
-    reformer"; `Trevillie/MagNet`, structure ``[3, "average", 3]``, whose numbers are widths).
+    310 parameters with 1 channel and width 3 (Meng & Chen 2017, MNIST's "detector I and reformer";
+    `Trevillie/MagNet`, structure ``[3, "average", 3]``, whose numbers are widths).
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: channels of all inner layers; 3 in the paper.
         activation: of the inner layers, one of ``ACTIVATIONS``; ``sigmoid`` in the paper.
     """

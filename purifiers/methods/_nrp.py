@@ -1,4 +1,4 @@
-"""What NRP's static and dynamic form share: the self-supervised attack and the training."""
+"""Base of NRP's static and dynamic form: the self-supervised attack and the training."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from purifiers.methods._nrp_generators import GENERATORS
 class RepresentationPurifier(Method):
     """x -> G(x), with G trained to give perturbed images the features of clean ones.
 
-    Training needs no labels. The perturbation (SSP) starts from the image plus noise and takes
-    sign steps up the squared distance of a frozen classifier's features to the clean image's. G is
-    then trained on w_f |f(G(x')) - f(x)| + w_p (G(x') - x)^2 (both means) + w_a times a
-    relativistic critic's loss. Only training looks into the classifier.
+    Training needs no labels. The perturbation (SSP) starts from the image plus noise and takes sign
+    steps up the squared distance between a frozen classifier's features and those of the clean
+    image. G is then trained on w_f |f(G(x')) - f(x)| + w_p (G(x') - x)^2 (both means) + w_a times
+    the loss of a relativistic critic. Only training uses the classifier.
 
-    The authors publish networks, the attack and weights, but no training code: where nothing else
-    is said, constants are `Muzammal-Naseer/NRP`'s, the three weights those of the unofficial port
-    in `jellyfish1456/Paper-ReImplement`.
+    The authors publish networks, the attack and weights, but no training code. Unless stated
+    otherwise, constants are from `Muzammal-Naseer/NRP`. The three weights are from the unofficial
+    port in `jellyfish1456/Paper-ReImplement`.
 
     Args:
         generator: ``resg`` or ``rrdb``, see :mod:`purifiers.methods._nrp_generators`.
-        blocks, channels: of the generator; the critic is as wide.
-        tap: the features that count, a name out of the classifier's ``TAPS``. ``deepest``, our
-            choice: the deepest that has rows and columns. Upstream takes the first 16 layers of a
-            VGG-16 trained on ImageNet.
+        blocks, channels: of the generator; the critic has as many channels.
+        tap: name of the compared features, one of the classifier's ``TAPS``. ``deepest``, our
+            choice, is the deepest one with more than one pixel. Upstream uses the first 16 layers
+            of a VGG-16 trained on ImageNet.
         eps, attack_step, attack_steps: of SSP, L-infinity. The start is uniform in the ball, our
-            choice; upstream starts from normal noise alone, which the first projection takes to
-            the faces of the ball.
-        adversarial_weight: w_a; where it is 0 there is no critic, and every batch trains G.
+            choice. Upstream starts from normal noise alone, which the first projection moves to the
+            faces of the ball.
+        adversarial_weight: w_a; with 0 there is no critic, and every batch trains G.
         pixel_weight, feature_weight: w_p and w_f.
         learning_rate: Adam's, of both networks; betas .9, .999.
-        epochs: passes over the training images, of which the critic takes every second batch; our
-            choice, as the batch's size and the schedule (see
-            :class:`purifiers.core.recipe.Recipe`; ``step`` is a constant rate).
+        epochs: passes over the training images; every second batch trains the critic. Our choice,
+            as are the batch size and the schedule (see :class:`purifiers.core.recipe.Recipe`;
+            ``step`` is a constant rate).
 
     Raises:
         UserError: an unknown generator or tap, a count below 1, a negative weight, a length outside
-            [0, 1], or a classifier that shows no features.
+            [0, 1], or a classifier without taps.
     """
 
     traits = MethodTraits(
@@ -65,8 +65,10 @@ class RepresentationPurifier(Method):
             "schedule",
         ),
         fit=Fit(passes="epochs * (3 * attack_steps + 2.5)"),
-        network=Network(  # the critic's passes count as the generator's
-            sized_by=("generator", "blocks", "channels"), passes="1", fit_passes="4.5 * epochs"
+        network=Network(
+            sized_by=("generator", "blocks", "channels"),
+            passes="1",
+            fit_passes="4.5 * epochs",  # a pass of the critic counts as one of the generator
         ),
     )
 
@@ -97,7 +99,7 @@ class RepresentationPurifier(Method):
             ("feature_weight", feature_weight),
         ):
             if weight < 0.0:
-                raise UserError(f"nrp: {name} is {weight}: a weight, at least 0")
+                raise UserError(f"nrp: {name} is {weight}: choose a weight of at least 0")
         self.kind, self.blocks, self.channels, self.tap = generator, blocks, channels, tap
         self.eps, self.attack_step = eps, attack_step
         self.attack_steps = attack_steps
@@ -112,52 +114,54 @@ class RepresentationPurifier(Method):
             turns=(("critic", 1), ("generator", 1)) if adversarial_weight else (),
         )
         self.critic: RelativisticCritic | None = None
-        self._classifier: list[Classifier] = []  # in a list, so that its weights are not ours
+        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         self._classifier = []
         if classifier is not None:
-            self._listen(classifier, shape)
+            self._bind_tap(classifier, shape)
         self.generator = GENERATORS[self.kind](shape[0], self.channels, self.blocks)
         if self.adversarial_weight:
             self.critic = RelativisticCritic(shape, self.channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _listen(self, classifier: Classifier, shape: Sequence[int]) -> None:
+    def _bind_tap(self, classifier: Classifier, shape: Sequence[int]) -> None:
         if not classifier.TAPS:
             raise UserError(
-                f"nrp: {type(classifier).__name__} has no inner representations to train on; take "
+                f"nrp: {type(classifier).__name__} has no inner representations to train on; use "
                 "a classifier with TAPS, such as wide_resnet or resnet_v2"
             )
         probe = torch.zeros(1, *shape, device=next(classifier.parameters()).device)
         taps = classifier.TAPS if self.tap == "deepest" else (self.tap,)
         with torch.no_grad():
-            found = zip(taps, classifier.features(probe, taps), strict=True)
-        mapped = [tap for tap, features in found if features[0, 0].numel() > 1]
-        self.listened = (mapped or taps)[-1]
+            by_tap = zip(taps, classifier.features(probe, taps), strict=True)
+        with_pixels = [tap for tap, features in by_tap if features[0, 0].numel() > 1]
+        self.compared_tap = (with_pixels or taps)[-1]
         self._classifier = [classifier]
 
     def features(self, images: Tensor) -> Tensor:
-        """The classifier's representation of images (n, C, H, W) that training compares.
+        """Features of the images that training compares, (n, channels, height, width).
 
         Raises:
             UserError: no classifier is bound.
         """
         if not self._classifier:
             raise UserError("nrp: bind a classifier before fitting")
-        return self._classifier[0].features(images, [self.listened])[0]
+        return self._classifier[0].features(images, [self.compared_tap])[0]
 
-    def perturb(self, images: Tensor, wanted: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """SSP: images (n, C, H, W) within eps whose features lie far from ``wanted``."""
+    def perturb(self, images: Tensor, clean_features: Tensor, indices: Tensor, seed: int) -> Tensor:
+        """SSP: perturb images (n, C, H, W) within eps, away from ``clean_features``."""
         target = as_target(self.features)
 
-        def gradient_of(current: Tensor, wanted: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-            return input_gradient(target, current, wanted, where, _squared_distance)[:2]
+        def gradient_of(
+            current: Tensor, clean_features: Tensor, indices: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            return input_gradient(target, current, clean_features, indices, _squared_distance)[:2]
 
         return ascend(
             target,
             images,
-            wanted,
+            clean_features,
             indices,
             start=random_start(images, self.eps, seed, indices, tag="nrp"),
             eps=self.eps,
@@ -167,21 +171,27 @@ class RepresentationPurifier(Method):
         )
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Loss of the network whose turn it is; with both trainable, the sum of both losses, each
-        of which reaches its own network alone."""
+        """Loss of the network that is trained in this turn.
+
+        If both are trainable, the sum of both losses; each has gradients for its own network only.
+        """
         with torch.no_grad():
-            wanted = self.features(images)
-        perturbed = self.perturb(images, wanted, indices, seed)
-        with torch.set_grad_enabled(_learns(self.generator)):
-            made = self.generator(perturbed)
+            clean_features = self.features(images)
+        perturbed = self.perturb(images, clean_features, indices, seed)
+        with torch.set_grad_enabled(_is_trained(self.generator)):
+            purified = self.generator(perturbed)
         loss = images.new_zeros(())
-        if self.critic is not None and _learns(self.critic):
-            loss = loss + critic_loss(self.critic, images, made)
-        if _learns(self.generator):
-            loss = loss + self.feature_weight * functional.l1_loss(self.features(made), wanted)
-            loss = loss + self.pixel_weight * functional.mse_loss(made, images)
+        if self.critic is not None and _is_trained(self.critic):
+            loss = loss + critic_loss(self.critic, images, purified)
+        if _is_trained(self.generator):
+            loss = loss + self.feature_weight * functional.l1_loss(
+                self.features(purified), clean_features
+            )
+            loss = loss + self.pixel_weight * functional.mse_loss(purified, images)
             if self.critic is not None:
-                loss = loss + self.adversarial_weight * generator_loss(self.critic, images, made)
+                loss = loss + self.adversarial_weight * generator_loss(
+                    self.critic, images, purified
+                )
         return loss
 
     def own_pass(self, images: Tensor) -> Tensor:
@@ -193,9 +203,9 @@ class RepresentationPurifier(Method):
         return self.generator(images).clamp(0.0, 1.0)
 
 
-def _squared_distance(features: Tensor, wanted: Tensor) -> Tensor:
-    return (features - wanted).square().flatten(1).sum(dim=1)
+def _squared_distance(features: Tensor, clean_features: Tensor) -> Tensor:
+    return (features - clean_features).square().flatten(1).sum(dim=1)
 
 
-def _learns(part: nn.Module) -> bool:
+def _is_trained(part: nn.Module) -> bool:
     return next(part.parameters()).requires_grad

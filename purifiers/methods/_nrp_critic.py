@@ -1,4 +1,4 @@
-"""A critic that asks whether an image looks more real than others (Jolicoeur-Martineau 2019)."""
+"""Relativistic critic of NRP: compares images by how real they look (Jolicoeur-Martineau 2019)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn import functional
 
 SLOPE = 0.2
 SMALLEST = 4
-"""No convolution halves a map of this height or less."""
+"""Height in pixels at or below which a map is not halved further."""
 
 
 class RelativisticCritic(nn.Module):
-    """Images (n, C, H, W) to scores (n,), high for real ones; only their differences mean anything.
+    """Score images (n, C, H, W) with (n,), high for real ones; only differences are meaningful.
 
-    NRP's authors publish no critic, so it is ours: convolutions 3x3 of stride 2 with LeakyReLU(.2)
-    down to a height of 4, whose channels double from ``width`` on up to 8 times as many, then the
-    mean over the map and a linear layer without offset. No normalisation.
+    NRP's authors publish no critic, so this one is our choice: 3x3 convolutions of stride 2 with
+    LeakyReLU(.2) down to a height of 4. Their channels double from ``width`` up to 8 times as many.
+    The mean over the map and a linear layer without bias follow. No normalisation.
     """
 
     def __init__(self, shape: Sequence[int], width: int) -> None:
@@ -38,25 +38,26 @@ class RelativisticCritic(nn.Module):
 
 
 def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
-    """Relativistic average loss of scores (n,), of which ``higher`` should lie above the mean of
-    ``lower``, and ``lower`` below the mean of ``higher``; log 2 where they cannot be told apart.
+    """Relativistic average loss of scores (n,), in nats.
 
-    The mean of the two expectations that Jolicoeur-Martineau (2019, equations 9 and 10) adds. For
-    the critic real images are ``higher``, for the generator its own.
+    It is low if ``higher`` exceeds the mean of ``lower`` and ``lower`` is below the mean of
+    ``higher``. It is log 2 if the two cannot be distinguished. It is the mean of the two
+    expectations that Jolicoeur-Martineau (2019, equations 9 and 10) adds. ``higher`` are the real
+    images for the critic, and the generated images for the generator.
     """
     above = functional.softplus(lower.mean() - higher).mean()
     below = functional.softplus(lower - higher.mean()).mean()
     return (above + below) / 2.0
 
 
-def critic_loss(critic: nn.Module, real: Tensor, made: Tensor) -> Tensor:
-    """The critic's loss on images (n, C, H, W); none of it reaches what made them."""
-    scores = critic(torch.cat([real, made.detach()]))
+def critic_loss(critic: nn.Module, real: Tensor, generated: Tensor) -> Tensor:
+    """Critic's loss on images (n, C, H, W), without gradients for the generator."""
+    scores = critic(torch.cat([real, generated.detach()]))
     return relativistic_loss(scores[: len(real)], scores[len(real) :])
 
 
-def generator_loss(critic: nn.Module, real: Tensor, made: Tensor) -> Tensor:
-    """The same with the roles exchanged; the critic judges and does not learn."""
+def generator_loss(critic: nn.Module, real: Tensor, generated: Tensor) -> Tensor:
+    """Generator's loss: the roles exchanged, without gradients for the critic's weights."""
     weights = {name: weight.detach() for name, weight in critic.named_parameters()}
-    scores = functional_call(critic, weights, (torch.cat([real, made]),))
+    scores = functional_call(critic, weights, (torch.cat([real, generated]),))
     return relativistic_loss(scores[len(real) :], scores[: len(real)])

@@ -1,4 +1,4 @@
-"""The two generators of NRP (Naseer et al. 2020), as `Muzammal-Naseer/NRP` publishes them."""
+"""Generators of NRP (Naseer et al. 2020), as published in `Muzammal-Naseer/NRP`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch.nn import functional
 
 RESG_SLOPE = 0.1
 RRDB_SLOPE = 0.2
-"""Of LeakyReLU, in the one and in the other."""
+"""Slopes of LeakyReLU in resG and in RRDB."""
 RESIDUAL_SCALE = 0.2
-"""Of a dense block's output, and of three dense blocks', before the input is added."""
+"""Factor on the output of a dense block, and of three of them, before the input is added."""
 BLOCK_SCALE = 0.1
-"""Factor on the initial weights of resG's blocks, which so begin near the identity."""
+"""Factor on the initial weights of resG's blocks, so that they begin near the identity."""
 
 
 class ResG(nn.Sequential):
-    """Convolution, LeakyReLU, ``blocks`` residual blocks, convolution; 3x3 and of stride 1 all.
+    """Convolution, LeakyReLU, ``blocks`` residual blocks, convolution; all 3x3 with stride 1.
 
     With 3 channels, width 64 and 23 blocks 1,702,211 parameters (upstream's README rounds to 1.2
-    million). No normalisation, no skip from the input, and nothing bounds the output.
+    million). No normalisation and no skip from the input; the output is unbounded.
 
     Args:
         channels: C of the images (n, C, H, W), of any height and width.
-        width: channels inside.
+        width: channels of the inner layers.
         blocks: number of residual blocks.
     """
 
@@ -37,13 +37,13 @@ class ResG(nn.Sequential):
 
 
 class Rrdb(nn.Sequential):
-    """Convolution, ``blocks`` residual-in-residual dense blocks, convolution (ESRGAN's trunk, Wang
-    et al. 2018, without its skip).
+    """Convolution, ``blocks`` residual-in-residual dense blocks, convolution.
 
-    With 3 channels, width 64 and 23 blocks 16,550,275 parameters (README: around 14 million).
+    ESRGAN's trunk (Wang et al. 2018) without its skip. With 3 channels, width 64 and 23 blocks
+    16,550,275 parameters (README: around 14 million).
 
     Args:
-        channels, width, blocks: as of :class:`ResG`. A dense block grows by ``width / 2`` channels
+        channels, width, blocks: as in :class:`ResG`. A dense block grows by ``width / 2`` channels
             per convolution: 32 at width 64.
     """
 
@@ -56,7 +56,7 @@ class Rrdb(nn.Sequential):
 
 
 GENERATORS: dict[str, type[ResG] | type[Rrdb]] = {"resg": ResG, "rrdb": Rrdb}
-"""What ``generator`` may be."""
+"""Values of the parameter ``generator`` and their networks."""
 
 
 class _ResidualBlock(nn.Module):
@@ -76,20 +76,22 @@ class _ResidualBlock(nn.Module):
 
 
 class _DenseBlock(nn.Module):
-    """x + .2 times the last of five convolutions, each of which sees x and all outputs so far."""
+    """x + .2 times the last of five convolutions; each gets x and all outputs before it."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
         self.growing = nn.ModuleList(
-            _convolution(width + place * growth, growth) for place in range(4)
+            _convolution(width + position * growth, growth) for position in range(4)
         )
         self.last = _convolution(width + 4 * growth, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        seen = hidden
+        features = hidden
         for layer in self.growing:
-            seen = torch.cat([seen, functional.leaky_relu(layer(seen), RRDB_SLOPE)], dim=1)
-        return hidden + RESIDUAL_SCALE * self.last(seen)
+            features = torch.cat(
+                [features, functional.leaky_relu(layer(features), RRDB_SLOPE)], dim=1
+            )
+        return hidden + RESIDUAL_SCALE * self.last(features)
 
 
 class _DenseBlocks(nn.Module):

@@ -1,4 +1,4 @@
-"""PixelCNN++ (Salimans et al. 2017): a causal network, and what it says of an 8-bit pixel."""
+"""PixelCNN++ (Salimans et al. 2017): a causal network and its distribution of an 8-bit pixel."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 PER_MIXTURE = {1: 3, 3: 10}
-"""Outputs per logistic: a weight, and for each channel mean and scale; of three channels also the
+"""Outputs per logistic: a weight, and per channel a mean and a scale. Three channels add the
 coefficients of red in green, and of red and green in blue (section 2.2)."""
 SMALLEST_LOG_SCALE = -7.0
-"""Of `openai/pixel-cnn`."""
+"""From `openai/pixel-cnn`."""
 HALF = 1.0 / 255.0
 """Half the width of a grey level in [-1, 1]."""
 SPREAD = 0.05
 """Standard deviation of the initial directions (`openai/pixel-cnn`)."""
 GATE = 0.1
-"""Initial length of the weights before a gate: upstream's ``init_scale``."""
+"""Initial norm of the weights before a gate: upstream's ``init_scale``."""
 
 
 def concat_elu(hidden: Tensor, dim: int = 1) -> Tensor:
-    """elu of x and of -x: twice the channels."""
+    """Concatenate elu(x) and elu(-x), which doubles the channels."""
     return functional.elu(torch.cat([hidden, -hidden], dim))
 
 
 class Shifted(nn.Module):
-    """A convolution that sees no row below, and no column to the right unless it has three.
+    """Causal convolution: no row below, and no column to the right unless the kernel has three.
 
     Its weights are length * direction / |direction| for each output (Salimans & Kingma 2016). The
-    lengths begin at ``length`` and the biases at 0: our choice instead of upstream's
-    initialisation by a first batch.
+    lengths begin at ``length`` and the biases at 0. This is our choice instead of upstream's
+    initialisation from a first batch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Shifted(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(outputs, inputs, rows, columns)."""
+        """Normalised weights, (outputs, inputs, rows, columns)."""
         size = self.direction.flatten(1).norm(dim=1)
         return self.direction * (self.length / size).view(-1, 1, 1, 1)
 
@@ -63,18 +63,18 @@ class Shifted(nn.Module):
 
 
 class Grown(nn.Module):
-    """The transposed convolution of stride 2 that belongs to :class:`Shifted`."""
+    """Transposed convolution of stride 2, the counterpart of :class:`Shifted`."""
 
     def __init__(self, filters: int, kernel: tuple[int, int]) -> None:
         super().__init__()
-        self.side = (kernel[1] - 1) // 2  # columns that are cut off on either side
+        self.side = (kernel[1] - 1) // 2  # columns cropped on either side
         self.direction = nn.Parameter(SPREAD * torch.randn(filters, filters, *kernel))
         self.length = nn.Parameter(torch.ones(filters))
         self.bias = nn.Parameter(torch.zeros(filters))
 
     @property
     def weight(self) -> Tensor:
-        """(inputs, outputs, rows, columns)."""
+        """Normalised weights, (inputs, outputs, rows, columns)."""
         size = self.direction.transpose(0, 1).flatten(1).norm(dim=1)
         return self.direction * (self.length / size).view(1, -1, 1, 1)
 
@@ -84,7 +84,7 @@ class Grown(nn.Module):
 
 
 class Gated(nn.Module):
-    """A gated residual block, with ``skips`` short-cuts from other places of the network."""
+    """Gated residual block with ``skips`` shortcuts from other parts of the network."""
 
     def __init__(self, filters: int, kernel: tuple[int, int], skips: int, dropout: float) -> None:
         super().__init__()
@@ -105,8 +105,7 @@ Layer = TypeVar("Layer", Shifted, Grown, Gated)
 
 
 class Pair(nn.Module, Generic[Layer]):
-    """The same layer of both streams: ``u`` sees the rows above, ``ul`` also the pixels to the
-    left."""
+    """One layer in both streams: ``u`` gets the rows above, ``ul`` also the pixels to the left."""
 
     def __init__(self, u: Layer, ul: Layer) -> None:
         super().__init__()
@@ -115,18 +114,18 @@ class Pair(nn.Module, Generic[Layer]):
 
 
 class PixelCnn(nn.Module):
-    """Pixels (n, C, H, W) in [-1, 1] to mixtures (n, outputs, H, W), see :class:`Mixture`.
+    """Map pixels (n, C, H, W) in [-1, 1] to mixtures (n, outputs, H, W), see :class:`Mixture`.
 
-    The mixture of a pixel depends on the rows above and the pixels to its left alone.
+    The mixture of a pixel depends only on the rows above and the pixels to its left.
 
     Args:
         channels: 1 or 3.
-        scales: resolutions, each half of the one before.
-        blocks: gated blocks per scale on the way up; on the way down one more, but not at the
-            coarsest scale.
+        scales: number of resolutions, each half of the one before.
+        blocks: gated blocks per scale on the way up. On the way down there is one more, except at
+            the coarsest scale.
         filters: channels of every layer.
         mixtures: logistics per pixel.
-        dropout: rate in the gated blocks while training.
+        dropout: dropout rate in the gated blocks while training.
     """
 
     def __init__(
@@ -171,23 +170,23 @@ class PixelCnn(nn.Module):
         self.last = Shifted(filters, PER_MIXTURE[channels] * mixtures, (1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # the channel of ones tells pixels from padding
+        # the channel of ones distinguishes pixels from padding
         marked = functional.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0)
         u = _moved_down(self.two_above(marked))
         ul = _moved_down(self.above(marked)) + _moved_right(self.left(marked))
-        passed = [(u, ul)]
+        skips = [(u, ul)]
         for scale in range(self.scales):
             for pair in self.up[scale]:
                 u = pair.u(u)
                 ul = pair.ul(ul, u)
-                passed.append((u, ul))
+                skips.append((u, ul))
             if scale + 1 < self.scales:
                 u, ul = self.shrink[scale].u(u), self.shrink[scale].ul(ul)
-                passed.append((u, ul))
-        u, ul = passed.pop()
+                skips.append((u, ul))
+        u, ul = skips.pop()
         for scale in reversed(range(self.scales)):
             for pair in self.down[scale]:
-                u_skipped, ul_skipped = passed.pop()
+                u_skipped, ul_skipped = skips.pop()
                 u = pair.u(u, u_skipped)
                 ul = pair.ul(ul, u, ul_skipped)
             if scale:
@@ -196,13 +195,13 @@ class PixelCnn(nn.Module):
 
 
 class Mixture:
-    """The distribution of a pixel's grey levels: a discretised mixture of logistics.
+    """Distribution of a pixel's grey levels: a discretised mixture of logistics.
 
-    The lowest and the highest level have the tails. Channels are coupled linearly: the mean of
+    The lowest and the highest level include the tails. Channels are coupled linearly: the mean of
     green depends on red, and that of blue on both (equation 3).
 
     Args:
-        output: of the network, (..., outputs).
+        output: output of the network, (..., outputs).
         channels: 1 or 3.
     """
 
@@ -215,17 +214,17 @@ class Mixture:
         self.log_widths = torch.log(-torch.expm1(-2.0 * HALF * self.sharpness))
         self.coefficients = each[..., 2:, :].tanh()
 
-    def log_probabilities(self, levels: Tensor, known: Tensor) -> Tensor:
-        """Logarithms of the probabilities of levels of the channel that follows the known ones.
+    def log_probabilities(self, levels: Tensor, previous: Tensor) -> Tensor:
+        """Log-probabilities of levels of the channel that follows ``previous``, in nats.
 
         Args:
             levels: int64 (..., levels) in 0 ... 255.
-            known: the channels before it in [-1, 1], (..., 0), (..., 1) or (..., 2).
+            previous: values of the channels before it in [-1, 1], (..., 0), (..., 1) or (..., 2).
 
         Returns:
             (..., levels).
         """
-        mean, sharp, log_width = self._logistics(known)
+        mean, sharp, log_width = self._logistics(previous)
         centred = to_pixels(levels, mean.dtype).unsqueeze(-1) - mean
         darkest, brightest = (levels == 0).unsqueeze(-1), (levels == 255).unsqueeze(-1)
         # log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - e^(b - a)), s the logistic function
@@ -234,20 +233,22 @@ class Mixture:
         inside = upper + lower + torch.where(darkest | brightest, 0.0, log_width)
         return torch.logsumexp(inside + self.log_weights.unsqueeze(-2), dim=-1)
 
-    def nearby_probabilities(self, middle: Tensor, reach: int, known: Tensor) -> Tensor:
-        """Probabilities of the levels around one: 0 outside 0 ... 255, and below about 1e-300.
+    def nearby_probabilities(self, middle: Tensor, reach: int, previous: Tensor) -> Tensor:
+        """Probabilities of the levels around ``middle``, from 0 ... 255.
 
-        Takes no logarithm, and looks once at each boundary between two levels.
+        They are 0 outside that range, and below about 1e-300. Uses no logarithm and evaluates each
+        boundary between two levels once.
 
         Args:
             middle: int64 (n, 1).
-            known: the channels before it, as in :meth:`log_probabilities`.
+            reach: largest distance in levels.
+            previous: the channels before it, as in :meth:`log_probabilities`.
 
         Returns:
             (n, 2 * reach + 1).
         """
         # mixtures first: sums over a short last dimension are slow
-        mean, sharp, log_width = (value.permute(2, 0, 1) for value in self._logistics(known))
+        mean, sharp, log_width = (value.permute(2, 0, 1) for value in self._logistics(previous))
         levels = middle + torch.arange(-reach, reach + 2, device=middle.device)
         boundary = to_pixels(levels, mean.dtype) - HALF
         boundary.masked_fill_(levels <= 0, -torch.inf).masked_fill_(levels > 255, torch.inf)
@@ -260,24 +261,24 @@ class Mixture:
         levels = levels[:, :-1]
         return torch.where((levels == 0) | (levels == 255), tails, between)
 
-    def _logistics(self, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, sharpness and log widths of the channel that follows, each (..., 1, mixtures)."""
-        channel = known.shape[-1]
+    def _logistics(self, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means, sharpness and log widths of the next channel, each (..., 1, mixtures)."""
+        channel = previous.shape[-1]
         mean, first = self.means[..., channel, :], channel * (channel - 1) // 2
         for earlier in range(channel):
             coefficient = self.coefficients[..., first + earlier, 0, :]
-            mean = mean + coefficient * known[..., earlier, None]
+            mean = mean + coefficient * previous[..., earlier, None]
         sharp, log_width = self.sharpness[..., channel, :], self.log_widths[..., channel, :]
         return mean.unsqueeze(-2), sharp.unsqueeze(-2), log_width.unsqueeze(-2)
 
 
 def to_pixels(levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Levels 0 ... 255 to the network's range [-1, 1]."""
+    """Map levels 0 ... 255 to the network's range [-1, 1]."""
     return levels.to(dtype) / 127.5 - 1.0
 
 
 def log_likelihood(network: PixelCnn, levels: Tensor) -> Tensor:
-    """Logarithm of each level's probability given those before it.
+    """Log-probability of each level, given the levels before it.
 
     Args:
         levels: int64 (n, C, H, W) in 0 ... 255.
@@ -287,9 +288,9 @@ def log_likelihood(network: PixelCnn, levels: Tensor) -> Tensor:
     """
     pixels = to_pixels(levels, network.last.bias.dtype)
     mixture = Mixture(network(pixels).permute(0, 2, 3, 1), network.channels)
-    levels, known = levels.permute(0, 2, 3, 1), pixels.permute(0, 2, 3, 1)
+    levels, previous = levels.permute(0, 2, 3, 1), pixels.permute(0, 2, 3, 1)
     channels = [
-        mixture.log_probabilities(levels[..., channel, None], known[..., :channel])
+        mixture.log_probabilities(levels[..., channel, None], previous[..., :channel])
         for channel in range(network.channels)
     ]
     return torch.cat(channels, dim=-1)

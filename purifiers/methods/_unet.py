@@ -14,15 +14,15 @@ LEVELS = (1, 2, 4, 8, 16)  # channels per level over the width: 32, 64, 128, 256
 
 
 class Unet(Autoencoder):
-    """The U-Net that AdvAE's authors ran: two convolutions per level, sigmoid(x + output).
+    """The U-Net of AdvAE's code: two convolutions per level, sigmoid(x + output).
 
     `lihebi/AdvAE` (May 2019): conv 3x3 and ReLU twice per level, max-pooling in between, transposed
     convolutions 2x2 on the way up, concatenation. 7,760,931 parameters with 3 channels and width
-    32. The image enters the sum before the sigmoid, not behind it: to leave an image x as it is,
-    the last layer has to give logit(x) - x.
+    32. The image is added before the sigmoid, not after it: to return an image x unchanged, the
+    last layer must output logit(x) - x.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: channels of the first level; 32 in the paper.
     """
 
@@ -50,13 +50,14 @@ class Unet(Autoencoder):
 
 
 class PaperUnet(Autoencoder):
-    """The U-Net as AdvAE's text has it (section 4.1): one conv 3x3 per level, no image in the sum.
+    """The U-Net of AdvAE's text (section 4.1): one conv 3x3 per level, no image in the sum.
 
-    5 convolutions of 32 to 512 channels down, 5 of 256 to 3 up, ReLU, sigmoid. Max-pooling and
-    nearest-neighbour upsampling as in the MNIST auto-encoder are our choice, the text names none.
+    5 convolutions of 32 to 512 channels down, 5 of 256 to 3 up, ReLU, sigmoid. The text names no
+    pooling or upsampling; max-pooling and nearest-neighbour upsampling, as in the MNIST
+    auto-encoder, are our choice.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: channels of the first level; 32 in the paper.
     """
 
@@ -91,11 +92,11 @@ class DenoisingUnet(Autoencoder):
     upsampling and concatenation; conv 1x1. 11,033,984 parameters with 3 channels and width 32.
     Initial weights are PyTorch's.
 
-    Its output is clamped to [0, 1], except in training, where a clamp would hide its gradients
-    (our choice; upstream never clamps).
+    The output is clamped to [0, 1], except in training, where a clamp would remove gradients (our
+    choice; upstream never clamps).
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: half the channels of the first level; 32 upstream.
         norm_momentum: weight of a new batch in the running statistics.
     """
@@ -108,8 +109,8 @@ class DenoisingUnet(Autoencoder):
 
         def level(inputs: int, outputs: int, count: int, stride: int = 1) -> nn.Sequential:
             layers: list[nn.Module] = []
-            for place in range(count):
-                step = stride if place == 0 else 1
+            for position in range(count):
+                step = stride if position == 0 else 1
                 convolution = NormedConvolution(
                     inputs, outputs, norm_momentum, stride=step, bias=False, norm_eps=1e-5
                 )

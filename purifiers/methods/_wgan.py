@@ -1,4 +1,4 @@
-"""Generator and critic of Defense-GAN, and what trains them: WGAN-GP (Gulrajani et al. 2017)."""
+"""Generator and critic of Defense-GAN, and their losses: WGAN-GP (Gulrajani et al. 2017)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from purifiers.core.errors import UserError
 KERNEL = 5
 SLOPE = 0.2
 SMALLEST = 4
-"""Height of the map that the generator begins with (`kabkabm/defensegan`, as all sizes here)."""
+"""Height of the generator's first map (`kabkabm/defensegan`, as all sizes here)."""
 MOST_CONVOLUTIONS = 3
-"""Of the critic, whatever the images' size."""
+"""Largest number of convolutions in the critic, for images of any size."""
 
 
 class Generator(nn.Module):
-    """Latent codes (n, latent) to pixels (n, C, H, W), in [0, 1] if C is 1, else in [-1, 1].
+    """Map latent codes (n, latent) to pixels (n, C, H, W), in [0, 1] if C is 1, else in [-1, 1].
 
-    A linear layer, then deconvolutions 5x5 of stride 2, from 4x4 up. 28x28 passes through 7x7 by
-    cropping 8x8; 64x64 has no ReLU between its last two deconvolutions. No normalisation. Upstream
-    has forms for 28x28 (1,554,177 parameters) and 64x64; other sizes continue their pattern.
+    A linear layer, then deconvolutions 5x5 of stride 2, from 4x4 up. 28x28 is reached through 7x7,
+    cropped from 8x8. 64x64 has no ReLU between its last two deconvolutions. No normalisation.
+    Upstream has networks for 28x28 (1,554,177 parameters) and 64x64; other sizes continue their
+    pattern.
 
-    The padding is TensorFlow's, mirrored: the odd row lies above and not below.
+    The padding is TensorFlow's, mirrored: the odd row is above, not below.
 
     Args:
         shape: (C, H, W), square.
@@ -54,25 +55,25 @@ class Generator(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         hidden = functional.relu(self.dense(latent)).unflatten(1, self.first)
         hidden = hidden.contiguous(memory_format=torch.channels_last)
-        for place, layer in enumerate(self.layers):
+        for position, layer in enumerate(self.layers):
             hidden = layer(hidden)
-            if place < min(2, len(self.layers) - 1):
+            if position < min(2, len(self.layers) - 1):
                 hidden = functional.relu(hidden)
         return self.last(hidden)
 
 
 class Critic(nn.Module):
-    """Pixels (n, C, H, W) to scores (n,), high for real ones.
+    """Score pixels (n, C, H, W) with (n,), high for real ones.
 
     At most three convolutions 5x5 of stride 2 with LeakyReLU(.2), then a linear layer over the
-    whole map. (Upstream's reshape cuts the 8x8 map of 64x64 images into four strips, which the
-    same weights score; here the map is scored as one.)
+    whole map. Upstream's reshape cuts the 8x8 map of 64x64 images into four strips, which the same
+    weights score; here the map is scored as a whole.
     """
 
     def __init__(self, shape: Sequence[int], width: int) -> None:
         super().__init__()
         sizes = _sizes(shape)[: MOST_CONVOLUTIONS + 1]
-        channels = [shape[0], *(width * 2**place for place in range(len(sizes) - 1))]
+        channels = [shape[0], *(width * 2**position for position in range(len(sizes) - 1))]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
             layers += [nn.Conv2d(inputs, outputs, KERNEL, 2, 2), nn.LeakyReLU(SLOPE)]
@@ -85,42 +86,44 @@ class Critic(nn.Module):
 
 
 def critic_loss(
-    critic: nn.Module, real: Tensor, made: Tensor, share: Tensor, penalty: float
+    critic: nn.Module, real: Tensor, generated: Tensor, share: Tensor, penalty: float
 ) -> Tensor:
-    """Difference of the mean scores, and how far the critic is from slope 1 (Gulrajani et al.
-    2017, Algorithm 1, lines 5 to 7).
+    """Difference of the mean scores plus the gradient penalty.
+
+    Gulrajani et al. 2017, Algorithm 1, lines 5 to 7.
 
     Args:
-        real, made: pixels (n, C, H, W) without gradients.
-        share: of the made pixels in the points where the slope is taken, (n, 1, 1, 1).
+        real, generated: pixels (n, C, H, W) without gradients.
+        share: weight of the generated pixels in the points of the gradient penalty, (n, 1, 1, 1).
         penalty: weight of the gradient penalty.
     """
-    scores = critic(torch.cat([made, real]))
-    difference = scores[: len(made)].mean() - scores[len(made) :].mean()
-    return difference + penalty * gradient_penalty(critic, real + share * (made - real))
+    scores = critic(torch.cat([generated, real]))
+    difference = scores[: len(generated)].mean() - scores[len(generated) :].mean()
+    return difference + penalty * gradient_penalty(critic, real + share * (generated - real))
 
 
 def gradient_penalty(critic: nn.Module, points: Tensor) -> Tensor:
     """Mean over the points of (norm of the critic's gradient - 1)^2.
 
-    The norm is that of the whole image. Upstream sums over the rows' axis alone.
+    The norm is over the whole image. Upstream sums over the axis of the rows only.
     """
     points = points.detach().requires_grad_(True)
     (slope,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1.0).square().mean()
 
 
-def generator_loss(critic: nn.Module, made: Tensor) -> Tensor:
-    """Minus the mean score; the critic judges and does not learn."""
+def generator_loss(critic: nn.Module, generated: Tensor) -> Tensor:
+    """Negative mean score, without gradients for the critic's weights."""
     weights = {name: weight.detach() for name, weight in critic.named_parameters()}
-    return -functional_call(critic, weights, (made,)).mean()
+    return -functional_call(critic, weights, (generated,)).mean()
 
 
 class _Deconvolution(nn.ConvTranspose2d):
-    """A deconvolution 5x5 of stride 2 that doubles an image fast where few channels come out.
+    """A deconvolution 5x5 of stride 2, computed as a convolution for few output channels.
 
-    Such an image is the convolution with four kernels 3x3, one per pixel of each 2x2 block: the
-    same sums in another order, and on a processor a quarter of the time for one channel.
+    A deconvolution that doubles the image equals a convolution with four 3x3 kernels, one per pixel
+    of each 2x2 block. The sums are the same in another order; for one channel it takes a quarter of
+    the time on a processor.
     """
 
     def forward(self, hidden: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -143,7 +146,7 @@ def _sizes(shape: Sequence[int]) -> list[int]:
     _, height, width = shape
     if height != width or height <= SMALLEST:
         raise UserError(
-            f"defense_gan: images are {height}x{width}; its networks are for square ones above "
+            f"defense_gan: images are {height}x{width}; use square images above "
             f"{SMALLEST}x{SMALLEST}"
         )
     sizes = [height]
@@ -153,9 +156,11 @@ def _sizes(shape: Sequence[int]) -> list[int]:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Upstream's uniform weights, from the mean of fan-in and fan-out: Glorot's for linear layers,
-    He's for the others, where at stride 2 a quarter of the taps reaches a pixel of the larger map;
-    biases 0."""
+    """Draw upstream's uniform weights, scaled by the mean of fan-in and fan-out; set biases to 0.
+
+    The variance is Glorot's for linear layers and He's for the others. At stride 2 a quarter of the
+    taps reaches a pixel of the larger map.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             variance = 2.0 / sum(layer.weight.shape)

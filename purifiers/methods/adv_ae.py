@@ -21,15 +21,17 @@ from purifiers.methods._fitted_autoencoder import FittedAutoencoder, under_attac
 class AdvAe(FittedAutoencoder):
     """min over AE of E[max CE(F(AE(x + d)), y)] + lambda D(AE(x), x), the classifier F frozen.
 
-    Equations 6 and 7. The attack goes through auto-encoder and classifier, both in evaluation mode.
-    D is the cross entropy of each pixel, averaged. Fitted on classifiers F_1 ... F_k, the sum over
-    i of the same with F_i, each with its own attack (equation 8).
+    Equations 6 and 7. The attack differentiates through auto-encoder and classifier, both in
+    evaluation mode. D is the cross entropy of each pixel, averaged. With classifiers F_1 ... F_k,
+    the loss is the sum over i of the same with F_i, each with its own attack (equation 8).
 
     Args:
         reconstruction_weight: lambda; 0 on MNIST and 1 on CIFAR-10 (section 4.1).
-        eps_ramp: share of the training over which eps and the steps of the attack grow from 0 to
-            their length; 0 in the paper. Our choice for short trainings on MNIST, which otherwise
-            stay where all images get the same answer. Held-out images are always attacked in full.
+        eps_ramp: fraction of the training over which eps and the step size of the attack grow from
+            0 to their full size; 0 in the paper. Our choice for short trainings on MNIST, which
+            otherwise predict the same class for all images. Held-out images are always attacked
+            with the full eps.
+        common: see :class:`FittedAutoencoder`.
     """
 
     traits = FittedAutoencoder.traits.replace(
@@ -62,11 +64,13 @@ class AdvAe(FittedAutoencoder):
     ) -> None:
         super().__init__(**common)
         if not 0.0 <= eps_ramp <= 1.0:
-            raise UserError(f"adv_ae: eps_ramp is {eps_ramp}: a share of the training, 0 to 1")
+            raise UserError(
+                f"adv_ae: eps_ramp is {eps_ramp}: choose a fraction of the training in [0, 1]"
+            )
         self.reconstruction_weight = reconstruction_weight
         self.eps_ramp = eps_ramp
-        self._planned: float | None = None  # batches in all
-        self.register_buffer("batches", torch.tensor(0))  # seen; in checkpoints for the ramp's sake
+        self._planned: float | None = None  # number of batches of the training
+        self.register_buffer("batches", torch.tensor(0))  # so far; stored so that the ramp resumes
 
     def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
         super().fit_on(classifiers, images)
@@ -74,28 +78,30 @@ class AdvAe(FittedAutoencoder):
         self._planned = math.ceil(trained / self.recipe.batch_size) * self.recipe.epochs
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Equation 8 for one batch; with one classifier it is equation 7."""
+        """Loss of one batch: equation 8, which is equation 7 for one classifier."""
         share = self._share()
         loss = images.new_zeros(())
         targets = self.targets()
         for number, target in enumerate(targets):
             with under_attack(self):
                 defence = Defence(target, [self])
-                start = derive_seed(seed, number)
-                adversarial = self.attack(defence, images, labels, indices, start, share)
+                attack_seed = derive_seed(seed, number)
+                adversarial = self.attack(defence, images, labels, indices, attack_seed, share)
             loss = loss + functional.cross_entropy(target(self.autoencoder(adversarial)), labels)
         if self.reconstruction_weight:
-            pixels = functional.binary_cross_entropy_with_logits(
+            reconstruction_loss = functional.binary_cross_entropy_with_logits(
                 self.autoencoder.decoded(images), images
             )
-            loss = loss + len(targets) * self.reconstruction_weight * pixels
+            loss = loss + len(targets) * self.reconstruction_weight * reconstruction_loss
         return loss
 
     def _share(self) -> float:
-        """How much of eps the attack may use in this batch."""
+        """Fraction of eps that the attack may use in this batch."""
         if not self.training or self.eps_ramp == 0.0:
             return 1.0
         if self._planned is None:
-            raise UserError("adv_ae: eps_ramp needs the number of images: call fit_on with it")
+            raise UserError(
+                "adv_ae: eps_ramp needs the number of training images: call fit_on first"
+            )
         self.batches += 1
         return min(1.0, int(self.batches) / (self.eps_ramp * self._planned))

@@ -1,4 +1,4 @@
-"""AID-Purifier (anonymous submission): descend a discriminator of adversarial images."""
+"""AID-Purifier (anonymous submission): descend the logit of an adversarial-image discriminator."""
 
 from __future__ import annotations
 
@@ -24,31 +24,38 @@ TARGETS = ("bce", "contrastive")
 
 
 class Aid(Method):
-    """Trains a discriminator on two inner representations of the frozen classifier
-    (Algorithm 1), then takes sign steps that lower its logit "adversarial" (Algorithm 2).
+    """Train a discriminator of adversarial images, then lower its logit by sign steps.
+
+    The discriminator reads two inner representations of the frozen classifier (Algorithm 1).
+    Purification takes sign steps that lower its logit for "adversarial" (Algorithm 2).
 
     Args:
         variant: ``paper`` (Table 5) or ``upstream`` (`yelobean/AIDPurifier`).
         taps: representations used; ``conv1`` and ``stage3`` are the paper's 1st convolution and
             15th block.
-        width: 1024 in Table 5.
+        width: units of the discriminator's layers; 1024 in Table 5.
         extra_layers: 1 for the deeper discriminator of Appendix A.2 (all data sets but SVHN).
-        eps, step_size, iterations: purification, Table 6; L-infinity.
-        gamma: how far beyond the adversarial example the vertex lies; 2 for SVHN, else 1.5 (A.3).
-        train_eps, train_step, train_steps: PGD that makes training examples; not in the paper,
-            values from upstream; random start.
+        eps, step_size, iterations: of the purification, Table 6; L-infinity.
+        gamma: distance of the vertex from the image, in units of the adversarial perturbation; 2
+            for SVHN, else 1.5 (A.3).
+        train_eps, train_step, train_steps: PGD attack for the training examples, with a random
+            start; not in the paper, values from upstream.
         epochs, batch_size, learning_rate, momentum, weight_decay: 1 epoch of SGD .01, .9, 2e-4
             (A.3); batch 128 upstream.
+        augmentation: see :class:`purifiers.core.recipe.Recipe`.
         target: ``bce`` (equation 1), or ``contrastive``: true pairs of representations against
             pairs of different images (Table 14b; details are our choice).
-        mixing: ``avmixup``, or Table 14c's ``none`` (clean or adversarial), ``av`` (clean or
+        mixing: ``avmixup``, or from Table 14c ``none`` (clean or adversarial), ``av`` (clean or
             vertex), ``mixup`` (mixtures with gamma 1).
-        train_attacks: ``pgd``, ``cw_l2``, ``deepfool_linf`` (Table 18); of several, one is drawn
-            per batch (our choice). C&W and DeepFool with upstream's evaluation settings.
-        train_cw_const, train_cw_learning_rate: c and Adam's rate in that C&W.
+        train_attacks: ``pgd``, ``cw_l2``, ``deepfool_linf`` (Table 18). If there are several, one
+            is drawn per batch (our choice). C&W and DeepFool use upstream's evaluation settings.
+        train_cw_const, train_cw_learning_rate: c and Adam's learning rate of that C&W attack.
 
-    The vertex is clipped to [0, 1] upstream and not in Algorithm 1; the variant decides.
-    Weights are saved without the classifier's.
+    The vertex is clipped to [0, 1] upstream but not in Algorithm 1; the variant decides. The
+    classifier's weights are not saved.
+
+    Raises:
+        UserError: an unknown variant, target, mixing or training attack.
     """
 
     traits = MethodTraits(
@@ -110,23 +117,27 @@ class Aid(Method):
             weight_decay=weight_decay,
             augmentation=augmentation,
         )
-        self._classifier: list[Classifier] = []  # in a list, so that its weights are not ours
+        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
 
     @property
     def classifier(self) -> Classifier:
-        """The frozen classifier the discriminator listens to."""
+        """The frozen classifier whose representations the discriminator reads.
+
+        Raises:
+            UserError: no classifier is bound.
+        """
         if not self._classifier:
-            raise UserError("aid: bind a classifier first")
+            raise UserError("aid: no classifier is bound; bind a classifier first")
         return self._classifier[0]
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         if classifier is None:
-            raise UserError("aid: works on the inside of a classifier; give it one")
+            raise UserError("aid: no classifier, but its discriminator reads one; give it one")
         self._classifier = [classifier]
         with torch.no_grad():
             probe = torch.zeros(1, *shape)
-            every = classifier.features(probe.to(_device(classifier)), classifier.TAPS)
-        channels = {n: f.shape[1] for n, f in zip(classifier.TAPS, every, strict=True)}
+            features = classifier.features(probe.to(_device(classifier)), classifier.TAPS)
+        channels = {n: f.shape[1] for n, f in zip(classifier.TAPS, features, strict=True)}
         classifier.features(probe.to(_device(classifier)), self.taps)
         self.discriminator: nn.Module
         if self.variant == "paper":
@@ -167,7 +178,7 @@ class Aid(Method):
     def mix(
         self, images: Tensor, adversarial: Tensor, indices: Tensor, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Lines 6 to 9 of Algorithm 1.
+        """Mix clean images and vertices (lines 6 to 9 of Algorithm 1).
 
         Returns:
             images u x + (1 - u) x_AV (n, C, H, W), and u (n,).
@@ -183,27 +194,30 @@ class Aid(Method):
 
     def _contrastive_loss(self, images: Tensor, seed: int) -> Tensor:
         low, *high = self._features(images)
-        # a shift, for a permutation would leave some images paired with themselves
+        # a cyclic shift, because a permutation may pair an image with itself
         shift = 1 + derive_seed(seed, "contrastive") % max(len(images) - 1, 1)
         others = [feature.roll(shift, dims=0) for feature in high]
         logits = torch.cat([self.discriminator([low, *high]), self.discriminator([low, *others])])
-        wanted = torch.cat([torch.zeros(len(images)), torch.ones(len(images))]).to(logits.device)
-        return functional.binary_cross_entropy_with_logits(logits, wanted)
+        truth = torch.cat([torch.zeros(len(images)), torch.ones(len(images))]).to(logits.device)
+        return functional.binary_cross_entropy_with_logits(logits, truth)
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
             return pooled(self.classifier.features(images, self.taps))
 
     def detector_logit(self, images: Tensor) -> Tensor:
-        """The discriminator's logit, high for adversarial, (n,)."""
+        """Discriminator's logit (n,), high for adversarial images."""
         features = pooled(self.classifier.features(images, self.taps))
         return self.discriminator(features)
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """Algorithm 2, descending the logit and not the probability: the signs are the same and
-        the gradient cannot vanish. Differentiable; a sign's own derivative is zero."""
+        """Purified images (Algorithm 2).
+
+        Descends the logit instead of the probability: the signs are equal, and the gradient cannot
+        vanish. Differentiable, but the derivative of a sign is zero.
+        """
         purified = images
         for _ in range(self.iterations):
             purified = self._descend(purified, images)
@@ -212,16 +226,18 @@ class Aid(Method):
     def step(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """The first iteration of :meth:`purify`."""
+        """First iteration of :meth:`purify`."""
         return self._descend(images, images)
 
     def unrolled(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """The same images as :meth:`purify`; a gradient through them also knows how each step's
-        direction depends on the image, by a second backward pass through the classifier. There
-        each sign counts as tanh(g / s), s an image's mean |g| (our choice): its own derivative is
-        zero, which would leave of the gradient the identity on the pixels that are not clipped."""
+        """The images of :meth:`purify`, with a gradient through the direction of each step.
+
+        That gradient takes a second backward pass through the classifier. Each sign is
+        differentiated as tanh(g / s), where s is the mean |g| of the image (our choice). A sign's
+        own derivative is zero and would leave only the identity on the unclipped pixels.
+        """
         purified = images
         for _ in range(self.iterations):
             purified = self._descend(purified, images, second_order=True)

@@ -1,4 +1,4 @@
-"""Defense-GAN (Samangouei et al. 2018): the nearest image that a generator can make."""
+"""Defense-GAN (Samangouei et al. 2018): replace an image by the nearest image of a generator."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._wgan import Critic, Generator, critic_loss, generator_loss
 
 BETAS = (0.5, 0.9)
-"""Adam's, of both networks (`kabkabm/defensegan`)."""
+"""Adam's betas for both networks (`kabkabm/defensegan`)."""
 DECAY_FROM = 0.8
-"""Share of the steps after which the learning rate decays (`kabkabm/defensegan`)."""
+"""Fraction of the steps after which the learning rate decays (`kabkabm/defensegan`)."""
 CHUNK = 128
 """Latent codes per gradient on a processor, so that activations stay in its cache; our choice."""
 
 
 class DefenseGan(Method):
-    """Trains a WGAN-GP on clean images, then replaces an image by G(z*), where z* is the best of
-    ``restarts`` descents of the mean squared error (section 3 and Figure 1).
+    """Train a WGAN-GP on clean images, then replace an image by its best reconstruction G(z*).
 
-    Defaults are those of `kabkabm/defensegan`, also where the paper says nothing.
+    z* is the best of ``restarts`` descents of the mean squared error (section 3 and Figure 1).
+    Defaults are those of `kabkabm/defensegan`, also where the paper gives no value.
 
     Args:
         latent: length of a latent code z.
         width: of both networks, see :mod:`purifiers.methods._wgan`.
         generator_iterations: steps of the generator, each after ``critic_steps`` of the critic.
         generator_learning_rate: Adam's, of both networks.
-        gradient_penalty: its weight.
+        critic_steps: steps of the critic per step of the generator.
+        gradient_penalty: weight of the gradient penalty.
         batch_size: of the training.
         steps, restarts: L and R of the paper; upstream's R is 2 for 64x64 images.
-        learning_rate, momentum: of the descent, which begins at z0 ~ N(0, 1 / latent), although
-            the generator is trained on N(0, 1).
-        learning_rate_decay: factor from 80 % of the steps on. Upstream has .1, but counts no
-            steps there, so that its rate never changes: 1.
+        learning_rate, momentum: of the descent. It begins at z0 ~ N(0, 1 / latent), although the
+            generator is trained on N(0, 1).
+        learning_rate_decay: factor on the learning rate from 80 % of the steps on. Upstream has .1,
+            but it does not count steps there, so its rate never changes: 1.
 
-    Each restart of an image has noise of its own, and the error is each image's own mean (in
-    [0, 1] for grey images, in [-1, 1] for others), so that batch mates do not matter.
+    Each restart of an image has its own noise, and each image its own mean error (in [0, 1] for
+    grey images, in [-1, 1] for others). Batch mates therefore have no influence.
+
+    Raises:
+        UserError: a count below 1.
     """
 
     traits = MethodTraits(
@@ -70,13 +74,13 @@ class DefenseGan(Method):
                 "learning_rate_decay",
             ),
         ),
-        # by our measurement; the cost does not depend on the number of images
+        # measured by us; the cost of the fit does not depend on the number of images
         network=Network(
             sized_by=("latent", "width"),
             passes="3 * steps * restarts",
             fit_passes="generator_iterations * batch_size * (8 * critic_steps + 4) / images",
         ),
-        images=Images(square_above=4),  # its smallest feature map
+        images=Images(square_above=4),  # the generator's smallest feature map
     )
 
     def __init__(
@@ -102,7 +106,7 @@ class DefenseGan(Method):
             ("restarts", restarts),
         ):
             if value < 1:
-                raise UserError(f"defense_gan: {name} is {value}: at least 1")
+                raise UserError(f"defense_gan: {name} is {value}: choose at least 1")
         self.latent, self.width, self.gradient_penalty = latent, width, gradient_penalty
         self.steps, self.restarts = steps, restarts
         self.learning_rate, self.momentum = learning_rate, momentum
@@ -124,18 +128,20 @@ class DefenseGan(Method):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Loss of the network whose turn it is; with both trainable, the sum of both losses, each
-        of which reaches its own network alone."""
+        """Loss of the network that is trained in this turn.
+
+        If both are trainable, the sum of both losses; each has gradients for its own network only.
+        """
         real = self._pixels(images)
         draw = generator(seed, "defense_gan")
         latent = torch.randn(len(real), self.latent, generator=draw).to(real.device)
         loss = real.new_zeros(())
-        if _learns(self.critic):
+        if _is_trained(self.critic):
             share = torch.rand(len(real), 1, 1, 1, generator=draw).to(real.device)
             with torch.no_grad():
-                made = self.generator(latent)
-            loss = loss + critic_loss(self.critic, real, made, share, self.gradient_penalty)
-        if _learns(self.generator):
+                generated = self.generator(latent)
+            loss = loss + critic_loss(self.critic, real, generated, share, self.gradient_penalty)
+        if _is_trained(self.generator):
             loss = loss + generator_loss(self.critic, self.generator(latent))
         return loss
 
@@ -145,56 +151,58 @@ class DefenseGan(Method):
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """The best reconstruction of each image.
+        """Best reconstruction of each image.
 
         Raises:
-            UserError: a gradient through the descent is wanted.
+            UserError: the images require a gradient.
         """
         if torch.is_grad_enabled() and images.requires_grad:
             raise UserError("defense_gan: its descent has no gradient; attack it with bpda")
         where = default_indices(images, indices)
-        wanted = self._pixels(images)
+        targets = self._pixels(images)
         starts = [
             normal(seed, where, (self.latent,), tag=f"defense_gan {restart}")
             for restart in range(self.restarts)
         ]
         latent = torch.stack(starts, dim=1).flatten(0, 1).to(images.device) / self.latent**0.5
-        owner = torch.arange(len(images), device=images.device).repeat_interleave(self.restarts)
+        image_of = torch.arange(len(images), device=images.device).repeat_interleave(self.restarts)
         parts = max(1, -(-len(latent) // CHUNK)) if images.device.type == "cpu" else 1
-        made, errors = [], []
+        reconstructions, errors = [], []
         with torch.no_grad():
-            # of even size: on one or two rows alone other, less accurate sums would be taken
+            # of even size: a part of one or two rows would use other, less accurate sums
             for codes, rows in zip(
-                latent.tensor_split(parts), owner.tensor_split(parts), strict=True
+                latent.tensor_split(parts), image_of.tensor_split(parts), strict=True
             ):
-                found = self.generator(self._descend(codes, wanted[rows]))
-                made.append(found)
-                errors.append((found - wanted[rows]).square().flatten(1).mean(dim=1))
-            best = torch.cat(errors).view(-1, self.restarts).argmin(dim=1)
-            chosen = best + self.restarts * torch.arange(len(best), device=best.device)
-            return (torch.cat(made)[chosen] - self.darkest) / (1.0 - self.darkest)
+                reconstruction = self.generator(self._descend(codes, targets[rows]))
+                reconstructions.append(reconstruction)
+                errors.append((reconstruction - targets[rows]).square().flatten(1).mean(dim=1))
+            best_restart = torch.cat(errors).view(-1, self.restarts).argmin(dim=1)
+            best_rows = best_restart + self.restarts * torch.arange(
+                len(best_restart), device=best_restart.device
+            )
+            return (torch.cat(reconstructions)[best_rows] - self.darkest) / (1.0 - self.darkest)
 
-    def _descend(self, latent: Tensor, wanted: Tensor) -> Tensor:
-        """Momentum descent of each code's own mean squared error."""
+    def _descend(self, latent: Tensor, targets: Tensor) -> Tensor:
+        """Minimise each code's mean squared error by gradient descent with momentum."""
         velocity = torch.zeros_like(latent)
         for step in range(self.steps):
             late = step >= math.ceil(DECAY_FROM * self.steps)
             rate = self.learning_rate * (self.learning_rate_decay if late else 1.0)
-            velocity = self.momentum * velocity + self._slope(latent, wanted)
+            velocity = self.momentum * velocity + self._slope(latent, targets)
             latent = latent - rate * velocity
         return latent
 
-    def _slope(self, latent: Tensor, wanted: Tensor) -> Tensor:
+    def _slope(self, latent: Tensor, targets: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = latent.detach().requires_grad_(True)
-            made = self.generator(leaf)
-        upstream = (made.detach() - wanted) * (2.0 / wanted[0].numel())
-        return torch.autograd.grad(made, leaf, upstream)[0]
+            reconstructions = self.generator(leaf)
+        upstream = (reconstructions.detach() - targets) * (2.0 / targets[0].numel())
+        return torch.autograd.grad(reconstructions, leaf, upstream)[0]
 
     def _pixels(self, images: Tensor) -> Tensor:
-        """[0, 1] to the generator's range."""
+        """Map [0, 1] to the generator's range."""
         return images.detach() * (1.0 - self.darkest) + self.darkest
 
 
-def _learns(part: nn.Module) -> bool:
+def _is_trained(part: nn.Module) -> bool:
     return next(part.parameters()).requires_grad

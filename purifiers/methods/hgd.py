@@ -1,4 +1,4 @@
-"""HGD (Liao et al. 2018): a denoiser guided by the classifier, fitted on examples made once."""
+"""HGD (Liao et al. 2018): a denoiser guided by the classifier, fitted on stored examples."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ GUIDANCES = ("class", "logits")
 
 
 class Hgd(FittedAutoencoder):
-    """Fits AE(x') with PGD examples x' of the bare classifier F; F(AE(.)) is never attacked.
+    """Fit AE on PGD examples x' of the bare classifier F; F(AE(.)) itself is never attacked.
 
     Each image has one example, made before the fit: HGD's are "pre-generated against the base
-    model" (AdvAE, section 5). `lihebi/AdvAE` makes new ones in every epoch, from other random
-    starts, at the price of an attack per image and epoch.
+    model" (AdvAE, section 5). `lihebi/AdvAE` makes new examples in every epoch, from other random
+    starts, at the cost of an attack per image and epoch.
 
     Args:
-        guidance: ``class``: CE(F(AE(x')), y), what AdvAE's authors ran as HGD. ``logits``: the mean
-            of |F(AE(x')) - F(x)|, without labels, what Liao et al. propose (section 3.3, LGD).
+        guidance: ``class``: CE(F(AE(x')), y), which AdvAE's authors ran as HGD. ``logits``: the
+            mean of |F(AE(x')) - F(x)|, without labels, which Liao et al. propose (section 3.3,
+            LGD).
         common: see :class:`FittedAutoencoder`. The variant may also be ``dunet``, Liao's own
             denoiser, whose first level has twice ``width`` channels. Liao's training is Adam .01,
             divided by 10 at 60 % and by 100 at 90 % of 100 epochs.
+
+    Raises:
+        UserError: an unknown guidance.
     """
 
     traits = FittedAutoencoder.traits.replace(
@@ -46,12 +50,12 @@ class Hgd(FittedAutoencoder):
         self.guidance = guidance
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """The guided loss of one batch, summed over the classifiers."""
+        """Guided loss of one batch, summed over the classifiers."""
         loss = images.new_zeros(())
         for number, target in enumerate(self.targets()):
             if self.stored_examples:
-                kept = self.stored_examples[number][indices.numpy()]
-                examples = torch.from_numpy(kept).to(images.device)
+                stored = self.stored_examples[number][indices.numpy()]
+                examples = torch.from_numpy(stored).to(images.device)
             else:
                 examples = self.example(number, images, labels, indices)
             logits = target(self.autoencoder(examples))
@@ -59,11 +63,11 @@ class Hgd(FittedAutoencoder):
                 loss = loss + functional.cross_entropy(logits, labels)
             else:
                 with torch.no_grad():
-                    wanted = target(images)
-                loss = loss + functional.l1_loss(logits, wanted)
+                    clean_logits = target(images)
+                loss = loss + functional.l1_loss(logits, clean_logits)
         return loss
 
     def example(self, number: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         target = self.targets()[number]
-        with under_attack(target.module):  # no dropout: the same, whenever they are made
+        with under_attack(target.module):  # no dropout: equal in every run
             return self.attack(target, images, labels, indices, derive_seed("hgd", number))

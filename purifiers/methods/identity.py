@@ -1,4 +1,4 @@
-"""No purification: the control whose accuracy must equal the undefended one exactly."""
+"""No purification: the control whose accuracy must equal the undefended accuracy exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from purifiers.core.traits import MethodTraits
 
 
 class Identity(Method):
-    """Gives the images back unchanged."""
+    """Return the images unchanged."""
 
     traits = MethodTraits(version=1)
 

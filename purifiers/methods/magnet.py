@@ -1,4 +1,4 @@
-"""MagNet (Meng & Chen 2017): denoising auto-encoders that reform images, and detect odd ones."""
+"""MagNet (Meng & Chen 2017): auto-encoders that reform images and detect adversarial ones."""
 
 from __future__ import annotations
 
@@ -23,39 +23,42 @@ from purifiers.methods._magnet_autoencoder import (
 
 VARIANTS = ("two_scale", "single_scale")
 SMALLEST = 1e-12
-"""A mark below it counts as it, so that its logarithm is finite; our choice."""
+"""Lower bound of a detector's mark, so that its logarithm is finite; our choice."""
 
 
 class Magnet(Method):
-    """x -> AE(x), clipped, where AE takes noise of images away; whatever AE changes much is odd.
+    """x -> AE(x), clipped, with denoising auto-encoders; a large change detects an attack.
 
     Only the reformer purifies. The detectors are :meth:`detected` and :meth:`detector_logit`.
-    Upstream counts an adversarial image as handled when it is detected *or* classified correctly
-    after the reformer, and a clean one when it is not detected *and* classified correctly.
+    Upstream counts an adversarial image as a success if it is detected *or* classified correctly
+    after the reformer, and a clean one if it is not detected *and* classified correctly.
 
-    Defaults are those of `Trevillie/MagNet`, which has MNIST alone. For CIFAR-10 the paper has
+    Defaults are those of `Trevillie/MagNet`, which has MNIST only. For CIFAR-10 the paper uses
     ``single_scale`` with temperatures 10 and 40, and ports of it agree on noise .025, 400 epochs
     and drop rate .005.
 
     Args:
-        variant: ``two_scale`` (MNIST): the reformer AE-I pools once; detectors are its mean
+        variant: ``two_scale`` (MNIST): the reformer AE-I pools once; the detectors are its mean
             squared error and the mean absolute error of AE-II. ``single_scale`` (CIFAR-10): AE-II
-            reforms, its mean absolute error detects.
+            is the reformer, and its mean absolute error the detector.
         temperatures: one more detector for each T: the Jensen-Shannon divergence of the
-            classifier's softmax(logits / T) of the image and of the reformed image. Needs the
+            classifier's softmax(logits / T) of the image and of the reformed image. It needs the
             classifier that MagNet is bound to; the other detectors do not.
         width: channels of all inner layers.
         activation: of the inner layers: ``sigmoid``, or ``relu`` for short trainings (our choice),
-            since sigmoids need thousands of steps before they show anything.
-        noise: standard deviation of the Gaussian noise added in training, then clipped. Fresh in
-            every step; upstream draws it once per image.
-        drop_rate: share of the held-out images that each detector drops.
-        validation: share of the training images that is held out for the thresholds; our choice,
-            upstream's are 5,000 of 60,000. There the last weights are kept, here those with the
-            lowest held-out error.
+            because sigmoids need thousands of steps before the output shows an image.
+        noise: standard deviation of the Gaussian noise added in training, then clipped. Drawn anew
+            in every step; upstream draws it once per image.
+        drop_rate: fraction of the held-out images that each detector drops, in [0, 1).
+        validation: fraction of the training images that is held out for the thresholds, in (0, 1);
+            our choice, upstream holds out 5,000 of 60,000. Upstream keeps the last weights, here
+            those with the lowest held-out error are kept.
         epochs, batch_size, learning_rate: of Adam; the rate is Keras's default.
 
-    Upstream's penalty of 1e-9 on squared activations is left out.
+    Upstream's penalty of 1e-9 on squared activations is omitted.
+
+    Raises:
+        UserError: an unknown variant or activation, or a number out of range.
     """
 
     traits = MethodTraits(
@@ -63,9 +66,8 @@ class Magnet(Method):
         budget=("width", "activation", "epochs", "batch_size", "learning_rate", "validation"),
         provides=("detector_logit", "detected"),
         fit=Fit(),
-        network=Network(  # the reformer
-            sized_by=("variant", "width"), passes="1", fit_passes="6 * epochs"
-        ),
+        # of the reformer
+        network=Network(sized_by=("variant", "width"), passes="1", fit_passes="6 * epochs"),
     )
 
     thresholds: Tensor
@@ -88,13 +90,20 @@ class Magnet(Method):
         check_choice("magnet: variant", variant, VARIANTS)
         check_choice("magnet: activation", activation, ACTIVATIONS)
         if not 0.0 <= drop_rate < 1.0:
-            raise UserError(f"magnet: drop_rate is {drop_rate}: a share of the images, below 1")
+            raise UserError(
+                f"magnet: drop_rate is {drop_rate}: choose a fraction of the images in [0, 1)"
+            )
         if not 0.0 < validation < 1.0:
-            raise UserError(f"magnet: validation is {validation}: detectors need held-out images")
+            raise UserError(
+                f"magnet: validation is {validation}, but detectors need held-out images: "
+                "choose a fraction in (0, 1)"
+            )
         if noise < 0.0:
-            raise UserError(f"magnet: noise is {noise}: a standard deviation, at least 0")
+            raise UserError(f"magnet: noise is {noise}: choose a standard deviation of at least 0")
         if any(temperature <= 0.0 for temperature in temperatures):
-            raise UserError(f"magnet: temperatures are {list(temperatures)}: all above 0")
+            raise UserError(
+                f"magnet: temperatures are {list(temperatures)}: choose values that are all above 0"
+            )
         self.variant, self.width, self.activation = variant, width, activation
         self.noise, self.drop_rate = noise, drop_rate
         self.temperatures = tuple(temperatures)
@@ -105,41 +114,41 @@ class Magnet(Method):
             optimizer="adam",
             validation=validation,
         )
-        self._classifier: list[Classifier] = []  # in a list, so that its weights are not ours
-        self._held_out: list[Tensor] = []  # marks of this round of held-out images
+        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
+        self._held_out: list[Tensor] = []  # marks of the held-out images in this validation
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
         if classifier is None and self.temperatures:
-            raise UserError("magnet: temperatures need a classifier; give it one or leave them out")
+            raise UserError("magnet: temperatures need a classifier; bind one or leave them out")
         self._classifier = [] if classifier is None else [classifier]
         self.flat: Autoencoder = FlatAutoencoder(shape[0], self.width, self.activation)
         if self.variant == "two_scale":
             self.pooled: Autoencoder = PooledAutoencoder(shape[0], self.width, self.activation)
         detectors = len(self.temperatures) + len(self._autoencoders())
-        # nothing is detected before the thresholds are known
+        # nothing is detected before the thresholds are set
         self.register_buffer("thresholds", torch.full((detectors,), torch.inf))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _autoencoders(self) -> list[Autoencoder]:
-        """The reformer first."""
+        """All auto-encoders, the reformer first."""
         return [self.pooled, self.flat] if self.variant == "two_scale" else [self.flat]
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Mean squared error of each auto-encoder, added up: none sees the other's.
+        """Sum of the auto-encoders' mean squared errors; each gets gradients of its own error only.
 
-        In evaluation mode the images are held-out ones: without noise, and they move the
-        thresholds, which end where the last batch of a round leaves them.
+        In evaluation mode the images are held-out ones. They are not noised, and they update the
+        thresholds, whose final values are set by the last batch of a validation.
         """
         if not self.training:
             self._held_out.append(self.marks(images).detach())
             self.thresholds.copy_(thresholds(torch.cat(self._held_out), self.drop_rate))
-            given = images
+            inputs = images
         else:
             self._held_out.clear()
             draw = generator(seed, "magnet")
             noise = torch.randn(images.shape, generator=draw).to(images.device)
-            given = (images + self.noise * noise).clamp(0.0, 1.0)
-        errors = [functional.mse_loss(net(given), images) for net in self._autoencoders()]
+            inputs = (images + self.noise * noise).clamp(0.0, 1.0)
+        errors = [functional.mse_loss(net(inputs), images) for net in self._autoencoders()]
         return torch.stack(errors).sum()
 
     def own_pass(self, images: Tensor) -> Tensor:
@@ -148,12 +157,14 @@ class Magnet(Method):
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """The reformed images; differentiable end to end."""
+        """Reformed images; differentiable end to end."""
         return self._autoencoders()[0](images).clamp(0.0, 1.0)
 
     def marks(self, images: Tensor) -> Tensor:
-        """How odd each detector finds each image, (n, detectors), not below 0: the reconstruction
-        errors, then a divergence per temperature."""
+        """Mark of each image by each detector, (n, detectors), at least 0; high for adversarial.
+
+        The reconstruction errors come first, then one divergence per temperature.
+        """
         reformed = self.purify(images)
         change = reformed - images
         if self.variant == "two_scale":
@@ -163,29 +174,34 @@ class Magnet(Method):
         marks = [error.flatten(1).mean(dim=1) for error in errors]
         if self.temperatures:
             (classifier,) = self._classifier
-            both = classifier(images), classifier(reformed)
-            marks += [divergence(*(logits / t for logits in both)) for t in self.temperatures]
+            pair_of_logits = classifier(images), classifier(reformed)
+            marks += [
+                divergence(*(logits / t for logits in pair_of_logits)) for t in self.temperatures
+            ]
         return torch.stack(marks, dim=1)
 
     def detector_logit(self, images: Tensor) -> Tensor:
-        """log(mark / threshold) of the detector that is surest, (n,): above 0 where an image is
-        detected. The logarithm, and so one scale for all detectors, is our choice."""
+        """log(mark / threshold) of the detector with the largest ratio, (n,): above 0 if detected.
+
+        The logarithm, and thus a common scale for all detectors, is our choice.
+        """
         ratios = self.marks(images).clamp_min(SMALLEST) / self.thresholds.clamp_min(SMALLEST)
         return ratios.log().amax(dim=1)
 
     def detected(self, images: Tensor) -> Tensor:
-        """Whether at least one detector finds the image odd, bool (n,)."""
+        """Whether at least one detector detects the image, bool (n,)."""
         return self.detector_logit(images) > 0.0
 
 
 def thresholds(marks: Tensor, drop_rate: float) -> Tensor:
-    """The threshold of each detector, (detectors,): the largest mark that is not dropped.
+    """Threshold of each detector, (detectors,): the largest mark that is not dropped.
 
-    floor(drop_rate n) images lie above it, as upstream counts them. With none to drop upstream
-    takes the *smallest* mark and drops everything (``marks[-0]``); here nothing is dropped.
+    floor(drop_rate n) images are above it, as upstream counts. If that is 0, upstream takes the
+    *smallest* mark and drops everything (``marks[-0]``); here nothing is dropped.
 
     Args:
         marks: of the held-out images, (n, detectors).
+        drop_rate: fraction of them to drop.
     """
     dropped = int(len(marks) * drop_rate)
     return marks.sort(dim=0).values[len(marks) - 1 - dropped]

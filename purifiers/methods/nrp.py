@@ -6,7 +6,7 @@ from purifiers.methods._nrp import RepresentationPurifier
 
 
 class Nrp(RepresentationPurifier):
-    """x -> G(x), clipped to [0, 1]: one pass, with an exact gradient (static inference).
+    """x -> G(x), clipped to [0, 1], in one pass with an exact gradient (static inference).
 
     Parameters: see :class:`purifiers.methods._nrp.RepresentationPurifier`.
     """

@@ -15,10 +15,11 @@ from purifiers.methods._nrp import RepresentationPurifier
 
 
 class NrpDynamic(RepresentationPurifier):
-    """x -> G(x + n), n normal and clipped to +-eps, image and result to [0, 1].
+    """x -> G(x + n), n normal and clipped to +-eps; image and result are clipped to [0, 1].
 
-    Upstream's answer to an attacker who knows the generator, at the price of clean accuracy. It is
-    trained as :class:`purifiers.methods.nrp.Nrp` is: the noise is of inference alone.
+    Upstream's defence against an attacker with access to the generator, at the cost of clean
+    accuracy. The training is that of :class:`purifiers.methods.nrp.Nrp`; noise is added at
+    inference only.
 
     Args:
         noise: standard deviation of n on the [0, 1] scale (`Muzammal-Naseer/NRP`).
@@ -37,7 +38,9 @@ class NrpDynamic(RepresentationPurifier):
     def __init__(self, *, noise: float = 0.05, **common: Any) -> None:
         super().__init__(**common)
         if noise < 0.0:
-            raise UserError(f"nrp_dynamic: noise is {noise}: a standard deviation, at least 0")
+            raise UserError(
+                f"nrp_dynamic: noise is {noise}: choose a standard deviation of at least 0"
+            )
         self.noise = noise
 
     def purify(

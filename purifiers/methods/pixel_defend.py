@@ -20,7 +20,7 @@ from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
 from purifiers.methods._pixel_cnn_decoding import decode
 
 BETAS = (0.95, 0.9995)
-"""Adam's (`microsoft/PixelDefend`)."""
+"""Adam's betas (`microsoft/PixelDefend`)."""
 HALVED_EVERY = 138_629
 """Steps after which upstream's factor .999995 per step has halved the learning rate."""
 CHUNK = 128
@@ -28,31 +28,30 @@ CHUNK = 128
 
 
 class PixelDefend(Method):
-    """Fits PixelCNN++ to clean images, then goes through an image in raster order, red before
-    green before blue, and sets each value to the most likely one within eps of what it was, given
-    those already set (section 4.2, Algorithm 1).
+    """Fit PixelCNN++ to clean images, then replace each value by the most likely one within eps.
 
-    Images are rounded to 8 bits first (upstream cuts off), and eps is a whole number of levels,
-    rounded down; between equally likely levels the lowest is taken.
+    Values are set in raster order, red before green before blue, each given those already set
+    (section 4.2, Algorithm 1). Images are rounded to 8 bits first (upstream truncates). eps is a
+    whole number of levels, rounded down. The lowest of equally likely levels is chosen.
 
-    Defaults are those of `microsoft/PixelDefend`. Where it bins the mixture into 256 levels of
-    width 2/256, these are the bins of PixelCNN++ itself, of width 2/255 around the levels. Its
-    option to leave images alone that the network finds likely is not here. Decoding is in double
-    precision, so that no rounding, which depends on the batch, decides between levels.
+    Defaults are those of `microsoft/PixelDefend`. Upstream bins the mixture into 256 levels of
+    width 2/256; here the bins are those of PixelCNN++, of width 2/255 around the levels. Upstream's
+    option to leave likely images unchanged is omitted. Decoding uses double precision, so that
+    rounding, which depends on the batch, does not decide between levels.
 
     Args:
         eps: largest change; 16/255 is the CIFAR-10 example of upstream's README.
         scales, blocks, filters, mixtures, dropout: of the network, see
             :class:`purifiers.methods._pixel_cnn.PixelCnn`. Upstream has 40 filters for grey images.
         learning_rate: of Adam. With ``schedule: step`` it is halved every 138,629 steps, which
-            stands in for upstream's .999995 per step.
+            approximates upstream's .999995 per step.
         batch_size: upstream's 12 on each of 4 GPUs.
-        average: rate of the running average of the weights, with which images are purified. The
-            first steps count more: step n has at most (1 + n) / (10 + n), our choice for short
-            trainings. The very last step is not in it.
+        average: decay of the running average of the weights, which purifies the images. The first
+            steps have a larger weight: step n has a decay of at most (1 + n) / (10 + n), our choice
+            for short trainings. The very last step is not included.
 
     Raises:
-        UserError: a count below 1, or an average that is not a share.
+        UserError: a count below 1, or a dropout or an average outside [0, 1).
     """
 
     traits = MethodTraits(
@@ -70,8 +69,8 @@ class PixelDefend(Method):
         ),
         differentiable=False,
         fit=Fit(uses_classifier=False, inference_only=("eps",)),
-        # Measured on a processor: an image alone takes 13 passes, many together take 5
-        # (results/tables/timing/purification.md).
+        # measured on a processor: a single image costs 13 passes, each of a large batch 5
+        # (results/tables/timing/purification.md)
         network=Network(
             sized_by=("scales", "blocks", "filters", "mixtures"),
             passes="10",
@@ -106,10 +105,10 @@ class PixelDefend(Method):
             ("mixtures", mixtures),
         ):
             if value < 1:
-                raise UserError(f"pixel_defend: {name} is {value}: at least 1")
+                raise UserError(f"pixel_defend: {name} is {value}: choose at least 1")
         for name, share in (("dropout", dropout), ("average", average)):
             if not 0.0 <= share < 1.0:
-                raise UserError(f"pixel_defend: {name} is {share}: at least 0 and below 1")
+                raise UserError(f"pixel_defend: {name} is {share}: choose a value in [0, 1)")
         self.eps, self.average = eps, average
         self.scales, self.blocks, self.filters = scales, blocks, filters
         self.mixtures, self.dropout = mixtures, dropout
@@ -124,18 +123,19 @@ class PixelDefend(Method):
         )
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
-        """
+        """Build the network for images of this shape.
+
         Raises:
             UserError: neither one nor three channels, or sides that cannot be halved often enough.
         """
         channels, height, width = shape
         if channels not in PER_MIXTURE:
-            raise UserError(f"pixel_defend: images have {channels} channels; it needs 1 or 3")
+            raise UserError(f"pixel_defend: images have {channels} channels; use 1 or 3")
         coarsest = 2 ** (self.scales - 1)
         if height % coarsest or width % coarsest:
             raise UserError(
-                f"pixel_defend: {height}x{width} images cannot be halved for {self.scales} scales: "
-                f"sides must be multiples of {coarsest}"
+                f"pixel_defend: {height}x{width} images cannot be halved for {self.scales} scales; "
+                f"use sides that are multiples of {coarsest}, or fewer scales"
             )
         self.network = PixelCnn(
             channels,
@@ -145,7 +145,7 @@ class PixelDefend(Method):
             mixtures=self.mixtures,
             dropout=self.dropout,
         )
-        # in checkpoints, so that a continued training has them
+        # buffers, so that a checkpoint stores them
         self.register_buffer("averaged", parameters_to_vector(self.network.parameters()).detach())
         self.register_buffer("steps", torch.tensor(0))
 
@@ -157,7 +157,7 @@ class PixelDefend(Method):
         self.recipe = replace(self.recipe, milestones=milestones)
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Bits per dimension: minus the mean logarithm of the levels' probabilities, base 2."""
+        """Bits per dimension: negative mean log-probability of the levels, base 2."""
         if self.training:
             self._keep_average()
         return -log_likelihood(self.network, _levels(images)).mean() / math.log(2.0)
@@ -168,10 +168,10 @@ class PixelDefend(Method):
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """The most likely images within eps.
+        """Most likely images within eps.
 
         Raises:
-            UserError: a gradient through the choices is wanted.
+            UserError: the images require a gradient.
         """
         if torch.is_grad_enabled() and images.requires_grad:
             raise UserError("pixel_defend: its choices have no gradient; attack it with bpda")
@@ -185,12 +185,12 @@ class PixelDefend(Method):
         return torch.cat(parts).float() / 255.0
 
     def _keep_average(self) -> None:
-        kept = min(self.average, (1 + int(self.steps)) / (10 + int(self.steps)))
+        decay = min(self.average, (1 + int(self.steps)) / (10 + int(self.steps)))
         newest = parameters_to_vector(self.network.parameters()).detach()
-        self.averaged.lerp_(newest, 1.0 - kept)
+        self.averaged.lerp_(newest, 1.0 - decay)
         self.steps += 1
 
 
 def _levels(images: Tensor) -> Tensor:
-    """[0, 1] to the nearest of 256 levels, int64."""
+    """Round [0, 1] to the nearest of 256 levels, int64."""
     return (255.0 * images.detach()).round().long()

@@ -13,11 +13,10 @@ from purifiers.core.traits import MethodTraits
 
 
 class RandomSign(Method):
-    """x + eps s, s in {-1, +1} per pixel, clipped to [0, 1]. A control of our own.
+    """x + eps s, s in {-1, +1} per pixel, clipped to [0, 1]; our own control.
 
     Args:
-        eps: L-infinity size, a fraction of the pixel range; give it that of the purifier it
-            stands beside.
+        eps: L-infinity radius, a fraction of the pixel range; use that of the compared purifier.
     """
 
     traits = MethodTraits(version=1, random=True)

@@ -18,31 +18,34 @@ DETECTOR_SCALE = 100.0
 
 
 class Soap(Method):
-    """For each radius e delta, e = 0 ... levels, ``steps`` sign steps of length delta from the
-    image down the auxiliary loss; of the results each image keeps the one whose auxiliary loss is
-    lowest, the smallest radius in a tie (`Mishne-Lab/SOAP`, ``purify``).
+    """Descend the auxiliary loss at several radii and keep the best result per image.
 
-    Not fitted: classifier and auxiliary head are trained together, by the training ``soap``.
+    For each radius e delta, e = 0 ... levels, take ``steps`` sign steps of length delta from the
+    image down the auxiliary loss. Each image keeps the result with the lowest auxiliary loss, in a
+    tie that of the smallest radius (`Mishne-Lab/SOAP`, ``purify``).
+
+    Nothing is fitted: the training ``soap`` trains classifier and auxiliary head together.
 
     Args:
-        task: ``reconstruction``, ``rotation``: of the head that the classifier has;
-            ``label_consistency``: any classifier.
+        task: ``reconstruction`` or ``rotation``, which need a classifier with that head; or
+            ``label_consistency``, for any classifier.
         delta: L-infinity; 4/255 upstream on CIFAR, .1 on MNIST.
         steps: 5 upstream.
-        levels: 10 upstream. Beyond ``steps`` radii are out of reach, and repeat what is there.
+        levels: 10 upstream. Radii beyond ``steps`` are out of reach and repeat the largest one.
 
-    Label consistency compares an image with one random view, drawn per image and kept for all
-    steps and radii, so that their losses compare. Upstream's second view is always the same, and
-    upstream lets the whole batch choose one radius.
+    Label consistency compares an image with one random view. The view is drawn per image and used
+    for all steps and radii, so that their losses are comparable. Upstream's second view is always
+    the same, and upstream chooses one radius for the whole batch.
+
+    Raises:
+        UserError: an unknown task, or a count below 1.
     """
 
     traits = MethodTraits(
         version=1,
         budget=("steps", "levels"),
-        passes="3 * steps * (steps + 1)",  # two views; what radii share is computed once
-        random={
-            "task": ("label_consistency",)
-        },  # label consistency, the default, looks at random views; other tasks do not
+        passes="3 * steps * (steps + 1)",  # of two views; steps shared by radii are computed once
+        random={"task": ("label_consistency",)},  # the only task with random views
         provides=("detector_logit",),
         trained_with=TrainedWith(training="soap", same=("task",)),
     )
@@ -60,31 +63,36 @@ class Soap(Method):
         self.task, self.delta = task, delta
         for name, value in (("steps", steps), ("levels", levels)):
             if value < 1:
-                raise UserError(f"soap: {name} is {value}: at least 1")
+                raise UserError(f"soap: {name} is {value}: choose at least 1")
         self.steps, self.levels = steps, levels
-        self._classifier: list[Classifier] = []  # in a list, so that its weights are not ours
+        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
         self._head: list[Joint | None] = []
 
     def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
-        """Ask the classifier for the head of the task.
+        """Store the classifier and its head for the task.
 
         Raises:
             UserError: no classifier, or one without such a head.
         """
         if classifier is None:
-            raise UserError("soap: purifies with the classifier's own auxiliary task; give it one")
+            raise UserError(
+                "soap: no classifier, but it purifies with its auxiliary task; give it one"
+            )
         self._classifier = [classifier]
         self._head = [head_of(classifier, self.task, "soap")]
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """Differentiable; a sign's own derivative is zero, and so is that of the choice."""
+        """Purified images.
+
+        Differentiable, but the derivatives of the signs and of the choice between radii are zero.
+        """
         views = self._views(images, seed, indices)
         best, lowest = images, self._losses(images, views)
         farthest = images
         for level in range(1, min(self.levels, self.steps) + 1):
-            # the first steps are those of the level before: its radius was wide enough for them
+            # the first steps equal those of the level before, whose radius did not clip them
             farthest = self._descend(farthest, images, level * self.delta, views)
             purified = farthest
             for _ in range(self.steps - level):
@@ -98,18 +106,21 @@ class Soap(Method):
     def step(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
-        """One descending step at the smallest radius."""
+        """One descent step at the smallest radius."""
         return self._descend(images, images, self.delta, self._views(images, seed, indices))
 
     def detector_logit(self, images: Tensor) -> Tensor:
-        """100 L_aux, (n,), so that an auxiliary-aware attack with trade-off t is upstream's with
-        beta = t / (1 - t), but for a constant. Random views are replaced by upstream's fixed one,
-        for an attacker does not know the draw."""
+        """Detector logit 100 L_aux, (n,).
+
+        With it an auxiliary-aware attack of trade-off t is upstream's attack with beta = t / (1 -
+        t), except for a constant. Random views are replaced by upstream's fixed one, because an
+        attacker does not know the draw.
+        """
         return DETECTOR_SCALE * auxiliary_losses(*self._bound(), images, Views.fixed(images))
 
     def _bound(self) -> tuple[Classifier, Joint | None]:
         if not self._classifier:
-            raise UserError("soap: bind a classifier first")
+            raise UserError("soap: no classifier is bound; bind a classifier first")
         return self._classifier[0], self._head[0]
 
     def _views(

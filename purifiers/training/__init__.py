@@ -1,1 +1,1 @@
-"""Training recipes: one way of making a classifier per file."""
+"""Training recipes for classifiers: one recipe per file."""

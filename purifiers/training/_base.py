@@ -1,4 +1,4 @@
-"""What every training recipe shares: the schedule, and how to attack a network in training."""
+"""Base of every training recipe: the schedule, and attacks on a network in training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from purifiers.core.traits import TrainingTraits
 
 
 class Training(Component):
-    """A recipe: optimizer, schedule, augmentation, and the loss of a batch.
+    """A training recipe: optimizer, schedule, augmentation, and the loss of a batch.
 
-    The defaults are those of `MadryLab/cifar10_challenge`: SGD .1 with momentum .9, weight
-    decay 2e-4, batch 128, the rate divided by 10 after 1/2 and 3/4 of 80,000 steps, which are
-    205 epochs of CIFAR-10.
+    The defaults are those of `MadryLab/cifar10_challenge`: SGD .1 with momentum .9, weight decay
+    2e-4, batch 128, the rate divided by 10 after 1/2 and 3/4 of 80,000 steps, which are 205 epochs
+    of CIFAR-10.
 
     Args:
         epochs: passes over the training images.
         milestones: fractions of the training at which the rate drops (schedule ``step``).
         augmentation: ``none``, ``flip`` or ``crop_flip``.
-        validation, patience, min_learning_rate, early_stopping: a held-out share of the images
-            steers the rate (schedule ``plateau``) and the end of the training, see
-            :class:`purifiers.core.recipe.Recipe`; its loss is the training's own, in evaluation
+        validation, patience, min_learning_rate, early_stopping: a held-out fraction of the images
+            controls the rate (schedule ``plateau``) and the end of the training, see
+            :class:`purifiers.core.recipe.Recipe`. Its loss is the training's own, in evaluation
             mode.
     """
 
@@ -71,24 +71,25 @@ class Training(Component):
     def loss(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
     ) -> Tensor:
-        """Scalar loss of a batch; ``classifier`` is in training mode, or in evaluation mode and
-        without gradients where the batch is held out.
+        """Scalar loss of a batch.
 
         Args:
+            classifier: in training mode; for a held-out batch in evaluation mode and without
+                gradients.
             images: float32 (n, C, H, W) in [0, 1], augmented.
             labels: int64 (n,).
-            indices: the images' indices, int64 (n,); with ``seed`` they decide the noise.
+            indices: the images' indices, int64 (n,); with ``seed`` they determine the noise.
         """
         raise TypeError(f"{type(self).__name__} does not implement loss")
 
 
 @contextlib.contextmanager
 def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
-    """Attack a network that is being trained, and leave it as it was.
+    """Set the mode for an attack on a network in training, and restore the network afterwards.
 
     Args:
-        mode: ``eval``: batch normalisation uses its running statistics. ``train``: it uses those
-            of the batch, and the running ones do not move.
+        mode: ``eval``: batch normalisation uses its running statistics. ``train``: it uses those of
+            the batch and does not update the running ones.
 
     Raises:
         UserError: any other mode.
@@ -97,7 +98,7 @@ def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
         raise UserError(f"attack_mode is {mode!r}: choose train or eval")
     norms = [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counted = [
+    counts = [
         None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms
     ]
     modes = [(module, module.training) for module in classifier.modules()]
@@ -109,7 +110,7 @@ def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-        for norm, momentum, count in zip(norms, momenta, counted, strict=True):
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
             norm.momentum = momentum
             if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)

@@ -1,4 +1,15 @@
-"""Copy this file to add a training recipe; its first line says what it does and who proposed it."""
+"""Template of a training recipe; replace this line by: what it does, authors, year.
+
+Copy this file to ``<name>.py`` and rename the class to the CamelCase of ``<name>``. No list has to
+be edited. The first line of the module docstring is the recipe's summary (15 to 120 characters).
+
+The contract tests require of every recipe:
+
+- a finite scalar loss with gradients for every parameter of the classifier;
+- the same loss for the same seed, and a lower loss after a few steps;
+- a classifier that is still in training mode, with unchanged running statistics of batch
+  normalisation after an inner attack.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +24,18 @@ from purifiers.training._base import Training
 
 
 class Template(Training):
-    """Cross entropy with label smoothing.
+    """Cross entropy with label smoothing (name the section or equation here).
 
     Args:
-        smoothing: weight taken from the true class (0 to 1); our choice.
+        smoothing: probability taken from the true class, in [0, 1]; our choice (name the source of
+            each default).
+        common: see :class:`purifiers.training._base.Training`.
     """
 
     traits = TrainingTraits(
-        version=1,  # raise it whenever the same declaration would give other weights
-        budget=("epochs",),  # the parameters a reduced scale may change
-        passes="3 * epochs",  # cost per training image, in forward passes; a backward counts two
+        version=1,  # raise it whenever the weights change; stored results are then recomputed
+        budget=("epochs",),  # parameters that a reduced scale may change: sizes and budgets only
+        passes="3 * epochs",  # cost per training image in forward passes; a backward counts two
     )
 
     def __init__(self, *, smoothing: float = 0.1, **common: Any) -> None:

@@ -17,13 +17,15 @@ from purifiers.training.madry import Madry
 class Avmixup(Madry):
     """Cross entropy on mixtures of clean images and adversarial vertices (Lee et al. 2020).
 
-    The vertex lies ``gamma`` times as far out as the PGD example, clipped to [0, 1]; the share of
-    the clean image is Beta(1, 1), that is uniform, per image (`Saehyung-Lee/cifar10_challenge`).
+    The vertex is ``gamma`` times as far from the image as the PGD example, clipped to [0, 1]. The
+    weight of the clean image is Beta(1, 1), that is uniform, per image
+    (`Saehyung-Lee/cifar10_challenge`).
 
     Args:
         gamma: 2.0 upstream.
         lambda1: weight of the true class in a clean image's label; 1.0 upstream for CIFAR-10.
         lambda2: weight of the true class in a vertex's label; 0.1 upstream for CIFAR-10.
+        common: see :class:`purifiers.training.madry.Madry`.
     """
 
     traits = TrainingTraits(
@@ -54,7 +56,11 @@ class Avmixup(Madry):
         clean_share: Tensor,
         classes: int,
     ) -> tuple[Tensor, Tensor]:
-        """Mixed images (n, C, H, W) and soft labels (n, classes); ``clean_share`` is (n, 1)."""
+        """Mixed images (n, C, H, W) and soft labels (n, classes).
+
+        Args:
+            clean_share: weight of the clean images, (n, 1).
+        """
         vertex = (images + self.gamma * (adversarial - images)).clamp(0.0, 1.0)
         share = clean_share[:, :, None, None]
         mixed = share * images + (1.0 - share) * vertex
@@ -64,7 +70,7 @@ class Avmixup(Madry):
 
 
 def smooth_label(labels: Tensor, classes: int, weight: float) -> Tensor:
-    """``weight`` on the true class, the rest spread evenly over the others; (n, classes)."""
+    """Put ``weight`` on the true class and spread the rest evenly over the others; (n, classes)."""
     others = (1.0 - weight) / (classes - 1)
     hot = functional.one_hot(labels, classes).to(torch.float32)
     return hot * weight + (1.0 - hot) * others

@@ -1,4 +1,4 @@
-"""Substitute training (Papernot et al. 2017): a stolen model learns from another one's answers."""
+"""Substitute training (Papernot et al. 2017): fit a model to the labels of an attacked model."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ SEED_LABELS = ("dataset", "oracle")
 
 
 class JacobianSubstitute(Plateau):
-    """Cross entropy on hard labels of the attacked model, the images chosen by Jacobian-based data
-    set augmentation (Papernot et al. 2017, arXiv 1602.02697, algorithm 1).
+    """Cross entropy on hard labels of the attacked model, with Jacobian-based data augmentation.
 
-    A few seed images are labelled; the substitute trains on them; every image is moved along the
-    substitute's gradient and the attacked model asked for the label of the result, which doubles
-    the set; the same substitute trains on, with a fresh optimizer. 150 images become 4,800 in 6
-    rounds. So `lihebi/AdvAE` has it from `cleverhans-lab/cleverhans` (``mnist_blackbox.py``),
-    without the reservoir sampling of the authors' arXiv 1605.07277. Both repositories let moved
-    images leave [0, 1]; here they are clipped, for a defence takes images.
+    Papernot et al. 2017, arXiv 1602.02697, algorithm 1. A few seed images are labelled, and the
+    substitute is trained on them. Every image is then moved along the substitute's gradient and
+    labelled by the attacked model, which doubles the set. The same substitute is trained further,
+    with a fresh optimizer. 150 images become 4,800 in 6 rounds.
+
+    This follows `lihebi/AdvAE`, which has it from `cleverhans-lab/cleverhans`
+    (``mnist_blackbox.py``), without the reservoir sampling of the authors' arXiv 1605.07277. Both
+    repositories let moved images leave [0, 1]; here they are clipped, because a defence takes
+    images.
 
     Args:
         seed_images: 150 held-out test images, `lihebi/AdvAE` and the AdvAE paper, section 4.1.
-        rounds: trainings, with an augmentation between each and the next; 6, likewise.
-        augmentation_step: length of a move, as an L-infinity distance; .1 in both repositories.
+        rounds: number of trainings, with an augmentation between consecutive ones; 6, likewise.
+        augmentation_step: L-infinity length of a move; .1 in both repositories.
         negative_rounds: the moves after the first 3 trainings go against the gradient, later ones
             along it, in both repositories. (The sign of arXiv 1605.07277 changes periodically.)
         seed_labels: ``dataset``: true labels of the seed images, as in both repositories;
-            ``oracle``: the attacked model is asked for these too, as in algorithm 1.
+            ``oracle``: labels by the attacked model, as in algorithm 1.
 
-    Each round trains by the recipe of the clean classifiers, as in `lihebi/AdvAE`.
+    Each round uses the recipe of the clean classifiers, as in `lihebi/AdvAE`.
 
     Raises:
         UserError: no seed image, no round, or an unknown source of the seed images' labels.
@@ -46,7 +48,7 @@ class JacobianSubstitute(Plateau):
         version=1,
         budget=("epochs", "learning_rate", "optimizer", "schedule", "seed_images", "rounds"),
         passes="3 * epochs",  # per image and round
-        uses_oracle=True,  # trained on answers of the attacked defence, by the stage `substitute`
+        uses_oracle=True,  # trained on labels of the attacked defence, by the stage `substitute`
     )
 
     def __init__(
@@ -62,7 +64,7 @@ class JacobianSubstitute(Plateau):
         super().__init__(**common)
         for name, value in (("seed_images", seed_images), ("rounds", rounds)):
             if value < 1:
-                raise UserError(f"{name} is {value}, but a substitute needs at least 1")
+                raise UserError(f"jacobian_substitute: {name} is {value}: choose at least 1")
         check_choice("seed_labels", seed_labels, SEED_LABELS)
         self.seed_images, self.rounds = seed_images, rounds
         self.augmentation_step = augmentation_step
@@ -72,13 +74,14 @@ class JacobianSubstitute(Plateau):
     def augment(
         self, classifier: Classifier, images: Tensor, labels: Tensor, trained: int
     ) -> Tensor:
-        """A new image for each: x + lambda sign(dF_y(x) / dx), clipped to [0, 1].
+        """Move each image to x + lambda sign(dF_y(x) / dx), clipped to [0, 1].
 
         Args:
             classifier: the substitute F, its logits; in evaluation mode.
             images: float32 (n, C, H, W) in [0, 1].
             labels: y of each image, int64 (n,).
-            trained: rounds that the substitute has trained, 1 or more; decides lambda's sign.
+            trained: number of finished trainings of the substitute, at least 1; it determines
+                lambda's sign.
 
         Returns:
             float32 (n, C, H, W).

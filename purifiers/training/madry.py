@@ -15,12 +15,13 @@ from purifiers.training._base import Training, attack_mode
 
 
 class Madry(Training):
-    """min E max CE: every batch is replaced by its PGD examples (Madry et al. 2018, eq. 2.1).
+    """min E max CE: train on the PGD examples of every batch (Madry et al. 2018, eq. 2.1).
 
     Args:
-        eps, steps, step_size: the inner attack, with a random start;
-            8/255, 10 x 2/255 in `MadryLab/cifar10_challenge`.
-        attack_mode: batch normalisation during the attack; ``train`` as upstream.
+        eps, steps, step_size: of the inner attack, with a random start; 8/255, 10 x 2/255 in
+            `MadryLab/cifar10_challenge`.
+        attack_mode: mode of batch normalisation during the attack; ``train`` as upstream.
+        common: see :class:`purifiers.training._base.Training`.
     """
 
     traits = TrainingTraits(
@@ -45,7 +46,7 @@ class Madry(Training):
     def adversarial(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
     ) -> Tensor:
-        """The batch's PGD examples, float32 (n, C, H, W) in [0, 1]."""
+        """PGD examples of the batch, float32 (n, C, H, W) in [0, 1]."""
         with attack_mode(classifier, self.attack_mode):
             return self.attack(classifier, images, labels, seed, indices)
 

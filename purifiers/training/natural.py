@@ -15,7 +15,7 @@ from purifiers.training._base import Training
 class Natural(Training):
     """Cross entropy on clean images; "natural training" in the AID-Purifier paper, section 4.
 
-    That paper gives no recipe; the schedule is that of its adversarial bases.
+    The paper gives no recipe; the schedule is that of its adversarial trainings.
     """
 
     traits = TrainingTraits(

@@ -1,4 +1,4 @@
-"""Natural training steered by held-out images: plateaus halve the rate, the best epoch stays."""
+"""Natural training with a held-out set: plateaus halve the rate, the best epoch is kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Plateau(Natural):
     """Cross entropy on clean images with Adam, plateaus and early stopping.
 
     The recipe of the AdvAE paper (Li et al. 2019, section 4.1): rate 1e-3, halved when the
-    validation loss did not improve over 4 epochs; the end after 10 such epochs; the best weights
-    restored; 10 % of the training data held out. From `lihebi/AdvAE` where the paper is silent:
-    batch 128, at most 100 epochs, and no rate below 5e-5.
+    validation loss has not improved for 4 epochs; stop after 10 such epochs; restore the best
+    weights; hold out 10 % of the training data. Values that the paper omits are from
+    `lihebi/AdvAE`: batch 128, at most 100 epochs, and no rate below 5e-5.
 
-    Its budgets are its own, for what suits :class:`Natural`'s SGD does not suit Adam.
+    It has its own budget, because values for :class:`Natural`'s SGD do not suit Adam.
     """
 
     traits = TrainingTraits(

@@ -1,4 +1,4 @@
-"""SOAP's joint training (Shi et al. 2021): the labels, and a task that needs none."""
+"""SOAP's joint training (Shi et al. 2021): classification plus a self-supervised auxiliary task."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ from purifiers.training._base import Training
 
 
 class Soap(Training):
-    """CE + alpha L_aux, as `Mishne-Lab/SOAP` trains:
+    """CE + alpha L_aux, as `Mishne-Lab/SOAP` trains.
 
-    - ``reconstruction``: noise .5 on the images; their logits, and the clean pixels from the head;
-    - ``rotation``: noise .1, each image in four rotations; the label and the rotation of each;
-    - ``label_consistency``: two random views of each image; the label of each, and the mean
-      squared difference of their logits.
+    The tasks are:
+
+    - ``reconstruction``: noise .5 on the images; CE of their logits, L_aux to the clean pixels;
+    - ``rotation``: noise .1, each image in four rotations; CE of the labels, L_aux of the
+      rotations;
+    - ``label_consistency``: two random views of each image; CE of both, L_aux the mean squared
+      difference of their logits.
 
     Args:
-        task: see above; a classifier with a head for it is needed, but for label consistency.
+        task: see above. Tasks other than label consistency need a classifier with a head for them.
         alpha: weight of the auxiliary loss; 1 upstream.
         epochs, batch_size, learning_rate, weight_decay, milestones: upstream's defaults; the rate
-            would first drop when the 100 epochs are over.
+            would first drop at the end of the 100 epochs.
 
-    Upstream's views are one for a whole batch, their noise is never negative, and the second one
-    is always the same; here each image has two random views of its own.
+    Upstream draws one view for a whole batch, its noise is never negative, and its second view is
+    always the same. Here each image has its own two random views.
+
+    Raises:
+        UserError: an unknown task or a negative alpha.
     """
 
     traits = TrainingTraits(
@@ -53,7 +59,7 @@ class Soap(Training):
         super().__init__(epochs=epochs, weight_decay=weight_decay, milestones=milestones, **common)
         check_task("soap", task)
         if alpha < 0.0:
-            raise UserError(f"soap: alpha is {alpha}: the weight of a loss, at least 0")
+            raise UserError(f"soap: alpha is {alpha}: choose a weight of at least 0")
         self.task, self.alpha = task, alpha
 
     def loss(
@@ -63,15 +69,15 @@ class Soap(Training):
         if head is None:
             views = (Views.drawn(images, seed, None, tag) for tag in ("first view", "second view"))
             logits = classifier(torch.cat([view(images) for view in views]))
-            one, two = logits.chunk(2)
-            auxiliary = functional.mse_loss(one, two)
+            first_logits, second_logits = logits.chunk(2)
+            auxiliary = functional.mse_loss(first_logits, second_logits)
         elif self.task == "reconstruction":
-            logits, made = head.joint(self._noisy(images, seed))
-            auxiliary = functional.mse_loss(made, images)
+            logits, reconstruction = head.joint(self._noisy(images, seed))
+            auxiliary = functional.mse_loss(reconstruction, images)
         else:
-            logits, guesses = head.joint(self._noisy(rotated(images), seed))
+            logits, rotation_logits = head.joint(self._noisy(rotated(images), seed))
             truth = torch.arange(ROTATIONS, device=images.device).repeat_interleave(len(images))
-            auxiliary = functional.cross_entropy(guesses, truth)
+            auxiliary = functional.cross_entropy(rotation_logits, truth)
         repeated = labels.repeat(len(logits) // len(labels))
         return functional.cross_entropy(logits, repeated) + self.alpha * auxiliary
 

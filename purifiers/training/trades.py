@@ -1,4 +1,4 @@
-"""TRADES (Zhang et al. 2019): cross entropy plus the divergence to the worst neighbour."""
+"""TRADES (Zhang et al. 2019): cross entropy plus the divergence to adversarial predictions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ class Trades(Training):
 
     Args:
         beta: 6.0 for CIFAR-10, 1.0 for MNIST (`yaodongyu/TRADES`).
-        eps, steps, step_size: the inner maximisation; .031, 10 x .007 upstream for CIFAR-10.
-        attack_mode: batch normalisation during the attack; ``eval`` upstream.
+        eps, steps, step_size: of the inner maximisation; .031, 10 x .007 upstream for CIFAR-10.
+        attack_mode: mode of batch normalisation during the attack; ``eval`` upstream.
+        common: see :class:`purifiers.training._base.Training`.
     """
 
     traits = TrainingTraits(
@@ -57,7 +58,7 @@ class Trades(Training):
     def neighbours(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
     ) -> Tensor:
-        """Images of the ball whose prediction is farthest from the clean one, (n, C, H, W)."""
+        """Images in the ball that diverge most from the clean prediction, float32 (n, C, H, W)."""
         start = START_SPREAD * normal(seed, indices, images.shape[1:], tag="trades")
         adversarial = images + start.to(images.device)
         with attack_mode(classifier, self.attack_mode):

@@ -215,8 +215,8 @@ def test_gradients_reach_the_image_through_the_reformer(images):
     [
         ({"variant": "mnist"}, "choose one of two_scale, single_scale"),
         ({"activation": "tanh"}, "choose one of sigmoid, relu"),
-        ({"drop_rate": 1.0}, "a share of the images"),
-        ({"drop_rate": -0.1}, "a share of the images"),
+        ({"drop_rate": 1.0}, "choose a fraction of the images"),
+        ({"drop_rate": -0.1}, "choose a fraction of the images"),
         ({"validation": 0.0}, "need held-out images"),
         ({"noise": -0.1}, "at least 0"),
         ({"temperatures": [10.0, 0.0]}, "all above 0"),

@@ -379,7 +379,7 @@ def test_bad_trainings_and_networks_are_refused():
         SoapResnet(SHAPE, 3, task="reconstruction")
     with pytest.raises(UserError, match="there is no decoder"):
         SoapCae(SHAPE, 3, width=4, units=8).joint(torch.rand(1, *SHAPE))
-    with pytest.raises(UserError, match="does not guess"):
+    with pytest.raises(UserError, match="no rotation head"):
         SoapResnet(SHAPE, 3, width=4).joint(torch.rand(1, *SHAPE))
     with pytest.raises(UserError, match="give it one"):
         Soap().bind(None, SHAPE)

@@ -140,7 +140,9 @@ def test_a_record_says_everything(run, tmp_path):
 
 def test_a_record_has_the_spec_of_its_stage(run):
     assert run.record().spec_as(AttackSpec) == SPEC
-    with pytest.raises(UserError, match=r"run toy-pgd-12345678: stage is 'attack', expected 'score'"):
+    with pytest.raises(
+        UserError, match=r"run toy-pgd-12345678: stage is 'attack', expected 'score'"
+    ):
         run.record().spec_as(ScoreSpec)
 
 

@@ -185,7 +185,9 @@ def test_what_is_no_mapping_is_refused(content: Any) -> None:
 
 
 def test_an_unknown_stage_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^here: there is no stage 'atack': choose one of dataset, "):
+    with pytest.raises(
+        UserError, match=r"^here: there is no stage 'atack': choose one of dataset, "
+    ):
         read_spec("atack", ATTACK.to_json(), "here")
 
 

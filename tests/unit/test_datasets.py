@@ -235,7 +235,10 @@ def test_mnist_refuses_half_a_gzip_file(tmp_path):
     [
         (idx(np.zeros((2, 3), np.uint8)), "not an idx file of bytes with 3 dimensions"),
         (b"\x00\x00\x0d\x03" + idx(np.zeros((1, 2, 2), np.uint8))[4:], "0x00000d03"),
-        (idx(np.zeros((2, 3, 3), np.uint8))[:-1], r"17 values, but its header declares \(2, 3, 3\)"),
+        (
+            idx(np.zeros((2, 3, 3), np.uint8))[:-1],
+            r"17 values, but its header declares \(2, 3, 3\)",
+        ),
         (idx(np.zeros((2, 3, 3), np.uint8)) + b"x", "19 values"),
         (b"\x00\x00\x08\x03\x00", "not an idx file"),
     ],

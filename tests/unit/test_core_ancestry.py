@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from purifiers.core.ancestry import image_history, records_behind
+from purifiers.core.ancestry import image_history, records_upstream
 from purifiers.core.artifacts import Record, RunFolder
 from purifiers.core.spec import (
     AttackSpec,
@@ -103,12 +103,12 @@ def test_damage_to_the_images_themselves_is_not_looked_for(finish: Finish) -> No
 
 def test_each_record_behind_runs_is_there_once(finish: Finish) -> None:
     root = finish()
-    assert ids(records_behind(root, [("score", "purified")])) == SPECS.keys() - {"clean"}
-    assert ids(records_behind(root, [("score", "clean")])) == {"clean", "net", "digits"}
+    assert ids(records_upstream(root, [("score", "purified")])) == SPECS.keys() - {"clean"}
+    assert ids(records_upstream(root, [("score", "clean")])) == {"clean", "net", "digits"}
     both = [("score", "clean"), ("score", "purified"), ("score", "clean"), ("classifier", "net")]
-    assert ids(records_behind(root, both)) == set(SPECS)
-    assert len(records_behind(root, both)) == len(SPECS)
-    assert records_behind(root, []) == {}
+    assert ids(records_upstream(root, both)) == set(SPECS)
+    assert len(records_upstream(root, both)) == len(SPECS)
+    assert records_upstream(root, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -122,12 +122,12 @@ def test_each_record_behind_runs_is_there_once(finish: Finish) -> None:
 )
 def test_what_is_not_finished_is_left_out(finish: Finish, gone: str, left: set[str]) -> None:
     """And with it what only it was made from."""
-    assert ids(records_behind(finish(gone), [("score", "purified")])) == left
+    assert ids(records_upstream(finish(gone), [("score", "purified")])) == left
 
 
 def test_runs_of_two_stages_may_share_a_name(tmp_path: Path) -> None:
     one = dataclasses.replace(ATTACKED, run="same")
     for spec in (SPECS["pgd"], ScoreSpec(images=one, classifier="net", attack=RECIPE)):
         RunFolder(tmp_path, spec.stage, "same").finish(spec, [], {}, 1.0, {})
-    found = records_behind(tmp_path, [("score", "same")])
+    found = records_upstream(tmp_path, [("score", "same")])
     assert set(found) == {("score", "same"), ("attack", "same")}

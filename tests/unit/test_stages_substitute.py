@@ -307,7 +307,7 @@ def test_the_last_of_all_images_are_all():
     whole = Subset(split="test", n=5, seed=0, last=True)
     assert data.indices(whole).tolist() == [0, 1, 2, 3, 4]
     for last in (False, True):
-        with pytest.raises(UserError, match="the test split has 5 images, not 6"):
+        with pytest.raises(UserError, match="the test split has 5 images, 6 are needed"):
             data.indices(replace(whole, n=6, last=last))
 
 

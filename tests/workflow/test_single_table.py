@@ -37,15 +37,15 @@ def folders(workspace: Any) -> dict[str, int]:
 
 
 def planned(workspace: Any) -> dict[str, int]:
-    """Runs to do per document, as ``plan`` tells them; the key ``all`` has those of all."""
+    """Runs to do per document, as ``plan`` tells them; the key ``total`` has those of all."""
     told = workspace.run("purifiers", "plan", "--scale", "tiny")
     assert told.returncode == 0, told.stderr
     rows = [line.split() for line in told.stdout.splitlines()[2:]]
-    return {row[0]: int(row[-4]) for row in rows if row[0] == "all" or "/" in row[0]}
+    return {row[0]: int(row[-4]) for row in rows if row[0] == "total" or "/" in row[0]}
 
 
 def test_one_table(workspace: Any, undisturbed: Any) -> None:
-    assert planned(workspace) == {"toy/table_1": 19, "toy/table_2": 5, "all": 19}
+    assert planned(workspace) == {"toy/table_1": 19, "toy/table_2": 5, "total": 19}
     done = workspace.snakemake(TABLE_2)
     assert done.returncode == 0, done.stdout
     assert folders(workspace) == {"dataset": 1, "classifier": 1, "attack": 1, "score": 2}
@@ -55,7 +55,7 @@ def test_one_table(workspace: Any, undisturbed: Any) -> None:
     }
     for name, content in found.items():  # table 1 finds the same runs at the same place
         assert content == everything[name]
-    assert planned(workspace) == {"toy/table_1": 14, "toy/table_2": 0, "all": 14}
+    assert planned(workspace) == {"toy/table_1": 14, "toy/table_2": 0, "total": 14}
 
     before = workspace.state()
     again = workspace.snakemake(TABLE_2)

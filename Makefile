@@ -41,6 +41,7 @@ bench: env .peers/.ready
 
 register: env
 	$(BIN)/python tests/contract/renew_golden.py
+	$(BIN)/python tests/regression/identities.py
 	$(BIN)/python -m purifiers status
 
 test: env

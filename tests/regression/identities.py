@@ -1,17 +1,25 @@
-"""One digest per document and scale over the identities of all runs behind it.
+"""Two digests per document and scale: of its cells, and of the identities of all runs behind them.
 
     python tests/regression/identities.py
 
-stores them in results/reference/identities.json. A refactoring leaves every digest as it is. Renew
-them only after a change that is meant to give runs another identity, and name the reason in
-CHANGELOG.md.
+stores those of new documents and of documents whose cells have changed, in
+results/reference/identities.json (`make register` calls it). It refuses while other run identities
+have moved: a refactoring leaves them all as they are. After a change that is meant to move them,
+
+    python tests/regression/identities.py --moved
+
+stores everything anew; CHANGELOG.md must then name the reason.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 from purifiers.core.artifacts import read_json, write_text
 from purifiers.plan.graph import with_ancestors
@@ -20,36 +28,76 @@ from purifiers.plan.scale import scale_names
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "results" / "reference" / "identities.json"
-COMMAND = "python tests/regression/identities.py"
-
-Digests = dict[str, dict[str, str]]
-"""Scale to document to digest."""
+COMMAND = "python tests/regression/identities.py --moved"
 
 
-def digests(plan: Plan) -> dict[str, str]:
-    """Document name to the digest of its runs, inputs included; documents without runs are left
-    out."""
-    result = {}
-    for name in plan.documents:
-        runs = with_ancestors(plan.score_runs(name))
-        if runs:
-            identities = "\n".join(sorted(f"{run.stage}/{run.id}" for run in runs))
-            result[name] = hashlib.sha256(identities.encode()).hexdigest()[:16]
+class Digests(TypedDict):
+    """What is stored of a document at a scale."""
+
+    cells: str  # of the ids of its cells
+    runs: str  # of the identities of all runs behind them, inputs included
+
+
+def digests(plan: Plan) -> dict[str, Digests]:
+    """Document name to its digests; documents without runs are left out."""
+    result: dict[str, Digests] = {}
+    for name, document in plan.documents.items():
+        if runs := with_ancestors(plan.score_runs(name)):
+            cells = (f"{cell.block}/{cell.row}/{cell.column}" for cell in document.cells)
+            identities = (f"{run.stage}/{run.id}" for run in runs)
+            result[name] = {"cells": _digest(cells), "runs": _digest(sorted(identities))}
     return result
 
 
-def stored() -> Digests:
-    """The stored digests."""
-    digests_by_scale: Digests = read_json(STORED)
-    return digests_by_scale
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def main() -> None:
-    """Store the digests of all scales."""
+def stored() -> dict[str, dict[str, Digests]]:
+    """The stored digests: scale to document."""
+    by_scale: dict[str, dict[str, Digests]] = read_json(STORED)
+    return by_scale
+
+
+def moved(now: dict[str, Digests], before: dict[str, Digests]) -> list[str]:
+    """Documents whose run identities differ although their cells are the same."""
+    return [
+        name
+        for name, digest in now.items()
+        if name in before
+        and digest["cells"] == before[name]["cells"]
+        and digest["runs"] != before[name]["runs"]
+    ]
+
+
+def changed(now: dict[str, Digests], before: dict[str, Digests]) -> list[str]:
+    """Documents that are new, gone, or have other cells."""
+    return sorted(
+        name
+        for name in now.keys() | before.keys()
+        if name not in now or name not in before or now[name]["cells"] != before[name]["cells"]
+    )
+
+
+def main() -> int:
+    """Store the digests; 1 if that would hide moved identities."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--moved", action="store_true", help="store moved identities, too")
+    arguments = parser.parse_args()
     by_scale = {name: digests(make_plan(ROOT, name)) for name in scale_names(ROOT)}
+    before = stored() if STORED.exists() else {}
+    for scale, now in by_scale.items():
+        names = [] if arguments.moved else moved(now, before.get(scale, {}))
+        if names:
+            print(
+                f"run identities moved at {scale}: {', '.join(names)}; undo the change, or run "
+                f"{COMMAND} and name the reason in CHANGELOG.md",
+                file=sys.stderr,
+            )
+            return 1
     write_text(STORED, json.dumps(by_scale, indent=1, sort_keys=True) + "\n")
-    print(f"{STORED.relative_to(ROOT)}: {sum(map(len, by_scale.values()))} digests")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,14 +10,15 @@ from purifiers.core import registry
 from purifiers.plan.plan import make_plan
 from purifiers.plan.scale import scale_names
 
-from .identities import COMMAND, ROOT, digests, stored
+from .identities import COMMAND, ROOT, changed, digests, moved, stored
 
 
 @pytest.mark.parametrize("scale", scale_names(ROOT))
-def test_identities_are_the_stored_ones(scale):
-    now, before = digests(make_plan(ROOT, scale)), stored()[scale]
-    moved = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
-    assert not moved, f"run identities moved at {scale}: {', '.join(moved)}; if meant: {COMMAND}"
+def test_identities_are_the_stored_ones(scale, plans):
+    now, before = digests(plans[scale]), stored()[scale]
+    names = moved(now, before)
+    assert not names, f"run identities moved at {scale}: {', '.join(names)}; if meant: {COMMAND}"
+    assert not changed(now, before), "cells have changed: run make register"
 
 
 def test_every_scale_has_digests():
@@ -38,6 +39,15 @@ def test_a_moved_identity_is_noticed(monkeypatch):
 
     monkeypatch.setattr(registry, "describe", raised)
     now, before = digests(make_plan(ROOT, "smoke", ["aid", "advae"])), stored()["smoke"]
-    moved = {name for name in now if now[name] != before[name]}
-    assert "aid/table_3" in moved
-    assert "advae/table_1" in now and "advae/table_1" not in moved
+    names = moved(now, before)
+    assert "aid/table_3" in names
+    assert "advae/table_1" in now and "advae/table_1" not in names
+
+
+def test_another_cell_is_a_change_and_no_move():
+    before = stored()["smoke"]
+    name = next(iter(before))
+    now = {**before, name: {"cells": "another", "runs": "another"}}
+    assert (moved(now, before), changed(now, before)) == ([], [name])
+    now = {other: digest for other, digest in before.items() if other != name}
+    assert (moved(now, before), changed(now, before)) == ([], [name])

@@ -50,6 +50,9 @@ def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     summary: dict[str, Any] = {"n": len(images), **halved}
     if attack.traits.batch_dependent:
         summary["batch_size"] = context.batch_size
+    fallback = getattr(defence.classifier, "fallback", "") if defence is not None else ""
+    if fallback:
+        summary["unprepared"] = fallback
     if defence is not None:  # without a model there is no gradient and no loss
         summary["probe"] = probe(defence, *_probed(folder, images, context))
     return Outcome([IMAGES], summary)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from purifiers.attacks.pgd import Pgd
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.convolution import GreyConvolution, convolve
 from purifiers.core.errors import UserError
@@ -253,6 +255,75 @@ def test_a_network_that_is_broken_stays_broken():
 
     with pytest.raises(ValueError, match="mine"):
         Prepared(Broken())(torch.rand(1, 3, 4, 4))
+
+
+# Networks that preparing would change
+
+
+def hooked(network: nn.Module) -> nn.Module:
+    """A network that normalises its input in a hook of its own, which tracing does not see."""
+    network.register_forward_pre_hook(lambda _, inputs: (3.0 * (inputs[0] - 0.5),))
+    return network
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_with_a_hook_of_its_own_is_attacked_as_it_is(precision):
+    network = hooked(lively(small()))
+    made, images = Prepared(network, precision), torch.rand(5, 3, 16, 16)
+    torch.testing.assert_close(made(images), network(images))
+    assert made.fallback.startswith("logits of the prepared network differ by")
+    assert made.exact is None
+    torch.testing.assert_close(made(images[:2]), network(images[:2]))
+
+
+def test_an_attack_through_a_hooked_network_is_as_strong_as_on_the_network(victim):
+    """Before, PGD attacked the network without its hook: most images stayed correct."""
+    network = hooked(copy.deepcopy(victim.model))
+    with torch.no_grad():
+        labels = network(victim.images).argmax(dim=1)
+    attack = Pgd(eps=0.1, step_size=0.025, steps=10)
+
+    def kept(model: Callable[..., Tensor]) -> int:
+        adversarial = attack(model, victim.images, labels)
+        with torch.no_grad():
+            return int((network(adversarial).argmax(dim=1) == labels).sum())
+
+    unhooked = kept(Prepared(victim.model))
+    assert kept(Prepared(network)) == kept(network) < unhooked
+
+
+def test_a_difference_that_only_other_images_show_is_noticed():
+    """The first batch is black, which the hook leaves alone."""
+
+    network = lively(small())
+    network.register_forward_pre_hook(lambda _, inputs: (inputs[0].square(),))
+    made = Prepared(network)
+    made(torch.zeros(2, 3, 16, 16))
+    images = torch.rand(4, 3, 16, 16)
+    torch.testing.assert_close(made(images), network(images))
+    assert made.fallback
+
+
+def test_a_network_that_cannot_be_copied_is_attacked_as_it_is():
+    network = small()
+    nn.utils.weight_norm(network[0])
+    lively(network)
+    made, images = Prepared(network), torch.rand(3, 3, 16, 16)
+    torch.testing.assert_close(made(images), network(images))
+    assert made.fallback.startswith("preparing failed: ")
+
+
+def test_what_agrees_stays_prepared():
+    """Also with dropout that is active in training, and for answers that are not finite."""
+    network = lively(nn.Sequential(small(), nn.Dropout(0.5)))
+    made, images = Prepared(network), torch.rand(3, 3, 16, 16)
+    made.module.get_submodule("1").train()
+    made(images)
+    assert not made.fallback and made.module.get_submodule("1").training
+    broken = lively(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)))
+    nn.init.constant_(broken[1].bias, float("nan"))
+    made = Prepared(broken)
+    assert torch.isnan(made(images)).all() and not made.fallback
 
 
 # Low precision

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.errors import UserError
+from purifiers.core.noise import derive_seed
 from purifiers.core.numbers import length_kind, read_length
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
@@ -190,6 +191,14 @@ class Method(Component, nn.Module):
     traits: ClassVar[MethodTraits] = MethodTraits(version=0)
     stored_examples: Sequence[npt.NDArray] = ()
     recipe: Recipe
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purified images; a random method draws fresh noise at every call.
+
+        The noise is reproducible from the number of calls. :meth:`purify` takes a seed instead.
+        """
+        self._calls = getattr(self, "_calls", 0) + 1
+        return self.purify(images, derive_seed("call", self._calls))
 
     @property
     def random(self) -> bool:

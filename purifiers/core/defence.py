@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.noise import derive_seed
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign")
 _SCORES_ONLY = "the attacker sees scores only: choose a gradient other than none"
 
 
-class Defence:
+class Defence(nn.Module):
     """Images to logits through ``methods`` in order, then ``classifier``.
+
+    A random defence draws fresh noise at every call, reproducibly from ``seed`` and the number of
+    calls. With ``indices`` an image's noise depends on the seed and its index alone.
 
     Args:
         classifier: images to logits, frozen, in evaluation mode; may be ``prepared``.
@@ -32,7 +36,7 @@ class Defence:
             - ``"second_order"``: exact, and through the gradients that a purifier itself follows
               (:meth:`purifiers.core.component.Method.unrolled`);
             - ``"none"``: none; the attacker sees scores only.
-        seed: random seed; an image's noise depends on the seed and the image's index alone.
+        seed: random seed of the purifiers' noise.
         eot_samples: draws per output and gradient of an attacked random defence.
         eot_combine: ``"mean"`` or ``"sign"``, as in :class:`purifiers.core.target.Target`.
         auxiliary: a method whose detector is attacked together with the classifier; it need not be
@@ -41,7 +45,6 @@ class Defence:
     Attributes:
         stochastic: whether a purifier of the chain is random.
         straight_through: whether an attacker's gradient passes the purifiers unchanged.
-        exact: this defence in float32 if the classifier computes in lower precision, else None.
         chunk: images per gradient computation; None: all at once.
     """
 
@@ -61,8 +64,9 @@ class Defence:
         check_choice("eot_combine", eot_combine, COMBINES)
         if eot_samples < 1:
             raise UserError(f"eot_samples is {eot_samples}, but at least 1 draw is needed")
+        super().__init__()
         self.classifier = classifier
-        self.methods = tuple(methods)
+        self.methods = nn.ModuleList(methods)
         self.gradient = gradient
         self.seed = seed
         self.eot_samples = eot_samples
@@ -71,14 +75,29 @@ class Defence:
         self.stochastic = any(method.random for method in self.methods)
         self.straight_through = gradient == "bpda" and bool(self.methods)
         self.chunk: int | None = getattr(classifier, "chunk", None)
+        self._calls = 0
         precise = getattr(classifier, "exact", None)
-        self.exact = None if precise is None else Defence(precise, methods, gradient, seed)
+        # in a list, so that the methods are not registered twice
+        self._exact = [] if precise is None else [Defence(precise, methods, gradient, seed)]
+
+    @property
+    def exact(self) -> Defence | None:
+        """This defence in float32 if the classifier computes in lower precision, else None."""
+        return self._exact[0] if self._exact else None
 
     def purify(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images after all purifiers, float32 (n, C, H, W) in [0, 1]."""
+        return self._pass("purify", images, indices)
+
+    def _pass(self, how: str, images: Tensor, indices: Sequence[int] | Tensor | None) -> Tensor:
+        """Images after the methods' ``purify``, ``step`` or ``unrolled``."""
+        seed = self.seed
+        if self.stochastic and indices is None:
+            self._calls += 1
+            seed = derive_seed(self.seed, "call", self._calls)
         rows = default_indices(images, indices)
         for method in self.methods:
-            images = method.purify(images, self.seed, rows)
+            images = getattr(method, how)(images, seed, rows)
         return images
 
     def classify(self, images: Tensor) -> Tensor:
@@ -125,8 +144,12 @@ class Defence:
         if self.gradient == "none" and torch.is_grad_enabled() and images.requires_grad:
             raise UserError(f"this attack takes gradients, but {_SCORES_ONLY}")
 
-    def __call__(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
+    def forward(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Logits (n, classes).
+
+        Args:
+            images: float32 (n, C, H, W) in [0, 1].
+            indices: the images' indices in their data set; None: fresh noise.
 
         Raises:
             UserError: the images require gradients and ``gradient`` is ``"none"``.
@@ -136,13 +159,8 @@ class Defence:
             with torch.no_grad():
                 purified = self.purify(images.detach(), indices)
             return self.classifier(_IdentityBackward.apply(images, purified))
-        if self.gradient in ("one_step", "second_order"):
-            rows = default_indices(images, indices)
-            for method in self.methods:
-                purify = method.step if self.gradient == "one_step" else method.unrolled
-                images = purify(images, self.seed, rows)
-            return self.classifier(images)
-        return self.classifier(self.purify(images, indices))
+        how = {"one_step": "step", "second_order": "unrolled"}.get(self.gradient, "purify")
+        return self.classifier(self._pass(how, images, indices))
 
 
 class _IdentityBackward(torch.autograd.Function):

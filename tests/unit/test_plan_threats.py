@@ -301,7 +301,6 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
     shutil.copytree(ROOT / "purifiers", package, ignore=shutil.ignore_patterns("__pycache__"))
     caches = (registry.names, registry.describe)
     monkeypatch.setattr(registry, "_ROOT", package)
-    monkeypatch.setattr(registry, "_CORE", package / "core")
 
     def put(traits: str) -> None:
         template = (package / "methods" / "_template.py").read_text()

@@ -57,7 +57,9 @@ def is_fraction(value: object) -> bool:
 
 def length_kind(types: Collection[str]) -> str:
     """``"Length"`` or ``"Radius"``, whichever is among an annotation's ``types``, else ``""``."""
-    return next((kind for kind in ("Length", "Radius") if kind in types), "")
+    if "Length" in types:
+        return "Length"
+    return "Radius" if "Radius" in types else ""
 
 
 def read_length(kind: str, value: str | float, where: str) -> float:

@@ -59,23 +59,18 @@ class Prepared:
     def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
         check_choice("precision", precision, PRECISIONS)
         self.fallback = ""
-        graph = None
+        self.exact: Callable[[Tensor], Tensor] | None = None
+        self._original, graph = classifier, None
         try:
-            self._original: nn.Module = _frozen_copy(classifier)
-            graph = _traced(_frozen_copy(classifier))
-            self.module = self._original if graph is None else graph
-            if graph is not None:
-                _fold(graph)
-                _relu_in_place(graph)
-                self.module = graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._original = _frozen_copy(classifier)
+            graph = _optimised(_frozen_copy(classifier))
         except Exception as error:  # unusual layers can fail with any exception
-            graph, self._original = None, getattr(self, "_original", classifier)
-            self._fall_back(f"preparing failed: {error}")
+            self.fallback = " ".join(f"preparing failed: {error}".split())
+        self.module = self._original if graph is None else graph
         self._compared = graph is None
         parameter = next(self.module.parameters(), None)
         on_cpu = parameter is None or parameter.device.type == "cpu"
         self.chunk = CHUNK if on_cpu else None
-        self.exact: Callable[[Tensor], Tensor] | None = None
         if precision == "bfloat16":
             if graph is None:
                 raise UserError(
@@ -134,6 +129,16 @@ class Prepared:
 def _frozen_copy(classifier: nn.Module) -> nn.Module:
     module = frozen(copy.deepcopy(classifier))
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _optimised(module: nn.Module) -> fx.GraphModule | None:
+    """The traced network with BatchNorm folded and ReLU in place; None if it cannot be traced."""
+    graph = _traced(module)
+    if graph is None:
+        return None
+    _fold(graph)
+    _relu_in_place(graph)
+    return graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _traced(module: nn.Module) -> fx.GraphModule | None:

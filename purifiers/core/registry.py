@@ -24,6 +24,7 @@ from purifiers.core.class_source import (
 )
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.numbers import length_kind, number_in, read_length
+from purifiers.core.traits import AttackTraits, DatasetTraits, MethodTraits, TrainingTraits
 
 FOLDERS = {
     "attack": "attacks",
@@ -146,6 +147,30 @@ def describe(kind: str, name: str) -> Description:
     if not exists(kind, name):
         raise UserError(f"there is no {kind} {name!r}{did_you_mean(name, names(kind))}")
     return describe_file(kind, name, _ROOT / FOLDERS[kind] / f"{name}.py")
+
+
+def attack_traits(name: str) -> AttackTraits:
+    """Traits of an attack."""
+    traits: AttackTraits = describe("attack", name).traits
+    return traits
+
+
+def dataset_traits(name: str) -> DatasetTraits:
+    """Traits of a data set."""
+    traits: DatasetTraits = describe("dataset", name).traits
+    return traits
+
+
+def method_traits(name: str) -> MethodTraits:
+    """Traits of a method."""
+    traits: MethodTraits = describe("method", name).traits
+    return traits
+
+
+def training_traits(name: str) -> TrainingTraits:
+    """Traits of a training recipe."""
+    traits: TrainingTraits = describe("training", name).traits
+    return traits
 
 
 def load(kind: str, name: str) -> type:

@@ -65,11 +65,9 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, _Json):
         return value.to_json()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return value
+    return value  # parameters and settings are JSON-able already
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from purifiers.plan.cost import (
 from purifiers.plan.fit_runs import (
     Defended,
     classifier_run,
-    dataset_run,
+    data_of,
     fitted_method,
     slug_of,
 )
@@ -41,7 +41,7 @@ from purifiers.plan.threats import eot, is_random, queries_defence
 SUBSET_SEED = 0  # chooses the test images of a reduced scale; fixed, so all seeds share them
 
 
-class ImageSet(NamedTuple):
+class PlannedImages(NamedTuple):
     """Images and the processing steps that led to them.
 
     Attributes:
@@ -53,22 +53,22 @@ class ImageSet(NamedTuple):
     slug_parts: tuple[str, ...]
 
 
-def attacked_images(graph: Graph, setting: Setting, defence: Defended, seed: int) -> ImageSet:
+def attacked_images(graph: Graph, setting: Setting, defence: Defended, seed: int) -> PlannedImages:
     """Plan a cell's images after its attack, or the clean images where the cell has no attack."""
     used = setting.used
     subset = Subset(split="test", n=used.test, seed=SUBSET_SEED)
-    clean = ImagesSpec(data=dataset_run(graph, used).id, subset=subset, run=None)
+    clean = ImagesSpec(data=data_of(defence.classifier), subset=subset, run=None)
     if setting.cell.get("attack", "none") == "none":
-        return ImageSet(clean, ("clean",))
+        return PlannedImages(clean, ("clean",))
     attack = setting.recipe("attack", setting.cell["attack"])
-    traits: AttackTraits = registry.describe("attack", attack.component).traits
+    traits = registry.attack_traits(attack.component)
     if traits.model_free:
         run = _corruption_run(graph, setting, attack, clean, seed)
         slug_parts: tuple[str, ...] = (attack.component,)
     else:
         run, slug_parts = _attack_run(graph, setting, defence, attack, traits, clean, seed)
     images = ImagesSpec(data=clean.data, subset=subset, run=run.id, stage="attack")
-    return ImageSet(images, slug_parts)
+    return PlannedImages(images, slug_parts)
 
 
 def _corruption_run(
@@ -80,7 +80,7 @@ def _corruption_run(
     )
     slug = f"{setting.used.name}-{attack.component}-s{seed}"
     size = float_bytes(setting.used)
-    return graph.add(spec, slug, group=dataset_run(graph, setting.used), size_bytes=size)
+    return graph.add(spec, slug, group=graph.runs[images.data], size_bytes=size)
 
 
 def _attack_run(
@@ -152,7 +152,7 @@ def _source_run(
         UserError: a substitute's seed images would overlap the evaluated images.
     """
     training = setting.recipe("training", source["training"])
-    if not registry.describe("training", training.component).traits.uses_oracle:
+    if not registry.training_traits(training.component).uses_oracle:
         return classifier_run(graph, setting, seed + source.get("seed_offset", 0), source)
     substitute = setting.recipe("classifier", source["classifier"])
     return _substitute_run(graph, setting, defence, substitute, training, seed)
@@ -170,7 +170,7 @@ def _substitute_run(
     seeds, rounds = training.parameters["seed_images"], training.parameters["rounds"]
     _check_seeds(setting, seeds)
     spec = SubstituteSpec(
-        data=dataset_run(graph, used).id,
+        data=data_of(classifier),
         seeds=Subset(split="test", n=seeds, seed=SUBSET_SEED, last=True),
         classifier=substitute,
         training=training,
@@ -179,7 +179,7 @@ def _substitute_run(
     )
     # the set doubles after each round but the last
     trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
-    formula = registry.describe("training", training.component).traits.passes
+    formula = registry.training_traits(training.component).passes
     substitute_passes = passes(formula, training) * trained + 3 * grown
     oracle_query = {network_of(classifier, used): 1.0}
     purify_passes = [purify_cost(used, classifier, method) for method in methods]
@@ -210,7 +210,7 @@ def _check_seeds(setting: Setting, seeds: int) -> None:
     Evaluated images are the first of the shuffled test split, seed images the last.
     """
     used = setting.used
-    available = registry.describe("dataset", used.name).traits.test
+    available = registry.dataset_traits(used.name).test
     if available is not None and used.test + seeds > available:
         raise UserError(
             f"{setting.where}: {used.test} evaluated images and {seeds} seed images of the "

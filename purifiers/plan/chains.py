@@ -8,7 +8,6 @@ from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.core.formula import evaluate
 from purifiers.core.spec import ComponentSpec
-from purifiers.core.traits import MethodTraits
 from purifiers.plan.resolve import Setting
 
 
@@ -22,7 +21,7 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
     Raises:
         UserError: the classifier's training, the number of channels or the image size does not fit.
     """
-    traits: MethodTraits = registry.describe("method", method.component).traits
+    traits = registry.method_traits(method.component)
     where = f"{setting.where}: method {name!r}"
     channels, height, width = shape
     if traits.trained_with is not None:

@@ -7,7 +7,6 @@ import math
 from purifiers.core import registry
 from purifiers.core.formula import evaluate
 from purifiers.core.spec import ClassifierSpec, ComponentSpec, SubstituteSpec
-from purifiers.core.traits import MethodTraits
 from purifiers.plan.graph import Cost, Run
 from purifiers.plan.scale import UsedDataset
 
@@ -36,22 +35,16 @@ def times(factor: float, cost: Cost) -> Cost:
     return {network: factor * count for network, count in cost.items()}
 
 
-def method_traits(method: ComponentSpec) -> MethodTraits:
-    """Look up the traits of a method."""
-    traits: MethodTraits = registry.describe("method", method.component).traits
-    return traits
-
-
 def purify_cost(used: UsedDataset, classifier: Run, method: ComponentSpec) -> Cost:
     """Passes to purify one image, of the classifier and of the method's own network."""
-    traits = method_traits(method)
+    traits = registry.method_traits(method.component)
     own_passes = traits.network.passes if traits.network else "0"
     return _method_cost(used, classifier, method, traits.passes, own_passes)
 
 
 def fit_cost(used: UsedDataset, classifier: Run, method: ComponentSpec) -> Cost:
     """Passes to fit a method, per training image."""
-    traits = method_traits(method)
+    traits = registry.method_traits(method.component)
     classifier_passes = traits.fit.passes if traits.fit else "0"
     own_passes = traits.network.fit_passes if traits.network else "0"
     return _method_cost(used, classifier, method, classifier_passes, own_passes)
@@ -79,7 +72,7 @@ def network_of(trained: Run, used: UsedDataset) -> str:
 
 def own_network_key(method: ComponentSpec, used: UsedDataset) -> str:
     """Key of a method's own network: component, sizes and image shape."""
-    network = method_traits(method).network
+    network = registry.method_traits(method.component).network
     sizes = {name: method.parameters[name] for name in (network.sized_by if network else ())}
     sized = ComponentSpec(component=method.component, version=method.version, parameters=sizes)
     return network_key(sized, shape_of(used))
@@ -93,8 +86,7 @@ def network_key(spec: ComponentSpec, shape: tuple[int, ...]) -> str:
 
 def shape_of(used: UsedDataset) -> tuple[int, ...]:
     """Shape (C, H, W) of the data set's images."""
-    shape: tuple[int, ...] = registry.describe("dataset", used.name).traits.shape
-    return shape
+    return registry.dataset_traits(used.name).shape
 
 
 def float_bytes(used: UsedDataset) -> int:

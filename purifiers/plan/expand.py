@@ -9,14 +9,13 @@ from typing import Any, Literal
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.spec import ScoreSpec
-from purifiers.core.traits import AttackTraits
 from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
 from purifiers.plan.score_runs import MEASURED
-from purifiers.plan.threats import GRADIENTS, THREAT_MODELS, Method, Parts, check_threat, eot
+from purifiers.plan.threats import CellMethod, CellParts, check_threat, eot
 
 COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
 """Keys that declare a cell as the lowest value or the mean of several."""
@@ -182,13 +181,8 @@ class Expander:
             )
         for key in sorted(set(cell) - SUPPORTED):
             raise NotImplementedHere(f"{key} is not implemented")
-        for key, implemented in (
-            ("metric", METRICS),
-            ("threat_model", THREAT_MODELS),
-            ("gradient", GRADIENTS),
-        ):
-            if cell.get(key, implemented[0]) not in implemented:
-                raise NotImplementedHere(f"{key} {cell[key]} is not implemented")
+        if cell.get("metric", METRICS[0]) not in METRICS:
+            raise NotImplementedHere(f"metric {cell['metric']} is not implemented")
         used = self.scale.dataset(cell["dataset"])
         for kind, name in _components(cell):
             component_name = paper.recipe(kind, name, where)["component"]
@@ -203,17 +197,14 @@ class Expander:
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])
-            for reason in notes_on(attack, _attack_traits(attack.component).refused):
+            for reason in notes_on(attack, registry.attack_traits(attack.component).refused):
                 raise NotImplementedHere(reason)
         return setting
 
 
-def _attack_traits(component: str) -> AttackTraits:
-    traits: AttackTraits = registry.describe("attack", component).traits
-    return traits
-
-
-def _methods(paper: Paper, cell: dict[str, Any], names: Sequence[str], where: str) -> list[Method]:
+def _methods(
+    paper: Paper, cell: dict[str, Any], names: Sequence[str], where: str
+) -> list[CellMethod]:
     """Look up methods with their parameters; budgets are left out, as they change no mode."""
     methods = []
     for name in names:
@@ -221,21 +212,21 @@ def _methods(paper: Paper, cell: dict[str, Any], names: Sequence[str], where: st
         described = registry.describe("method", recipe.pop("component"))
         override = cell.get("override", {}).get(f"method.{name}", {})
         parameters = {**described.parameters, **recipe, **override}
-        methods.append(Method(name, described.traits, parameters))
+        methods.append(CellMethod(name, described.traits, parameters))
     return methods
 
 
-def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> Parts:
+def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> CellParts:
     """The components of a cell that decide which attacks are possible."""
 
-    def method_at(key: str) -> Method | None:
+    def method_at(key: str) -> CellMethod | None:
         return _methods(paper, cell, [cell[key]], where)[0] if key in cell else None
 
     name = cell.get("attack", "none")
     attack = None if name == "none" else paper.recipe("attack", name, where)["component"]
-    return Parts(
+    return CellParts(
         methods=_methods(paper, cell, cell.get("methods", ()), where),
-        attack=None if attack is None else _attack_traits(attack),
+        attack=None if attack is None else registry.attack_traits(attack),
         auxiliary=method_at("auxiliary") if attack else None,
         detector=method_at("detector"),
     )
@@ -307,7 +298,7 @@ def _remarks(runs: Iterable[Run]) -> list[Flag]:
     texts: list[str] = []
     for spec in (run.spec for run in runs):
         if isinstance(spec, ScoreSpec) and spec.attack is not None:
-            texts += notes_on(spec.attack, _attack_traits(spec.attack.component).remarks)
+            texts += notes_on(spec.attack, registry.attack_traits(spec.attack.component).remarks)
         if isinstance(spec, ScoreSpec) and spec.detector is not None:
             name = spec.detector.component
             texts.append(
@@ -318,7 +309,7 @@ def _remarks(runs: Iterable[Run]) -> list[Flag]:
 
 def _is_model_free(runs: Iterable[Run]) -> bool:
     attacks = [run.spec.attack if isinstance(run.spec, ScoreSpec) else None for run in runs]
-    return all(attack and _attack_traits(attack.component).model_free for attack in attacks)
+    return all(attack and registry.attack_traits(attack.component).model_free for attack in attacks)
 
 
 def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:

@@ -16,12 +16,10 @@ from purifiers.core.spec import (
     MethodSpec,
     PurifierSpec,
 )
-from purifiers.core.traits import DatasetTraits
 from purifiers.plan.chains import check_method
 from purifiers.plan.cost import (
     added,
     fit_cost,
-    method_traits,
     network_key,
     passes,
     shape_of,
@@ -41,7 +39,7 @@ class Defended(NamedTuple):
 
 def dataset_run(graph: Graph, used: UsedDataset) -> Run:
     """Plan the run that prepares a data set."""
-    traits: DatasetTraits = registry.describe("dataset", used.name).traits
+    traits = registry.dataset_traits(used.name)
     pixels = math.prod(traits.shape) * ((traits.train or 0) + (traits.test or 0))
     spec = DatasetSpec(dataset=component_spec("dataset", used.name, used.parameters))
     return graph.add(spec, used.name, size_bytes=pixels)
@@ -56,7 +54,7 @@ def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str
     used = setting.used
     classifier = setting.recipe("classifier", names["classifier"])
     training = setting.recipe("training", names["training"])
-    formula = registry.describe("training", training.component).traits.passes
+    formula = registry.training_traits(training.component).passes
     spec = ClassifierSpec(
         data=dataset_run(graph, used).id,
         train=used.train,
@@ -81,7 +79,7 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
     """
     method = setting.recipe("method", name)
     check_method(setting, name, method, shape_of(setting.used))
-    fit = method_traits(method).fit
+    fit = registry.method_traits(method.component).fit
     run_id = None
     if fit is not None:
         cell = setting.cell
@@ -107,12 +105,12 @@ def _purifier_run(
     graph: Graph, setting: Setting, method: ComponentSpec, classifiers: Sequence[Run], seed: int
 ) -> Run:
     """Plan the run that fits a method; its spec leaves out the ``inference_only`` parameters."""
-    fit = method_traits(method).fit
+    fit = registry.method_traits(method.component).fit
     assert fit is not None
     used, (first, *others) = setting.used, classifiers
     kept = {name: v for name, v in method.parameters.items() if name not in fit.inference_only}
     spec = PurifierSpec(
-        data=dataset_run(graph, used).id,
+        data=data_of(first),
         train=used.train,
         classifier=first.id if fit.uses_classifier else None,
         method=dataclasses.replace(method, parameters=kept),
@@ -130,6 +128,12 @@ def _purifier_run(
 def _architecture(classifier: Run) -> str:
     assert isinstance(classifier.spec, ClassifierSpec)
     return classifier.spec.classifier.component
+
+
+def data_of(classifier: Run) -> str:
+    """Id of the data set's run behind a classifier's run."""
+    assert isinstance(classifier.spec, ClassifierSpec)
+    return classifier.spec.data
 
 
 def defended(graph: Graph, setting: Setting, seed: int) -> Defended:

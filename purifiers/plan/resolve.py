@@ -105,11 +105,11 @@ def _changed(
     where: str,
 ) -> Any:
     """Apply one layer of changes to a parameter's value."""
-    is_length = bool(length_kind(described.types[parameter]))
     if isinstance(to, dict) and len(to) == 1 and set(to) <= set(RELATIVE):
         ((how, amount),) = to.items()
-        value = _number(_resolved(value, settings, where), is_length, f"{where}: {parameter}")
-        amount = _number(_resolved(amount, settings, where), False, f"{where}: {how}")
+        value, amount = (_resolved(operand, settings, where) for operand in (value, amount))
+        if value is not None and length_kind(described.types[parameter]):
+            value = fraction(value, f"{where}: {parameter}")
         if not all(type(operand) in (int, float) for operand in (value, amount)):
             raise UserError(
                 f"{where}: {parameter}: {how} is {amount!r} and applies to {value!r}: "
@@ -117,10 +117,6 @@ def _changed(
             )
         return RELATIVE[how](value, amount)
     return _resolved(to, settings, where)
-
-
-def _number(value: Any, is_length: bool, where: str) -> Any:
-    return fraction(value, where) if is_length and value is not None else value
 
 
 def _resolved(value: Any, settings: dict[str, Any], where: str) -> Any:

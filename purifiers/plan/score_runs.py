@@ -14,7 +14,7 @@ from purifiers.core.spec import (
     TimeSpec,
     Timing,
 )
-from purifiers.plan.attack_runs import ImageSet, attacked_images
+from purifiers.plan.attack_runs import PlannedImages, attacked_images
 from purifiers.plan.cost import added, float_bytes, network_of, purify_cost, times
 from purifiers.plan.fit_runs import Defended, defended, fitted_method, slug_of
 from purifiers.plan.graph import Graph, Run
@@ -111,8 +111,8 @@ def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
 
 
 def _purified_images(
-    graph: Graph, setting: Setting, defence: Defended, attacked: ImageSet, seed: int
-) -> ImageSet:
+    graph: Graph, setting: Setting, defence: Defended, attacked: PlannedImages, seed: int
+) -> PlannedImages:
     """Plan the runs that purify images, one per method, first to last."""
     images, slug_parts = attacked
     classifier, used = defence.classifier, setting.used
@@ -123,7 +123,7 @@ def _purified_images(
         slug = slug_of(classifier, slug_parts, seed)
         run = graph.add(spec, slug, cost, classifier, float_bytes(used))
         images = ImagesSpec(data=images.data, subset=images.subset, run=run.id, stage="purify")
-    return ImageSet(images, slug_parts)
+    return PlannedImages(images, slug_parts)
 
 
 MEASURED: dict[str, Callable[[Graph, Setting, int], Run]] = {

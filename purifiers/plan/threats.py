@@ -11,9 +11,6 @@ from purifiers.core.errors import UserError
 from purifiers.core.spec import ComponentSpec, Eot
 from purifiers.core.traits import AttackTraits, MethodTraits
 
-THREAT_MODELS = ("oblivious", "white_box", "transfer", "black_box")
-GRADIENTS = ("exact", "bpda", "one_step", "second_order")
-
 
 def eot(declared: int | dict[str, Any]) -> Eot:
     """Parse a declared ``eot``: a number of samples, or ``samples`` and ``combine``."""
@@ -29,7 +26,7 @@ def queries_defence(cell: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Method:
+class CellMethod:
     """A method of a cell.
 
     Attributes:
@@ -49,7 +46,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Parts:
+class CellParts:
     """The components of a cell that decide which attacks are possible.
 
     Attributes:
@@ -59,19 +56,18 @@ class Parts:
         detector: the method whose detections count as correct on attacked images.
     """
 
-    methods: Sequence[Method] = ()
+    methods: Sequence[CellMethod] = ()
     attack: AttackTraits | None = None
-    auxiliary: Method | None = None
-    detector: Method | None = None
+    auxiliary: CellMethod | None = None
+    detector: CellMethod | None = None
 
 
 def is_random(method: ComponentSpec) -> bool:
     """Whether a method's output depends on the seed."""
-    traits: MethodTraits = registry.describe("method", method.component).traits
-    return traits.is_random(method.parameters)
+    return registry.method_traits(method.component).is_random(method.parameters)
 
 
-def check_threat(cell: dict[str, Any], parts: Parts, where: str) -> None:
+def check_threat(cell: dict[str, Any], parts: CellParts, where: str) -> None:
     """Refuse attacks that are impossible or that would overstate robustness.
 
     Args:
@@ -126,7 +122,7 @@ def check_threat(cell: dict[str, Any], parts: Parts, where: str) -> None:
             )
 
 
-def _check_gradient(cell: dict[str, Any], parts: Parts, where: str) -> None:
+def _check_gradient(cell: dict[str, Any], parts: CellParts, where: str) -> None:
     """Refuse gradients that do not exist, and random defences attacked without ``eot``."""
     if not queries_defence(cell):
         return

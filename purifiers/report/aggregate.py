@@ -74,7 +74,7 @@ def aggregate(
     for cell, runs, weakness in zip(document.cells, cell_runs, weaknesses, strict=True):
         row = _row(cell, runs, scale, published_n or {}, columns)
         row |= {"warnings": weakness.text, "suspicious": weakness.suspicious}
-        rows.append({**row, "flags": "; ".join(map(str, row[FLAGS])), FLAGS: row[FLAGS]})
+        rows.append({**row, "flags": "; ".join(map(str, row[FLAGS]))})
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *INTERNAL])
     types: dict[str, Any] = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
     return frame.astype(types)

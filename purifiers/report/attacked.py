@@ -136,7 +136,7 @@ def _attack_of(run: ScoreRun) -> ComponentSpec | None:
 
 def _passes(attack: ComponentSpec) -> float:
     """Cost of an attack in forward passes per image."""
-    formula = registry.describe("attack", attack.component).traits.passes
+    formula = registry.attack_traits(attack.component).passes
     return evaluate(formula, attack.parameters)
 
 

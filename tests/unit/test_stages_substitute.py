@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder, read_json
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
@@ -25,7 +26,7 @@ from purifiers.core.spec import (
     Subset,
     SubstituteSpec,
 )
-from purifiers.plan.cost import method_traits, passes
+from purifiers.plan.cost import passes
 from purifiers.plan.graph import Run, component_spec
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.stages import classifier, dataset, substitute
@@ -372,7 +373,7 @@ def test_from_the_declaration_to_the_score(tmp_path):
 def test_what_a_substitute_costs(tmp_path):
     """3 epochs: 8 + 16 + 32 images forth and back; 32 labels and moves."""
     plan = make_plan(declared(tmp_path, epochs=3), "tiny")
-    signs = passes(method_traits(SIGNS).passes, SIGNS)
+    signs = passes(registry.method_traits(SIGNS.component).passes, SIGNS)
     assert stage_of(plan, "substitute").passes == 9 * 56 + 32 * (3 + 1 + signs)
 
 

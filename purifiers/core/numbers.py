@@ -50,11 +50,6 @@ def number_in(value: object) -> float | None:
         return None
 
 
-def is_fraction(value: object) -> bool:
-    """Whether ``value`` is text of the form ``a/b``."""
-    return isinstance(value, str) and _FRACTION.match(value) is not None
-
-
 def length_kind(types: Collection[str]) -> str:
     """``"Length"`` or ``"Radius"``, whichever is among an annotation's ``types``, else ``""``."""
     if "Length" in types:

@@ -12,30 +12,27 @@ from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import build
 from purifiers.core.defence import Defence
-from purifiers.core.noise import derive_seed
-from purifiers.core.prepare import Prepared
+from purifiers.core.evaluation import attacked, attacked_defence, unprepared
+from purifiers.core.probe import PROBED_IMAGES, probe
 from purifiers.core.shards import fill
 from purifiers.core.spec import AttackSpec, Eot
 from purifiers.stages._context import IMAGES, Context, Outcome
 from purifiers.stages._opening import ImageSet, open_classifier, open_images, open_method
-from purifiers.stages._probe import PROBED_IMAGES, probe
 
 
 def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     """Write adversarial images of every image of a set, batch by batch.
 
     The attacked model is the classifier, with or without purifiers; attacks without a model, such
-    as corruptions, have none. The seed of the attacker's simulated defence differs from that of the
-    defender, whose random draws the attacker does not know.
+    as corruptions, have none.
     """
     images = open_images(context, spec.images)
     defence = _defence(spec, spec.classifier, context) if spec.classifier else None
     attack = build(registry.load("attack", spec.attack.component), **spec.attack.parameters)
-    seed = derive_seed(spec.seed, "attack")
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, labels, indices = images.batch(start, stop, context.device)
-        return attack(defence or _no_model, batch, labels, seed, indices).cpu().numpy()
+        return attacked(attack, defence, batch, labels, spec.seed, indices).cpu().numpy()
 
     shape = images.images.shape[1:]
     halved = fill(
@@ -50,9 +47,8 @@ def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     summary: dict[str, Any] = {"n": len(images), **halved}
     if attack.traits.batch_dependent:
         summary["batch_size"] = context.batch_size
-    fallback = getattr(defence.classifier, "fallback", "") if defence is not None else ""
-    if fallback:
-        summary["unprepared"] = fallback
+    if reason := unprepared(defence):
+        summary["unprepared"] = reason
     if defence is not None:  # without a model there is no gradient and no loss
         summary["probe"] = probe(defence, *_probed(folder, images, context))
     return Outcome([IMAGES], summary)
@@ -62,19 +58,16 @@ def _defence(spec: AttackSpec, classifier_run: str, context: Context) -> Defence
     """The defence with the gradient and the draws that the threat model allows the attacker."""
     classifier = open_classifier(context, classifier_run, spec.classifier_stage)
     eot = spec.eot or Eot(samples=1, combine="mean")
-    return Defence(
-        Prepared(classifier, spec.precision),
+    return attacked_defence(
+        classifier,
         [open_method(context, method, classifier) for method in spec.methods],
-        spec.gradient,
-        derive_seed(spec.seed, "attacker"),
-        eot.samples,
-        eot.combine,
-        open_method(context, spec.auxiliary, classifier) if spec.auxiliary else None,
+        spec.seed,
+        gradient=spec.gradient,
+        eot_samples=eot.samples,
+        eot_combine=eot.combine,
+        auxiliary=open_method(context, spec.auxiliary, classifier) if spec.auxiliary else None,
+        precision=spec.precision,
     )
-
-
-def _no_model(images: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("an attack that declares model_free=True queried a model")
 
 
 def _probed(

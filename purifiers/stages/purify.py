@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.component import check_images
-from purifiers.core.noise import derive_seed
+from purifiers.core.evaluation import purified
 from purifiers.core.shards import fill
 from purifiers.core.spec import PurifySpec
 from purifiers.stages._context import IMAGES, Context, Outcome
@@ -20,14 +18,10 @@ def run(folder: RunFolder, spec: PurifySpec, context: Context) -> Outcome:
     images = open_images(context, spec.images)
     classifier = open_classifier(context, spec.classifier)
     method = open_method(context, spec.method, classifier)
-    seed = derive_seed(spec.seed, "defender")
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, _, indices = images.batch(start, stop, context.device)
-        with torch.no_grad():
-            purified = method.purify(batch, seed, indices)
-        check_images(purified, f"purified by {spec.method.component}")
-        return purified.cpu().numpy()
+        return purified(method, batch, spec.seed, indices).cpu().numpy()
 
     halved = fill(
         folder.path / IMAGES,

@@ -10,6 +10,7 @@ import torch
 from purifiers.core.ancestry import image_history
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
+from purifiers.core.evaluation import distances, scored
 from purifiers.core.shards import fill
 from purifiers.core.spec import ImagesSpec, PurifySpec, ScoreSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
@@ -39,16 +40,12 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, _, _ = images.batch(start, stop, context.device)
-        with torch.no_grad():
-            logits = classifier(batch)
-        if not torch.isfinite(logits).all():
-            raise RuntimeError("the classifier gave logits that are not finite")
         clean = images.clean_batch(start, stop)
-        distances = _distances(batch.cpu(), clean)
-        attack_distances = distances
+        measured = scored(classifier, batch, clean)
+        attack_distances = (measured.linf, measured.l2)
         if attacked is not None:
-            attack_distances = _distances(attacked.batch(start, stop, "cpu")[0], clean)
-        columns = [logits.argmax(1).cpu(), *distances, *attack_distances]
+            attack_distances = distances(attacked.batch(start, stop, "cpu")[0], clean)
+        columns = [measured.prediction, measured.linf, measured.l2, *attack_distances]
         if detector is not None:
             unpurified = (
                 batch if attacked is None else attacked.batch(start, stop, context.device)[0]
@@ -83,12 +80,6 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     save_rows(table, folder)
     rows_path.unlink()
     return Outcome([SCORES], {"n_correct": int(correct.sum()), "n": len(correct), **halved})
-
-
-def _distances(images: torch.Tensor, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """L-infinity and L2 distance of each image to its clean image, (n,) each."""
-    difference = (images - clean).flatten(1)
-    return difference.abs().amax(1), difference.norm(dim=1)
 
 
 def _attacked(context: Context, images: ImagesSpec) -> ImageSet | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Method
 from purifiers.core.defence import Defence
-from purifiers.stages._probe import probe
+from purifiers.core.probe import probe
 
 ATTACK = Pgd(eps=0.1, step_size=0.025, steps=6, random_start=False)
 

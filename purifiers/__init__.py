@@ -12,12 +12,32 @@ The library can be used without the workflow::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from purifiers.auditing.report import AuditReport
+    from purifiers.auditing.run import audit
     from purifiers.core.component import Attack, Classifier, Method
     from purifiers.core.defence import Defence
+
+
+__all__ = ["AuditReport", "attack", "audit", "classifier", "defend", "method"]
+
+_ELSEWHERE = {
+    "AuditReport": "purifiers.auditing.report",
+    "audit": "purifiers.auditing.run",
+}
+"""Public name to the module that defines it, imported on first use because that imports torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ELSEWHERE[name]), name)
 
 
 def attack(name: str, **parameters: Any) -> Attack:
@@ -47,16 +67,22 @@ def classifier(name: str, shape: Sequence[int], classes: int, **parameters: Any)
     return _make("classifier", name, shape, classes, **parameters)
 
 
-def defend(classifier: Classifier, methods: Sequence[Method], **threat: Any) -> Defence:
+def defend(
+    classifier: nn.Module, methods: Sequence[Method | Callable[[Tensor], Tensor]], **threat: Any
+) -> Defence:
     """Create a classifier behind purifiers: images (n, C, H, W) to logits (n, classes).
 
     Args:
+        classifier: any module from images to logits, frozen, in evaluation mode.
+        methods: applied first to last; from :func:`method`, or your own modules or functions from
+            images to images.
         threat: settings of the threat model (``gradient``, ``seed``, ``eot_samples``,
             ``eot_combine``, ``auxiliary``), as in :class:`purifiers.core.defence.Defence`.
     """
     from purifiers.core.defence import Defence
+    from purifiers.core.foreign import as_method
 
-    return Defence(classifier, methods, **threat)
+    return Defence(classifier, [as_method(method) for method in methods], **threat)
 
 
 def _make(kind: str, name: str, *context: Any, **parameters: Any) -> Any:

@@ -1,9 +1,12 @@
-"""Location of the data sets' files."""
+"""Location of the data sets' files, and the choice of a subset of their images."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 
 def data_root() -> Path:
@@ -15,3 +18,17 @@ def data_root() -> Path:
     """
     configured = os.environ.get("PURIFYBENCH_DATA")
     return Path(configured).expanduser() if configured else Path.cwd() / "data"
+
+
+def subset_indices(total: int, n: int, seed: int, last: bool = False) -> npt.NDArray:
+    """Indices of ``n`` of ``total`` images, int64 (n,), ascending: all papers' subsets.
+
+    Args:
+        seed: of the shuffle.
+        last: take the last images of the shuffle instead of the first. Both are disjoint if they
+            fit into ``total`` together.
+    """
+    if n == total:
+        return np.arange(total)
+    shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(total)
+    return np.sort(shuffled[total - n :] if last else shuffled[:n])

@@ -1,4 +1,4 @@
-"""Reader of the CIFAR data sets in their binary version."""
+"""Reader of the CIFAR data sets in their binary version, and of the same images in parquet."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
-from purifiers.datasets import _checksum
-from purifiers.datasets._base import Dataset, Source
+from purifiers.datasets import _checksum, _parquet
+from purifiers.datasets._base import SPLITS, Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 
@@ -28,20 +28,29 @@ class CifarBinary(Dataset):
         archive: the official archive.
         members: split to the names of its files, in order.
         checksums: name to the checksum of the file in the folder.
-        label_bytes: label bytes per record; the last one is used.
+        label_columns: columns of a parquet file that are the label bytes of a record, in order; the
+            last one is used.
+        parquet_folders: folders of parquet files, the preferred one first.
     """
 
     folder: ClassVar[str]
     archive: ClassVar[Remote]
     members: ClassVar[Mapping[str, tuple[str, ...]]]
     checksums: ClassVar[Mapping[str, str]]
-    label_bytes: ClassVar[int]
+    label_columns: ClassVar[tuple[str, ...]]
+    parquet_folders: ClassVar[tuple[str, ...]]
 
     def source(self, root: Path) -> Source:
+        if (folder := self._parquet_folder(root)) is not None:
+            return self._parquet_source(folder)
         location = f"{self.folder}/" if (root / self.folder).is_dir() else self.archive.name
         return Source(f"official binary version, {location}")
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        if (parquet := self._parquet_folder(root)) is not None:
+            images, labels = self._decoded(parquet, split)
+            self._accept_subset(split, len(labels))
+            return images, labels[:, -1]
         names = self.members[split]
         folder = root / self.folder
         if folder.is_dir():
@@ -51,15 +60,63 @@ class CifarBinary(Dataset):
             data = _archived(path, [f"{self.folder}/{name}" for name in names])
         records = [self._records(blob, name) for blob, name in zip(data, names, strict=True)]
         table = np.concatenate(records)
-        images = table[:, self.label_bytes :].reshape(-1, *self.shape)
-        return images, table[:, self.label_bytes - 1]
+        images = table[:, len(self.label_columns) :].reshape(-1, *self.shape)
+        return images, table[:, len(self.label_columns) - 1]
 
     def looked_for(self, root: Path) -> str:
         """Possible locations of the files, for messages."""
-        return f"{self.folder}/ and {self.archive.name} in {root}"
+        folders = (f"{name}/" for name in (self.folder, *self.parquet_folders))
+        return f"{', '.join(folders)} and {self.archive.name} in {root}"
+
+    def _parquet_folder(self, root: Path) -> Path | None:
+        """The folder of parquet files; None if there is none, or official files are there."""
+        if (root / self.folder).is_dir() or (root / self.archive.name).exists():
+            return None
+        return _parquet.find_folder(root, self.parquet_folders)
+
+    def _decoded(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images and all label columns (n, columns) of one parquet file."""
+        path = folder / f"{split}.parquet"
+        table = _parquet.read(path, self.label_columns)
+        labels = np.stack([table.labels[name] for name in self.label_columns], axis=1)
+        return table.decoded(self.shape, str(path)), labels
+
+    def _accept_subset(self, split: str, number: int) -> None:
+        """Expect as many images as a parquet file has, at most the official number."""
+        official = getattr(self.traits, split)
+        setattr(self, split, min(number, official))
+
+    def _parquet_source(self, folder: Path) -> Source:
+        """Whether the images of all parquet files are the official ones."""
+        counts, exact = {}, True
+        for split in SPLITS:
+            images, labels = self._decoded(folder, split)
+            counts[split] = len(images)
+            records = np.hstack([labels.astype(np.uint8), images.reshape(len(images), -1)])
+            exact = exact and self._official(split, records)
+        where = f"parquet files in {folder.name}/"
+        if exact:
+            return Source(f"{where}, with the MD5 of the official binary files")
+        if any(_parquet.read(folder / f"{split}.parquet", ()).lossy() for split in SPLITS):
+            return Source(where, self.traits.stand_in_note or "recompressed as JPEG")
+        train, test = counts["train"], counts["test"]
+        if (train, test) != (self.traits.train, self.traits.test):
+            return Source(where, f"a subset of {train} training and {test} test images")
+        return Source(where, "other pixels or another order than the official files")
+
+    def _official(self, split: str, records: np.ndarray) -> bool:
+        """Whether the records, cut into files, have the official checksums."""
+        names = self.members[split]
+        if len(records) != getattr(self.traits, split):
+            return False
+        parts = np.split(records, len(names))
+        return all(
+            _checksum.matches(part.tobytes(), self.checksums[name])
+            for part, name in zip(parts, names, strict=True)
+        )
 
     def _records(self, data: bytes, name: str) -> np.ndarray:
-        width = self.label_bytes + int(np.prod(self.shape))
+        width = len(self.label_columns) + int(np.prod(self.shape))
         if len(data) % width:
             raise UserError(
                 f"{name}: {len(data)} bytes are not a multiple of the {width} bytes of a record; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from purifiers.core.traits import DatasetTraits
 from purifiers.datasets._cifar import CifarBinary
 from purifiers.datasets._download import Remote
@@ -21,12 +23,21 @@ CHECKSUMS = {
 
 
 class Cifar100(CifarBinary):
-    """CIFAR-100 from ``cifar-100-binary/`` or ``cifar-100-binary.tar.gz``.
+    """CIFAR-100, read from the first of these locations that exists.
 
-    A record has a coarse and a fine label; the fine one is used.
+    1. ``cifar-100-binary/``, the official binary version;
+    2. ``cifar-100-binary.tar.gz``, the same as an archive;
+    3. ``cifar100/`` with ``train.parquet`` and ``test.parquet``: columns ``img`` or ``image``
+       {bytes, path}, ``fine_label`` and ``coarse_label``, all images or a subset;
+    4. the archive, downloaded.
+
+    A record has a coarse and a fine label; the fine one is used. Images of a parquet file are exact
+    if, written in the official binary format, they have the official MD5. Otherwise every table
+    states how they differ.
     """
 
-    traits = DatasetTraits(version=1, shape=(3, 32, 32), classes=100, train=50_000, test=10_000)
+    traits = DatasetTraits(version=2, shape=(3, 32, 32), classes=100, train=50_000, test=10_000)
 
     folder, archive, members, checksums = "cifar-100-binary", ARCHIVE, MEMBERS, CHECKSUMS
-    label_bytes = 2
+    label_columns = ("coarse_label", "fine_label")
+    parquet_folders: ClassVar[tuple[str, ...]] = ("cifar100",)

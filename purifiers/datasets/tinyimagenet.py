@@ -12,8 +12,8 @@ import numpy as np
 
 from purifiers.core.errors import UserError
 from purifiers.core.traits import DatasetTraits
-from purifiers.datasets import _images
-from purifiers.datasets._base import Dataset, Source
+from purifiers.datasets import _images, _parquet
+from purifiers.datasets._base import SPLITS, Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 # Size and SHA-256: the pointer of this file in Hugging Face's cnak47/cv-datasets. Several public
@@ -29,7 +29,13 @@ Read = Callable[[str], bytes]
 
 
 class Tinyimagenet(Dataset):
-    """Tiny ImageNet from ``tiny-imagenet-200/`` or ``tiny-imagenet-200.zip``, read in place.
+    """Tiny ImageNet, read in place from the first of these locations that exists.
+
+    1. ``tiny-imagenet-200/``, the official files;
+    2. ``tiny-imagenet-200.zip``, the same as an archive;
+    3. a folder ``tiny_imagenet*/`` with ``train.parquet`` and ``test.parquet``: columns ``img`` or
+       ``image`` {bytes, path} and ``label``, all classes or a subset, numbered from 0;
+    4. the archive, downloaded.
 
     The test split is the official validation set (the official test set has no labels), in the
     order of ``val_annotations.txt``. Training images are ordered by class, then file name.
@@ -37,15 +43,25 @@ class Tinyimagenet(Dataset):
     Grey images become RGB. The folder's images have no checksum; their numbers are checked.
     """
 
-    traits = DatasetTraits(version=1, shape=(3, 64, 64), classes=200, train=100_000, test=10_000)
+    traits = DatasetTraits(version=2, shape=(3, 64, 64), classes=200, train=100_000, test=10_000)
 
     archive: ClassVar[Remote] = ARCHIVE
 
     def source(self, root: Path) -> Source:
+        if (folder := self._parquet_folder(root)) is not None:
+            counts = [len(self._table(folder, split).images) for split in SPLITS]
+            classes = len(set(self._table(folder, "train").labels["label"].tolist()))
+            note = ""
+            if (classes, *counts) != (200, 100_000, 10_000):
+                train, test = counts
+                note = f"{classes} of 200 classes, {train} training and {test} test images"
+            return Source(f"parquet files in {folder.name}/, without a checksum", note)
         location = f"{FOLDER}/" if (root / FOLDER).is_dir() else self.archive.name
         return Source(f"official files, {location}; the test split is the validation set")
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        if (folder := self._parquet_folder(root)) is not None:
+            return self._read_parquet(folder, split)
         with self._open(root) as (names, read):
             wordnet_ids = sorted(_lines(read, "wnids.txt"))
             numbers = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids)}
@@ -61,6 +77,23 @@ class Tinyimagenet(Dataset):
                 images[index] = _images.decode(read(name), self.shape, f"{root}: {name}")
                 labels[index] = numbers[wordnet_id]
         return images, labels
+
+    def _parquet_folder(self, root: Path) -> Path | None:
+        """The folder of parquet files; None if there is none, or official files are there."""
+        if (root / FOLDER).is_dir() or (root / self.archive.name).exists():
+            return None
+        return _parquet.find_folder(root, ("tiny_imagenet*",))
+
+    @staticmethod
+    def _table(folder: Path, split: str) -> _parquet.Table:
+        return _parquet.read(folder / f"{split}.parquet", ("label",))
+
+    def _read_parquet(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+        table = self._table(folder, split)
+        self.classes = int(self._table(folder, "train").labels["label"].max()) + 1
+        setattr(self, split, len(table.images))
+        pixels = table.decoded(self.shape, str(folder / f"{split}.parquet"))
+        return pixels, table.labels["label"]
 
     @contextmanager
     def _open(self, root: Path) -> Iterator[tuple[list[str], Read]]:

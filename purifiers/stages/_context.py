@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from purifiers.core.artifacts import RunFolder, write_bytes
+from purifiers.core.data import subset_indices
 from purifiers.core.errors import UserError
 from purifiers.core.provenance import processor
 from purifiers.core.spec import Subset
@@ -56,10 +56,7 @@ class Data:
             raise UserError(
                 f"the {subset.split} split has {total} images, {subset.n} are needed: take fewer"
             )
-        if subset.n == total:
-            return np.arange(total)
-        shuffled = np.random.Generator(np.random.PCG64(subset.seed)).permutation(total)
-        return np.sort(shuffled[total - subset.n :] if subset.last else shuffled[: subset.n])
+        return subset_indices(total, subset.n, subset.seed, subset.last)
 
     def training_indices(self, n: int) -> npt.NDArray:
         """Indices of the ``n`` images that train classifiers and methods, int64 (n,), ascending."""

@@ -32,6 +32,7 @@ from purifiers.datasets.cifar100 import Cifar100
 from purifiers.datasets.digits import Digits, _bilinear
 from purifiers.datasets.fashion_mnist import FashionMnist
 from purifiers.datasets.image_folder import ImageFolder
+from purifiers.datasets.imagenette import Imagenette
 from purifiers.datasets.mnist import Mnist
 from purifiers.datasets.svhn import Svhn
 from purifiers.datasets.tinyimagenet import Tinyimagenet
@@ -282,7 +283,7 @@ class Cifar:
         names = [name for split in ("train", "test") for name in base.members[split]]
         self.images = {name: pixels(2, 3, 32, 32) for name in names}
         self.labels = {name: np.array([i, base.classes - 1 - i]) for i, name in enumerate(names)}
-        coarse = [np.array([19, 3])] * (base.label_bytes - 1)
+        coarse = [np.array([19, 3])] * (len(base.label_columns) - 1)
         self.files = {n: records(self.images[n], *coarse, self.labels[n]) for n in names}
         self.archive = tar(base.folder, self.files)
 
@@ -371,15 +372,51 @@ class TinyCifar10(Cifar10):
     train, test = 3, 2
 
 
+def write_parquet(folder: Path, cifar: Cifar, column: str = "img") -> None:
+    """The images of an official layout as lossless parquet files."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [
+            record[: -3 * 32 * 32]
+            for name in cifar.dataset.members[split]
+            for record in np.frombuffer(cifar.files[name], np.uint8).reshape(2, -1)
+        ]
+        images = np.concatenate([cifar.images[n] for n in cifar.dataset.members[split]])
+        blobs = [encoded(image.transpose(1, 2, 0)) for image in images]
+        labels = {
+            name: [int(row[k]) for row in rows]
+            for k, name in enumerate(cifar.dataset.label_columns)
+        }
+        structs = [{"bytes": blob, "path": None} for blob in blobs]
+        table = pyarrow.table({column: structs, **labels})
+        pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize("base", [Cifar10, Cifar100])
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_cifar_parquet_is_exact_if_it_has_the_official_checksums(base, column, tmp_path):
+    cifar = Cifar(base)
+    train, test = cifar.dataset.train, cifar.dataset.test
+    type(cifar.dataset).traits = base.traits.replace(train=train, test=test)
+    folder = tmp_path / base.parquet_folders[0]
+    write_parquet(folder, cifar, column)
+    cifar.check(tmp_path)
+    assert "with the MD5 of the official" in cifar.dataset.source(tmp_path).text
+
+    table = pyarrow.parquet.read_table(folder / "train.parquet")
+    swapped = table.take([1, 0, *range(2, len(table))])
+    pyarrow.parquet.write_table(swapped, folder / "train.parquet")
+    assert "another order" in cifar.dataset.source(tmp_path).note
+    pyarrow.parquet.write_table(table.slice(1), folder / "train.parquet")
+    note = f"a subset of {train - 1} training and {test} test images"
+    assert cifar.dataset.source(tmp_path).note == note
+    assert len(cifar.dataset.load("train", tmp_path)[1]) == train - 1
+
+
 @pytest.mark.parametrize(
-    ("kind", "folder", "note"),
-    [
-        ("PNG", "cifar10", ""),
-        ("JPEG", "cifar10_jpeg", Cifar10.traits.stand_in_note),
-        ("JPEG", "cifar10", Cifar10.traits.stand_in_note),
-    ],
+    ("kind", "folder"), [("PNG", "cifar10"), ("JPEG", "cifar10_jpeg"), ("JPEG", "cifar10")]
 )
-def test_cifar10_reads_parquet_and_marks_jpeg(kind, folder, note, tmp_path):
+def test_cifar10_reads_parquet_and_marks_jpeg(kind, folder, tmp_path):
     images = np.repeat(np.repeat(pixels(5, 4, 4, 3), 8, axis=1), 8, axis=2)
     blobs = [encoded(image, kind) for image in images]
     parquet(tmp_path / folder / "train.parquet", blobs[:3], [4, 0, 9])
@@ -390,7 +427,16 @@ def test_cifar10_reads_parquet_and_marks_jpeg(kind, folder, note, tmp_path):
     difference = np.abs(train.astype(int) - images[:3].transpose(0, 3, 1, 2)).mean()
     assert difference == 0 if kind == "PNG" else 0 < difference < 40
     source = dataset.source(tmp_path)
-    assert source.note == note and f"{folder}/" in source.text
+    notes = {"JPEG": Cifar10.traits.stand_in_note, "PNG": "a subset of 3 training and 2"}
+    assert source.note.startswith(notes[kind]) and f"{folder}/" in source.text
+
+
+def test_cifar10_prefers_exact_images_to_jpeg(tmp_path):
+    for folder, kind in (("cifar10_jpeg", "JPEG"), ("cifar10", "PNG")):
+        blobs = [encoded(pixels(32, 32, 3), kind)] * 3
+        parquet(tmp_path / folder / "train.parquet", blobs, [0, 1, 2])
+        parquet(tmp_path / folder / "test.parquet", blobs[:2], [0, 1])
+    assert "in cifar10/" in TinyCifar10().source(tmp_path).text
 
 
 def test_cifar10_prefers_the_binary_version(tmp_path):
@@ -410,15 +456,16 @@ def test_cifar10_parquet_errors_name_the_file(tmp_path):
     path = tmp_path / "cifar10" / "test.parquet"
     dataset = TinyCifar10()
     path.parent.mkdir()
+    parquet(path.with_name("train.parquet"), [encoded(pixels(32, 32, 3))], [0])
     with pytest.raises(UserError, match=r"cifar10/test.parquet: expected a parquet file"):
         dataset.load("test", tmp_path)
     path.write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match=r"test.parquet: expected a parquet file"):
         dataset.load("test", tmp_path)
-    pyarrow.parquet.write_table(pyarrow.table({"image": [b"x"], "label": [0]}), path)
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [b"x"], "label": [0]}), path)
     with pytest.raises(UserError, match="the columns img"):
         dataset.load("test", tmp_path)
-    pyarrow.parquet.write_table(pyarrow.table({"img": [b"x"], "label": [0]}), path)
+    pyarrow.parquet.write_table(pyarrow.table({"img": [b"x"], "class": [0]}), path)
     with pytest.raises(UserError, match="the columns img"):
         dataset.load("test", tmp_path)
     parquet(path, [encoded(pixels(32, 32, 3)), b"no image"], [0, 1])
@@ -427,8 +474,8 @@ def test_cifar10_parquet_errors_name_the_file(tmp_path):
     parquet(path, [encoded(pixels(32, 31, 3))] * 2, [0, 1])
     with pytest.raises(UserError, match="31x32, expected 32x32"):
         dataset.load("test", tmp_path)
-    parquet(path, [encoded(pixels(32, 32, 3))], [0])
-    with pytest.raises(UserError, match="1 images and 1 labels, expected 2"):
+    pyarrow.parquet.write_table(pyarrow.table({"img": [None], "label": [0]}), path)
+    with pytest.raises(UserError, match="an image without bytes"):
         dataset.load("test", tmp_path)
 
 
@@ -542,6 +589,35 @@ def test_tinyimagenet_names_what_is_missing_or_wrong(zipped, tmp_path):
         dataset.load("train", tmp_path / "b")
 
 
+def test_tinyimagenet_reads_a_subset_in_parquet(tmp_path):
+    blobs = [encoded(pixels(64, 64, 3), "JPEG") for _ in range(4)]
+    parquet(tmp_path / "tiny_imagenet2" / "train.parquet", blobs[:3], [1, 0, 1])
+    parquet(tmp_path / "tiny_imagenet2" / "test.parquet", blobs[3:], [1])
+    dataset = Tinyimagenet()
+    images, labels = dataset.load("train", tmp_path)
+    assert images.shape == (3, 3, 64, 64) and labels.tolist() == [1, 0, 1]
+    assert dataset.classes == 2 and dataset.load("test", tmp_path)[1].tolist() == [1]
+    note = "2 of 200 classes, 3 training and 1 test images"
+    assert dataset.source(tmp_path).note == note
+
+
+# --- Imagenette ---------------------------------------------------------------------------------
+
+
+def test_imagenette_is_resized_and_says_that_it_is_a_subset(tmp_path):
+    blobs = [encoded(pixels(20, 40, 3)) for _ in range(3)]
+    parquet(tmp_path / "imagenette" / "train.parquet", blobs[:2], [3, 9])
+    parquet(tmp_path / "imagenette" / "test.parquet", blobs[2:], [0])
+    dataset = Imagenette(shape=(3, 8, 8))
+    images, labels = dataset.load("train", tmp_path)
+    assert images.shape == (2, 3, 8, 8) and labels.tolist() == [3, 9]
+    assert dataset.source(tmp_path).note == "a subset of 2 training and 1 test images"
+    with pytest.raises(UserError, match="imagenette is missing"):
+        dataset.load("train", tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="shape is"):
+        Imagenette(shape=(1, 8, 8))
+
+
 # --- people's own -------------------------------------------------------------------------------
 
 
@@ -621,9 +697,28 @@ def test_real_mnist_begins_as_it_should():
 
 
 @real
-def test_real_cifar10_is_balanced():
-    root = real_root("cifar10_jpeg")
+def test_real_cifar10_is_exact():
+    root = real_root("cifar10")
     images, labels = Cifar10().load("test", root)
     assert np.bincount(labels).tolist() == [1000] * 10
     # Mean per channel of the test set: .494, .485, .450 of 255.
     assert np.allclose(images.mean(axis=(0, 2, 3)) / 255, [0.494, 0.485, 0.450], atol=0.005)
+    source = Cifar10().source(root)
+    assert source.note == "" and "MD5" in source.text
+
+
+@real
+@pytest.mark.parametrize(
+    ("dataset", "folder", "classes", "shape"),
+    [
+        (Cifar100(), "cifar100", 100, (3, 32, 32)),
+        (Tinyimagenet(), "tiny_imagenet20", 20, (3, 64, 64)),
+        (Imagenette(), "imagenette", 10, (3, 224, 224)),
+    ],
+)
+def test_real_subsets_are_balanced_and_named(dataset, folder, classes, shape):
+    root = real_root(folder)
+    images, labels = dataset.load("test", root)
+    assert images.shape[1:] == shape and dataset.classes == classes
+    assert len(set(np.bincount(labels).tolist())) == 1
+    assert "test images" in dataset.source(root).note

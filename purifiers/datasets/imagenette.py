@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from purifiers.core.errors import UserError
 from purifiers.core.traits import DatasetTraits
-from purifiers.datasets import _parquet
+from purifiers.datasets import _images, _parquet
 from purifiers.datasets._base import SPLITS, Dataset, Source
+from purifiers.datasets._download import Remote, obtain
 
-OFFICIAL = {"train": 9_469, "test": 3_925}
-"""Numbers of images of Imagenette v2, from its README; test is its validation set."""
+# Size and SHA-256: tensorflow/datasets, url_checksums/imagenette.txt.
+ARCHIVE = Remote(
+    "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
+    341_553_947,
+    "sha256:5020a9130cea0348272823cb12d2db7e981c6f2afa3dce71ccd5b8013005c55e",
+)
+FOLDER = "imagenette2-320"
+FOLDERS = {"train": "train", "test": "val"}
 
 
 class Imagenette(Dataset):
-    """Imagenette from ``imagenette/`` with ``train.parquet`` and ``test.parquet``.
+    """Imagenette v2, read in place from the first of these locations that exists.
 
-    The columns are ``img`` or ``image`` {bytes, path} and ``label``, numbered in the order of the
-    WordNet ids. Each image is resized (bilinear, filtered) to cover the shape, and its centre is
-    cropped. The numbers of images are those of the files.
+    1. ``imagenette2-320.tgz``, the official images with a shorter side of 320 pixels;
+    2. ``imagenette/`` with ``train.parquet`` and ``test.parquet``: columns ``img`` or ``image``
+       {bytes, path} and ``label``, all images or a subset;
+    3. the archive, downloaded.
+
+    Classes are numbered in the order of their WordNet ids; the test split is the validation set.
+    Each image is resized (bilinear, filtered) to cover the shape, and its centre is cropped.
 
     Args:
         shape: (3, H, W) of the result; 224x224 is ImageNet's usual size.
+
+    Raises:
+        UserError: a shape with other channels or sides below 1.
     """
 
-    traits = DatasetTraits(version=1, shape=(3, 224, 224), classes=10, train=None, test=None)
+    traits = DatasetTraits(version=1, shape=(3, 224, 224), classes=10, train=9_469, test=3_925)
+
+    archive: ClassVar[Remote] = ARCHIVE
 
     def __init__(self, shape: Sequence[int] = (3, 224, 224)) -> None:
         if len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
@@ -35,28 +54,51 @@ class Imagenette(Dataset):
         self.shape = (3, shape[1], shape[2])
 
     def source(self, root: Path) -> Source:
-        folder = self._folder(root)
-        counts = {split: len(self._table(folder, split).images) for split in SPLITS}
-        note = ""
-        if counts != OFFICIAL:
-            note = f"a subset of {counts['train']} training and {counts['test']} test images"
-        return Source(f"parquet files in {folder.name}/, without a checksum", note)
+        folder = self._parquet_folder(root)
+        if folder is None:
+            return Source(f"official images, {self.archive.name}; test is the validation set")
+        counts = [len(self._table(folder, split).images) for split in SPLITS]
+        note = f"a subset of {counts[0]} training and {counts[1]} test images"
+        complete = counts == [self.traits.train, self.traits.test]
+        where = f"parquet files in {folder.name}/, without a checksum"
+        return Source(where, "" if complete else note)
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        folder = self._folder(root)
+        folder = self._parquet_folder(root)
+        if folder is None:
+            return self._read_archive(split, root)
         table = self._table(folder, split)
+        setattr(self, split, len(table.images))
         pixels = table.decoded(self.shape, str(folder / f"{split}.parquet"), fit=True)
         return pixels, table.labels["label"]
 
-    def _folder(self, root: Path) -> Path:
-        folder = _parquet.find_folder(root, ("imagenette", "imagenette*"))
-        if folder is None:
-            raise UserError(
-                f"imagenette is missing: looked for imagenette/train.parquet in {root}; set "
-                "PURIFYBENCH_DATA, or store the images as parquet with the columns image and label"
-            )
-        return folder
+    def _parquet_folder(self, root: Path) -> Path | None:
+        """The folder of parquet files; None if there is none, or the archive is there."""
+        if (root / self.archive.name).exists():
+            return None
+        return _parquet.find_folder(root, ("imagenette",))
 
     @staticmethod
     def _table(folder: Path, split: str) -> _parquet.Table:
         return _parquet.read(folder / f"{split}.parquet", ("label",))
+
+    def _read_archive(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        places = f"imagenette/ and {self.archive.name} in {root}"
+        path = obtain(self.archive, root / self.archive.name, places)
+        pixels: dict[str, np.ndarray] = {}
+        prefix = f"{FOLDER}/{FOLDERS[split]}/"
+        try:
+            with tarfile.open(path, "r|gz") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.name.endswith(".JPEG") else None
+                    if file is not None and member.name.startswith(prefix):
+                        where = f"{path}: {member.name}"
+                        pixels[member.name] = _images.decode(
+                            file.read(), self.shape, where, fit=True
+                        )
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{path}: not a whole tar.gz archive ({error}); move it away") from None
+        names = sorted(pixels)
+        classes = sorted({name.split("/")[2] for name in names})
+        labels = np.array([classes.index(name.split("/")[2]) for name in names], np.int64)
+        return np.stack([pixels[name] for name in names]), labels

@@ -612,10 +612,30 @@ def test_imagenette_is_resized_and_says_that_it_is_a_subset(tmp_path):
     images, labels = dataset.load("train", tmp_path)
     assert images.shape == (2, 3, 8, 8) and labels.tolist() == [3, 9]
     assert dataset.source(tmp_path).note == "a subset of 2 training and 1 test images"
-    with pytest.raises(UserError, match="imagenette is missing"):
-        dataset.load("train", tmp_path / "elsewhere")
     with pytest.raises(UserError, match="shape is"):
         Imagenette(shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_imagenette_reads_the_archive_in_place(whole, tmp_path):
+    shades = {"train/n02/b.JPEG": 90, "train/n01/a.JPEG": 30, "val/n02/c.JPEG": 200}
+    images = {name: np.full((20, 40, 3), shade, np.uint8) for name, shade in shades.items()}
+    data = tar("imagenette2-320", {n: encoded(image, "JPEG") for n, image in images.items()})
+    if not whole:
+        data = data[: len(data) // 2]
+    dataset = Imagenette(shape=(3, 8, 8))
+    dataset.archive = Remote(dataset.archive.url, len(data), sha256(data))
+    dataset.classes, dataset.train, dataset.test = 2, 2, 1
+    (tmp_path / dataset.archive.name).write_bytes(data)
+    if not whole:
+        with pytest.raises(UserError, match=r"not a whole tar\.gz archive"):
+            dataset.load("train", tmp_path)
+        return
+    train, labels = dataset.load("train", tmp_path)
+    assert labels.tolist() == [0, 1] and train[:, 0, 4, 4].tolist() == [30, 90]
+    assert dataset.load("test", tmp_path)[0].shape == (1, 3, 8, 8)
+    assert [path.name for path in tmp_path.iterdir()] == [dataset.archive.name]
+    assert dataset.source(tmp_path).note == ""
 
 
 # --- people's own -------------------------------------------------------------------------------

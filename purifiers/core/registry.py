@@ -24,7 +24,13 @@ from purifiers.core.class_source import (
 )
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.numbers import length_kind, number_in, read_length
-from purifiers.core.traits import AttackTraits, DatasetTraits, MethodTraits, TrainingTraits
+from purifiers.core.traits import (
+    AttackTraits,
+    ClassifierTraits,
+    DatasetTraits,
+    MethodTraits,
+    TrainingTraits,
+)
 
 FOLDERS = {
     "attack": "attacks",
@@ -152,6 +158,12 @@ def describe(kind: str, name: str) -> Description:
 def attack_traits(name: str) -> AttackTraits:
     """Traits of an attack."""
     traits: AttackTraits = describe("attack", name).traits
+    return traits
+
+
+def classifier_traits(name: str) -> ClassifierTraits:
+    """Traits of a classifier."""
+    traits: ClassifierTraits = describe("classifier", name).traits
     return traits
 
 

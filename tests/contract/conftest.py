@@ -1,7 +1,8 @@
 """Every component file, found as the registry finds it, and a small trained network to try it on.
 
 A test that takes ``attack``, ``classifier``, ``dataset``, ``method`` or ``training`` runs once
-per file of that folder, its ``_template.py`` included; ``component`` runs over all of them.
+per file of that folder, its ``_template.py`` included; ``component`` runs over all of them. A
+recipe that trains nothing is no ``training``.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for kind in registry.KINDS:
         if kind in metafunc.fixturenames:
             found = components(kind)
+            if kind == "training":
+                found = [c for c in found if not c.description.traits.keeps_weights]
             metafunc.parametrize(kind, found, ids=[c.name for c in found], scope="module")
     if "component" in metafunc.fixturenames:
         found = [component for kind in registry.KINDS for component in components(kind)]

@@ -46,6 +46,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("text", lambda value: isinstance(value, str)),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "Sequence": ("a list", lambda value: isinstance(value, list | tuple)),
+    "Mapping": ("a mapping", lambda value: isinstance(value, dict)),
     "None": ("null", lambda value: value is None),
     "Length": ("a length such as 0.03 or 8/255", lambda value: type(value) in (int, float)),
     "Radius": ("a length such as 0.5 or 128/255", lambda value: type(value) in (int, float)),

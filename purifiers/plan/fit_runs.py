@@ -123,6 +123,7 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
         component=method.component,
         version=method.version,
         parameters=method.parameters,
+        files=method.files,
         run=run_id,
     )
 

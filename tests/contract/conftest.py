@@ -35,6 +35,8 @@ SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budge
 MOST_STEPS = 12
 MOST_QUERIES = 100  # random search needs more answers than gradients to break anything
 FITTED_ON = 384  # images
+FILES = {"classifier.file": {"path": str(HERE / "network.py"), "taps": ("0", "3")}}
+"""Parameters of components that read files."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
 
@@ -61,7 +63,8 @@ class Component:
 
     @property
     def small(self) -> dict[str, Any]:
-        """The smoke scale's budget; an attack gets few and long steps, and a large ball."""
+        """The smoke scale's budget; an attack gets few and long steps, and a large ball; what reads
+        files gets those of the tests."""
         budget = SMOKE.get(f"{self.kind}.{self.name}", {})
         chosen = {n: v["at_most"] if isinstance(v, dict) else v for n, v in budget.items()}
         if self.kind == "attack":
@@ -73,7 +76,7 @@ class Component:
                 if type(v) is int
             }
             chosen |= {n: v for n, v in LENGTHS.items() if n in described.parameters}
-        return chosen
+        return chosen | FILES.get(f"{self.kind}.{self.name}", {})
 
     def make(self, *context: Any, **parameters: Any) -> Any:
         """The component at its small size."""

@@ -146,6 +146,20 @@ class Spec(_Json):
         """Yield (stage, id) of each run that this one is made from; some may occur twice."""
         yield from ()
 
+    def components(self) -> Iterator[tuple[str, ComponentSpec]]:
+        """Yield kind and spec of each component in this spec; some may occur twice."""
+        yield from _components(self)
+
+
+def _components(part: _Json) -> Iterator[tuple[str, ComponentSpec]]:
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, ComponentSpec):  # of a kind that names its field, or a method
+                yield ("method" if isinstance(item, MethodSpec) else field.name), item
+            elif isinstance(item, _Json):
+                yield from _components(item)
+
 
 def _images(images: ImagesSpec) -> Iterator[Upstream]:
     yield "dataset", images.data

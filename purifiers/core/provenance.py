@@ -10,26 +10,55 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from purifiers.core.sources import PACKAGE
+
 
 @functools.cache
-def git_commit() -> str:
-    """Git commit of the code, ``unknown`` without git; ``+changes`` marks changed tracked files."""
-    here = Path(__file__).resolve().parent.parent
+def git_commit(sources: frozenset[Path] = frozenset(), package: Path = PACKAGE) -> str:
+    """Git commit of the code, ``unknown`` without git.
 
-    def git(*arguments: str) -> str | None:
-        try:
-            process = subprocess.run(
-                ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return process.stdout.strip() if process.returncode == 0 else None
+    ``+changes`` marks tracked files of the package that differ from the commit, and ``sources``
+    that differ from it or are not tracked.
 
-    commit = git("rev-parse", "--short=12", "HEAD")
+    Args:
+        sources: files that the result depends on.
+        package: the folder of the package.
+    """
+    commit = _git(package, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    return f"{commit}+changes" if changed else commit
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{commit}+changes" if changed or uncommitted(sources, package) else commit
+
+
+@functools.cache
+def uncommitted(sources: frozenset[Path], package: Path = PACKAGE) -> tuple[str, ...]:
+    """The files among ``sources`` that git does not hold in this form: untracked or modified.
+
+    Returns:
+        Paths relative to the folder above the package, sorted; empty without git.
+    """
+    if not sources:
+        return ()
+    root = package.parent
+    paths = [str(path.relative_to(root)) for path in sorted(sources)]
+    tracked = set((_git(root, "ls-files", "-z", "--", *paths) or "").split("\0"))
+    changed = _git(root, "diff", "--name-only", "--relative", "-z", "HEAD", "--", *paths)
+    if changed is None:  # no git, or no commit yet
+        return ()
+    modified = set(changed.split("\0"))
+    return tuple(path for path in paths if path not in tracked or path in modified)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Output of a git command in a folder; None if it fails."""
+    try:
+        process = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return process.stdout.strip() if process.returncode == 0 else None
 
 
 @functools.cache
@@ -64,11 +93,19 @@ def fingerprint(device: str = "cpu") -> dict[str, str]:
     return {"torch": version_of("torch"), "device": device, "processor": processor()}
 
 
-def provenance(device: str = "cpu", threads: int = 1) -> dict[str, Any]:
-    """The provenance stored with every run."""
+def provenance(
+    device: str = "cpu", threads: int = 1, sources: frozenset[Path] = frozenset()
+) -> dict[str, Any]:
+    """The provenance stored with every run.
+
+    Args:
+        sources: files of the run's components; ``uncommitted`` lists those that are not in the
+            commit in this form.
+    """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
-        "git": git_commit(),
+        "git": git_commit(sources),
+        "uncommitted": list(uncommitted(sources)),
         "purifybench": version_of("purifybench"),
         "python": platform.python_version(),
         "numpy": version_of("numpy"),

@@ -77,6 +77,7 @@ class ComponentSpec(_Json):
     component: str  # name of its file
     version: int
     parameters: dict[str, Any]  # JSON-able; `joined_later` ones are left out at their defaults
+    files: dict[str, str] | None = None  # SHA-256 of the files that it reads, by path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +145,20 @@ class Spec(_Json):
     def upstream(self) -> Iterator[Upstream]:
         """Yield (stage, id) of each run that this one is made from; some may occur twice."""
         yield from ()
+
+    def components(self) -> Iterator[tuple[str, ComponentSpec]]:
+        """Yield kind and spec of each component in this spec; some may occur twice."""
+        yield from _components(self)
+
+
+def _components(part: _Json) -> Iterator[tuple[str, ComponentSpec]]:
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, ComponentSpec):  # of a kind that names its field, or a method
+                yield ("method" if isinstance(item, MethodSpec) else field.name), item
+            elif isinstance(item, _Json):
+                yield from _components(item)
 
 
 def _images(images: ImagesSpec) -> Iterator[Upstream]:

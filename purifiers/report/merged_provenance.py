@@ -17,7 +17,8 @@ def collect(runs_root: Path, runs: Iterable[Upstream]) -> dict[str, Any]:
 
     Returns:
         ``runs`` (number of finished runs per stage), the sorted distinct values of each of
-        ``KEYS``, ``finished`` (first and last time, or None) and ``elapsed_seconds`` (sum over the
+        ``KEYS``, ``uncommitted`` (the components' files that were not in the commit in the form
+        that ran), ``finished`` (first and last time, or None) and ``elapsed_seconds`` (sum over the
         distinct runs; a run that several cells share counts once).
     """
     records = records_upstream(runs_root, runs)
@@ -29,6 +30,7 @@ def collect(runs_root: Path, runs: Iterable[Upstream]) -> dict[str, Any]:
     return {
         "runs": dict(sorted(stages.items())),
         **{key: sorted({str(entry[key]) for entry in entries if key in entry}) for key in KEYS},
+        "uncommitted": sorted({file for e in entries for file in e.get("uncommitted", ())}),
         "finished": [times[0], times[-1]] if times else None,
         "elapsed_seconds": round(sum(record.elapsed_seconds for record in records.values()), 3),
     }

@@ -17,6 +17,7 @@ from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.precision import float32_everywhere
 from purifiers.core.provenance import provenance
+from purifiers.core.sources import component_sources
 from purifiers.core.spec import read_spec
 from purifiers.stages._context import EXAMPLES, Context
 
@@ -87,7 +88,7 @@ def _execute(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Cont
         outcome.files,
         {**outcome.summary, "passes": entry["passes"]},
         time.monotonic() - started,
-        provenance(context.device, context.threads),
+        provenance(context.device, context.threads, component_sources(spec)),
     )
     (folder.path / "checkpoint").unlink(missing_ok=True)
     shutil.rmtree(folder.path / EXAMPLES, ignore_errors=True)

@@ -56,7 +56,9 @@ def test_provenance(
     spec = ClassifierSpec(data="mnist-1", train=8, classifier=recipe, training=recipe, seed=0)
     upstream.finish(spec, [], {}, 10.0, early)
     score("a", [1], classifier="cnn-1", finished="2026-01-03T00:00:00+00:00")
-    score("b", [1], classifier="cnn-1", finished="2026-01-02T00:00:00+00:00")
+    own = ["purifiers/training/_base.py", "purifiers/methods/mine.py"]
+    when = "2026-01-02T00:00:00+00:00"
+    score("b", [1], classifier="cnn-1", finished=when, uncommitted=own)
     score("unrelated", [1], git="never")
     document = a_document(a_cell(scores=(("a", "b"), ("gone", "b")), seeds=(0, 1)))
     write(document, smoke_scale, runs_root, tmp_path / "out")
@@ -66,6 +68,7 @@ def test_provenance(
         "torch": ["2"],
         "device": ["cpu", "cuda"],
         "processor": ["p"],
+        "uncommitted": ["purifiers/methods/mine.py", "purifiers/training/_base.py"],
         "finished": ["2026-01-01T00:00:00+00:00", "2026-01-03T00:00:00+00:00"],
         "elapsed_seconds": 13.0,
     }

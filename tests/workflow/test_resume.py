@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from purifiers.core import loop
 from purifiers.core.shards import fill
+from purifiers.core.stale_lock import HOST, remove_stale_lock
 
 MOMENTS = {
     "classifier": "runs/classifier/*/checkpoint",
@@ -38,11 +40,6 @@ def wait_for(workspace: Any, pattern: str, process: subprocess.Popen[str]) -> No
     while not any(results.glob(pattern)):
         assert process.poll() is None, f"ended before {pattern}: {process.stdout.read()}"
         time.sleep(0.005)
-
-
-def unlock(workspace: Any) -> None:
-    if any((workspace.path / ".snakemake" / "locks").glob("*")):
-        assert workspace.snakemake("--unlock").returncode == 0
 
 
 def assert_ends_like(workspace: Any, undisturbed: Any) -> None:
@@ -72,8 +69,27 @@ def test_killed_in_every_stage(workspace: Any, undisturbed: Any) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert process.returncode == -signal.SIGKILL, f"{stage} was over before the kill"
-        shutil.rmtree(workspace.path / ".snakemake" / "locks", ignore_errors=True)
     assert_ends_like(workspace, undisturbed)
+
+
+def test_a_living_snakemake_keeps_its_lock(workspace: Any) -> None:
+    process = workspace.start("snakemake", "--config", "scale=tiny")
+    wait_for(workspace, MOMENTS["classifier"], process)
+    second = workspace.snakemake()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert second.returncode != 0 and "LockException" in second.stdout
+
+
+def test_a_lock_of_another_host_stays(tmp_path: Path) -> None:
+    lock = tmp_path / ".snakemake" / "locks" / "0.input.lock"
+    lock.parent.mkdir(parents=True)
+    note = tmp_path / ".snakemake" / HOST
+    for host, stays in (("elsewhere", True), ("", True), (socket.gethostname(), False)):
+        lock.touch()
+        note.write_text(host) if host else note.unlink()
+        remove_stale_lock(tmp_path)
+        assert lock.exists() == stays, host
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
@@ -86,7 +102,6 @@ def test_only_snakemake_ends(finished: Any, undisturbed: Any, sign: signal.Signa
     os.kill(process.pid, sign)
     process.wait()
     assert process.returncode != 0
-    unlock(finished)
     assert_ends_like(finished, undisturbed)
 
 

@@ -1,14 +1,18 @@
 # Planning. Only the main process plans; a job reads the spec file of its batch.
 import functools
 import json
+import shlex
 
 from purifiers.core.errors import UserError
+from purifiers.core.stale_lock import remove_stale_lock
 from purifiers.plan.plan import make_plan, requested_documents
 
 SCALE = config.get("scale", "smoke")
 ROOT = Path(workflow.basedir)
 BATCHES = "results/runs/batches"
-shell.prefix(f"export PATH='{Path(sys.executable).parent}':$PATH; ")  # this environment's python
+remove_stale_lock(Path.cwd())
+PROGRAMS = shlex.quote(str(Path(sys.executable).parent))  # this environment's python first
+shell.prefix(f"export PATH={PROGRAMS}:$PATH; ")
 REPORT_VERSION = 4  # raise it when tables must be rewritten from unchanged runs
 
 

@@ -207,10 +207,10 @@ class Method(Component, nn.Module):
         names = () if isinstance(condition, bool) else condition
         return self.traits.is_random({name: getattr(self, name) for name in names})
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Build the parts that depend on the frozen classifier or on the image shape (C, H, W)."""
 
-    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+    def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         """Prepare a fit on ``classifiers``; called before fitting.
 
         By default a method is fitted on the classifier that it is bound to. A method that can be

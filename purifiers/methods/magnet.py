@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from purifiers.core.component import Classifier, Method
+from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.noise import generator
 from purifiers.core.recipe import Recipe
@@ -114,10 +114,10 @@ class Magnet(Method):
             optimizer="adam",
             validation=validation,
         )
-        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
+        self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
         self._held_out: list[Tensor] = []  # marks of the held-out images in this validation
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         if classifier is None and self.temperatures:
             raise UserError("magnet: temperatures need a classifier; bind one or leave them out")
         self._classifier = [] if classifier is None else [classifier]

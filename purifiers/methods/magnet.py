@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.logits import as_logits
 from purifiers.core.noise import generator
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, MethodTraits, Network
@@ -174,7 +175,7 @@ class Magnet(Method):
         marks = [error.flatten(1).mean(dim=1) for error in errors]
         if self.temperatures:
             (classifier,) = self._classifier
-            pair_of_logits = classifier(images), classifier(reformed)
+            pair_of_logits = [as_logits(classifier(x), classifier) for x in (images, reformed)]
             marks += [
                 divergence(*(logits / t for logits in pair_of_logits)) for t in self.temperatures
             ]

@@ -119,8 +119,6 @@ class Soap(Method):
         return DETECTOR_SCALE * auxiliary_losses(*self._bound(), images, Views.fixed(images))
 
     def _bound(self) -> tuple[nn.Module, Joint | None]:
-        if not self._classifier:
-            raise UserError("soap: no classifier is bound; bind a classifier first")
         return self._classifier[0], self._head[0]
 
     def _views(

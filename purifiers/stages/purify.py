@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.component import check_images
+from purifiers.core.images import check_images
 from purifiers.core.noise import derive_seed
 from purifiers.core.shards import fill
 from purifiers.core.spec import PurifySpec

@@ -92,7 +92,7 @@ class Target:
     def bare(self) -> Target:
         """The classifier alone as a target, for images that are purified already."""
         classifier = Target(self.classify)
-        classifier.chunk, classifier.largest_label = self.chunk, self.largest_label
+        classifier.chunk = self.chunk
         return classifier
 
     def detector_logit(self, images: Tensor) -> Tensor:

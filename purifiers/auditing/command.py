@@ -127,7 +127,7 @@ def _method(
                 f"--method {name}=results/runs/purifier/<id>"
             )
         return purifiers.fit(method, classifier, train.images, train.labels, seed=arguments.seed)
-    method.bind(classifier, _shape_of(classifier, arguments))  # type: ignore[arg-type]
+    method.bind(classifier, _shape_of(classifier, arguments))
     return method.to(arguments.device)
 
 

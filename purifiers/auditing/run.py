@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from purifiers.auditing.protocol import (
 )
 from purifiers.auditing.report import AttackResult, AuditReport, Rows
 from purifiers.auditing.weakness import find_signs
-from purifiers.core.component import Attack, Method, check_images, frozen
+from purifiers.core.component import Attack, Method
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.evaluation import (
@@ -34,9 +34,13 @@ from purifiers.core.evaluation import (
 )
 from purifiers.core.foreign import measure_traits
 from purifiers.core.formula import evaluate
+from purifiers.core.images import check_images, check_labels
+from purifiers.core.logits import as_logits
+from purifiers.core.modes import refuse_training_mode
 from purifiers.core.probe import PROBED_IMAGES, probe
 from purifiers.core.progress import Progress, duration
 from purifiers.core.provenance import provenance
+from purifiers.core.taps import device_of
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (n, C, H, W), labels (n,) and indices (n,) of one batch."""
@@ -83,12 +87,10 @@ def audit(
     radius = read_radius(eps, norm)
     classifier, methods = _parts(defence)
     check_images(images, "audit")
-    if labels.shape != images.shape[:1] or not len(images):
-        raise UserError(
-            f"audit: {len(images)} images but labels of shape {tuple(labels.shape)}: "
-            "give one label per image, and at least one image"
-        )
-    device = _device(classifier, methods)
+    if check_labels(labels, images, "audit") < 0:
+        raise UserError("audit: there are no images; give at least one")
+    refuse_training_mode(defence, "audit")
+    device = device_of(classifier)
     rows = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     batches = [
         (part.to(device), truth.to(device), row)
@@ -246,30 +248,22 @@ class _Run:
 
 
 def _parts(defence: nn.Module) -> tuple[nn.Module, list[Method]]:
-    """The frozen classifier and the methods of a defence; a bare classifier has no methods."""
+    """The classifier and the methods of a defence; a bare classifier has no methods."""
     if isinstance(defence, Defence):
-        classifier, methods = defence.classifier, list(defence.methods)
+        classifier, methods = defence.classifier, cast(list[Method], list(defence.methods))
     else:
         classifier, methods = defence, []
     if not isinstance(classifier, nn.Module):
         raise UserError(
             f"audit: the classifier is a {type(classifier).__name__}: wrap it in an nn.Module"
         )
-    return frozen(classifier), [frozen(method) for method in methods]  # type: ignore[misc]
-
-
-def _device(*parts: Any) -> torch.device:
-    classifier, methods = parts
-    for module in (classifier, *methods):
-        for parameter in module.parameters():
-            return parameter.device
-    return torch.device("cpu")
+    return classifier, methods
 
 
 def _classes(classifier: nn.Module, images: Tensor) -> int:
     """The number of classes; refuses a classifier that is random itself."""
     with torch.no_grad():
-        first, second = (classifier(images[:8]) for _ in range(2))
+        first, second = (as_logits(classifier(images[:8]), classifier) for _ in range(2))
     if not torch.equal(first, second):
         raise UserError(
             "audit: two calls of the classifier give other logits: move its random part into a "

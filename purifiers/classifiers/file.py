@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.taps import tapped_features
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -76,31 +77,7 @@ class File(Classifier):
         return self.network(images)
 
     def features(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
-        for tap in taps:
-            if tap not in self.TAPS:
-                hint = did_you_mean(tap, self.TAPS)
-                raise UserError(f"file has no tap {tap!r}{hint}: list it under taps")
-        outputs: dict[str, Tensor] = {}
-
-        def keep(tap: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-                outputs[tap] = output.clone()  # a later layer may work in place
-                if len(outputs) == len(set(taps)):
-                    raise _AllKept
-
-            return hook
-
-        handles = [
-            self.network.get_submodule(tap).register_forward_hook(keep(tap)) for tap in set(taps)
-        ]
-        try:
-            self.network(images)
-        except _AllKept:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return [outputs[tap] for tap in taps]
+        return tapped_features(self.network, images, taps)
 
     def _check_logits(self, where: str) -> None:
         """Raise an error unless the network maps an image to one logit per class."""
@@ -125,10 +102,6 @@ class File(Classifier):
                 f"{where}: for an image the network returns {returned}, expected logits of shape "
                 f"{(1, self.classes)}: correct the network or its options"
             )
-
-
-class _AllKept(Exception):
-    """Ends a forward pass whose remaining layers are not needed."""
 
 
 def _network(

@@ -11,7 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from purifiers.core.binding import guard
 from purifiers.core.errors import UserError
+from purifiers.core.images import check_images, check_labels
+from purifiers.core.modes import refuse_training_mode
 from purifiers.core.noise import derive_seed
 from purifiers.core.numbers import length_kind, read_length
 from purifiers.core.recipe import Recipe
@@ -56,26 +59,6 @@ def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
     return converted
 
 
-def check_images(images: Tensor, where: str) -> None:
-    """Raise an error unless ``images`` are finite float32 NCHW images in [0, 1].
-
-    Args:
-        images: the tensor to check.
-        where: begins the error message.
-
-    Raises:
-        UserError: wrong type, dimension or range, or values that are not finite.
-    """
-    if images.dtype != torch.float32 or images.dim() != 4:
-        shape = tuple(images.shape)
-        raise UserError(f"{where}: images must be float32 NCHW, got {images.dtype} {shape}")
-    if images.numel() == 0:
-        return
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0.0 and high <= 1.0):
-        raise UserError(f"{where}: images must lie in [0, 1], got [{low:g}, {high:g}]")
-
-
 class Attack(Component):
     """Base of attacks: images and labels to adversarial images.
 
@@ -103,7 +86,8 @@ class Attack(Component):
 
         Args:
             logits_fn: images float32 (n, C, H, W) in [0, 1] to logits (n, classes); or a
-                :class:`purifiers.core.defence.Defence`, which also receives the indices.
+                :class:`purifiers.core.defence.Defence`, which also receives the indices. A module
+                must be in evaluation mode; a function may call a network in training mode.
             images: float32 (n, C, H, W) in [0, 1].
             labels: true labels, int64 (n,).
             seed: random seed; an image's noise depends on the seed and the image's index alone.
@@ -113,15 +97,17 @@ class Attack(Component):
             Adversarial images, float32 (n, C, H, W) in [0, 1].
 
         Raises:
-            UserError: images of the wrong type or range, or labels that do not fit.
+            UserError: images of the wrong type or range, labels that do not fit, or a module with
+                batch normalisation or dropout in training mode.
             RuntimeError: the adversarial images are not finite or leave [0, 1] or the eps ball.
         """
         name = type(self).__name__
         check_images(images, name)
-        if labels.shape != images.shape[:1]:
-            raise UserError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
+        target = as_target(logits_fn)
+        target.largest_label = check_labels(labels, images, name)
+        refuse_training_mode(target.model, name)
         rows = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
-        adversarial = self.perturb(as_target(logits_fn), images, labels, seed, rows).detach()
+        adversarial = self.perturb(target, images, labels, seed, rows).detach()
         self._check(images, adversarial)
         return adversarial
 
@@ -183,14 +169,23 @@ class Method(Component, nn.Module):
 
     Attributes:
         traits: declared properties; CONTRIBUTING.md lists them.
+        needs_binding: whether the class overrides :meth:`bind`; such a method refuses to purify
+            before it is bound. Set by the base class.
+        is_bound: whether :meth:`bind` was called. Set by the base class.
         stored_examples: adversarial examples of all training images, float32 (n, C, H, W), for each
             classifier that the method is fitted on. Empty: the method generates them when needed.
         recipe: training settings of its weights (fitted methods only).
     """
 
     traits: ClassVar[MethodTraits] = MethodTraits(version=0)
+    needs_binding: ClassVar[bool] = False
+    is_bound: bool = False
     stored_examples: Sequence[npt.NDArray] = ()
     recipe: Recipe
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        guard(cls)
 
     def forward(self, images: Tensor) -> Tensor:
         """Purified images; a random method draws fresh noise at every call.
@@ -207,10 +202,10 @@ class Method(Component, nn.Module):
         names = () if isinstance(condition, bool) else condition
         return self.traits.is_random({name: getattr(self, name) for name in names})
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Build the parts that depend on the frozen classifier or on the image shape (C, H, W)."""
 
-    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+    def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         """Prepare a fit on ``classifiers``; called before fitting.
 
         By default a method is fitted on the classifier that it is bound to. A method that can be

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.images import refuse_array
+from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
@@ -24,8 +26,10 @@ class Defence(nn.Module):
     calls. With ``indices`` an image's noise depends on the seed and its index alone.
 
     Args:
-        classifier: images to logits, frozen, in evaluation mode; may be ``prepared``.
-        methods: purifiers, applied first to last.
+        classifier: images to logits, or to an object with ``logits`` as Hugging Face's models
+            return; frozen, in evaluation mode; may be ``prepared``.
+        methods: purifiers, applied first to last. They are not bound here, because a method may
+            read another classifier than the defended one: call ``bind`` before.
         gradient: the gradient that an attacker receives:
 
             - ``"exact"``: through the purifiers;
@@ -107,7 +111,7 @@ class Defence(nn.Module):
             UserError: the images require gradients and ``gradient`` is ``"none"``.
         """
         self._refuse_gradient(images)
-        return self.classifier(images)
+        return as_logits(self.classifier(images), self.classifier)
 
     def detector_logit(self, images: Tensor) -> Tensor:
         """Logit (n,) of the first detector among ``auxiliary`` and ``methods``.
@@ -154,13 +158,16 @@ class Defence(nn.Module):
         Raises:
             UserError: the images require gradients and ``gradient`` is ``"none"``.
         """
+        refuse_array(images, "Defence")
         self._refuse_gradient(images)
         if self.straight_through:
             with torch.no_grad():
                 purified = self.purify(images.detach(), indices)
-            return self.classifier(_IdentityBackward.apply(images, purified))
+            purified = _IdentityBackward.apply(images, purified)
+            return as_logits(self.classifier(purified), self.classifier)
         how = {"one_step": "step", "second_order": "unrolled"}.get(self.gradient, "purify")
-        return self.classifier(self._pass(how, images, indices))
+        purified = self._pass(how, images, indices)
+        return as_logits(self.classifier(purified), self.classifier)
 
 
 class _IdentityBackward(torch.autograd.Function):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from purifiers.core.component import Attack, Method, check_images
+from purifiers.core.component import Attack, Method
 from purifiers.core.defence import Defence
+from purifiers.core.images import check_images
+from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
 from purifiers.core.prepare import Prepared
 
@@ -103,7 +106,7 @@ class Scored:
     l2: Tensor
 
 
-def scored(classifier: Callable[[Tensor], Tensor], images: Tensor, clean: Tensor) -> Scored:
+def scored(classifier: Callable[[Tensor], Any], images: Tensor, clean: Tensor) -> Scored:
     """Classify images and measure their distances to the clean images.
 
     Args:
@@ -115,7 +118,7 @@ def scored(classifier: Callable[[Tensor], Tensor], images: Tensor, clean: Tensor
         RuntimeError: the logits are not finite.
     """
     with torch.no_grad():
-        logits = classifier(images)
+        logits = as_logits(classifier(images), classifier)
     if not torch.isfinite(logits).all():
         raise RuntimeError("the classifier gave logits that are not finite")
     return Scored(logits.argmax(1).cpu(), *distances(images.cpu(), clean.cpu()))

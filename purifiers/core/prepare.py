@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from purifiers.core.component import frozen
 from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.logits import as_logits
 from purifiers.core.precision import PRECISIONS
 
 CHUNK = 32
@@ -87,7 +88,7 @@ class Prepared:
         images = images.contiguous(memory_format=torch.channels_last)
         if not self._compared and len(images):
             self._compare(images.detach())
-        return self.module(images).float()
+        return as_logits(self.module(images), self._original).float()
 
     def _compare(self, images: Tensor) -> None:
         """Use the original network if the prepared one gives other logits."""
@@ -104,14 +105,15 @@ class Prepared:
         try:
             with torch.no_grad():
                 for batch in (images, random):
-                    self._compare_logits(self._original(batch).float(), batch)
+                    expected = as_logits(self._original(batch), self._original)
+                    self._compare_logits(expected.float(), batch)
         finally:
             for part, training in modes:
                 part.training = training
 
     def _compare_logits(self, expected: Tensor, images: Tensor) -> None:
         try:
-            logits = self.module(images).float()
+            logits = as_logits(self.module(images), self._original).float()
         except Exception as error:  # a traced network can fail with any exception
             self._fall_back(f"the prepared network failed: {error}")
             return

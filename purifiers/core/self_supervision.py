@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.logits import as_logits
 from purifiers.core.noise import generator, normal, uniform
 
 TASKS = ("label_consistency", "reconstruction", "rotation")
@@ -166,7 +167,8 @@ def auxiliary_losses(
     """
     if head is None:
         assert views is not None
-        return (classifier(images) - classifier(views(images))).square().mean(dim=1)
+        logits, other = (as_logits(classifier(x), classifier) for x in (images, views(images)))
+        return (logits - other).square().mean(dim=1)
     if head.task == "reconstruction":
         return (head.joint(images)[1] - images).square().flatten(1).mean(dim=1)
     predicted = torch.softmax(head.joint(rotated(images))[1], dim=1).view(ROTATIONS, -1, ROTATIONS)

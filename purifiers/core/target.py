@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from purifiers.core.errors import UserError
+from purifiers.core.logits import as_logits
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to the loss of each image (n,)."""
@@ -37,6 +39,8 @@ class Target:
             ``jmyoon1/adp`` does).
         chunk: images per gradient computation, so that activations stay in the CPU's cache; None:
             all at once.
+        largest_label: largest label of the attacked images, which the logits must cover; -1: their
+            number is not checked.
     """
 
     def __init__(self, model: Callable[..., Tensor]) -> None:
@@ -47,6 +51,7 @@ class Target:
         self.chunk: int | None = getattr(model, "chunk", None)
         self._straight_through: bool = getattr(model, "straight_through", False)
         self._per_image: bool = getattr(model, "per_image", False)
+        self.largest_label = -1
         self._queries: Counter[int] = Counter()
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -55,7 +60,7 @@ class Target:
 
     def draw(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes) of one draw."""
-        return self._query(self.model, images, indices)
+        return self._logits(self._query(self.model, images, indices))
 
     def purify(self, images: Tensor, indices: Tensor) -> Tensor:
         """Images purified in one draw; the images themselves if the model does not purify."""
@@ -82,7 +87,7 @@ class Target:
     def classify(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images that are purified already."""
         bare: Callable[[Tensor], Tensor] = getattr(self.model, "classify", self.model)
-        return bare(images)
+        return self._logits(bare(images))
 
     def bare(self) -> Target:
         """The classifier alone as a target, for images that are purified already."""
@@ -126,9 +131,25 @@ class Target:
     def _expected(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         draws = self.eot_samples
         if draws == 1:
-            return self._query(query, images, indices)
+            return self._logits(self._query(query, images, indices))
         copies = images.repeat(draws, 1, 1, 1)
-        return _mean(self._query(query, copies, indices.repeat(draws)), draws)
+        return _mean(self._logits(self._query(query, copies, indices.repeat(draws))), draws)
+
+    def _logits(self, output: Any) -> Tensor:
+        logits = as_logits(output, self.model)
+        if self.largest_label < 0:
+            return logits
+        if logits.dim() != 2:
+            raise UserError(
+                f"the attacked model returned a tensor of shape {tuple(logits.shape)}: it must "
+                "return logits (n, classes)"
+            )
+        if self.largest_label >= logits.shape[1]:
+            raise UserError(
+                f"labels reach {self.largest_label}, but the attacked model has {logits.shape[1]} "
+                "classes: number the labels from 0, or attack a model of all classes"
+            )
+        return logits
 
     def _part(self, name: str) -> Callable[[Tensor], Tensor]:
         part: Callable[[Tensor], Tensor] | None = getattr(self.model, name, None)

@@ -63,7 +63,7 @@ class UpstreamDiscriminator(nn.Module):
         depth = 1 + extra_layers
         self.branches = nn.ModuleDict(
             {
-                name: _layers([count] + [width] * depth, norm=True)
+                _key(name): _layers([count] + [width] * depth, norm=True)
                 for name, count in channels.items()
             }
         )
@@ -74,12 +74,17 @@ class UpstreamDiscriminator(nn.Module):
         by_tap = dict(zip(self.taps, features, strict=True))
         rows = features[0].shape[0]
         encoded = [
-            self.branches[name](
+            self.branches[_key(name)](
                 by_tap[name] if name in by_tap else features[0].new_zeros(rows, count)
             )
             for name, count in self.channels.items()
         ]
         return self.head(torch.cat(encoded, dim=1)).squeeze(1)
+
+
+def _key(tap: str) -> str:
+    # names in a ModuleDict must not contain a dot
+    return tap.replace(".", "/")
 
 
 def _layers(widths: Sequence[int], norm: bool) -> nn.Sequential:

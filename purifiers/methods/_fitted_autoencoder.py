@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
-from purifiers.core.component import Classifier, Method, frozen
+from purifiers.core.component import Method, frozen
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
 from purifiers.core.precision import PRECISIONS, computing
@@ -132,16 +132,16 @@ class FittedAutoencoder(Method):
             early_stopping=early_stopping,
         )
         # in lists, so that the classifiers are no submodules of this one
-        self._classifiers: list[Classifier] = []
+        self._classifiers: list[nn.Module] = []
         self._prepared: list[Prepared] = []
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         autoencoder = self.VARIANTS[self.variant](shape[0], self.width, self.norm_momentum)
         self.autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._classifiers = [] if classifier is None else [classifier]
         self._prepared = []
 
-    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+    def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         """Fit on these frozen classifiers; on several, the losses add up (AdvAE, equation 8)."""
         self._classifiers, self._prepared = list(classifiers), []
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.attacks._linf import ascend, check_count, random_start
-from purifiers.core.component import Classifier, Method
+from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
 from purifiers.core.recipe import Recipe
+from purifiers.core.taps import deepest_tap, tap_shapes, tapped_features
 from purifiers.core.target import as_target, input_gradient
 from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._nrp_critic import RelativisticCritic, critic_loss, generator_loss
@@ -34,9 +35,10 @@ class RepresentationPurifier(Method):
     Args:
         generator: ``resg`` or ``rrdb``, see :mod:`purifiers.methods._nrp_generators`.
         blocks, channels: of the generator; the critic has as many channels.
-        tap: name of the compared features, one of the classifier's ``TAPS``. ``deepest``, our
-            choice, is the deepest one with more than one pixel. Upstream uses the first 16 layers
-            of a VGG-16 trained on ImageNet.
+        tap: name of the compared features: one of the classifier's ``TAPS``, or a submodule of any
+            network (:func:`purifiers.core.taps.tapped_features`). ``deepest``, our choice, is the
+            deepest one with more than one pixel. Upstream uses the first 16 layers of a VGG-16
+            trained on ImageNet.
         eps, attack_step, attack_steps: of SSP, L-infinity. The start is uniform in the ball, our
             choice. Upstream starts from normal noise alone, which the first projection moves to the
             faces of the ball.
@@ -49,7 +51,7 @@ class RepresentationPurifier(Method):
 
     Raises:
         UserError: an unknown generator or tap, a count below 1, a negative weight, a length outside
-            [0, 1], or a classifier without taps.
+            [0, 1], or a classifier without inner representations.
     """
 
     traits = MethodTraits(
@@ -114,30 +116,21 @@ class RepresentationPurifier(Method):
             turns=(("critic", 1), ("generator", 1)) if adversarial_weight else (),
         )
         self.critic: RelativisticCritic | None = None
-        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
+        self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         self._classifier = []
         if classifier is not None:
-            self._bind_tap(classifier, shape)
+            if self.tap == "deepest":
+                self.compared_tap = deepest_tap(classifier, shape)
+            else:
+                self.compared_tap = self.tap
+                tap_shapes(classifier, shape, [self.tap])  # refuses an unknown name
+            self._classifier = [classifier]
         self.generator = GENERATORS[self.kind](shape[0], self.channels, self.blocks)
         if self.adversarial_weight:
             self.critic = RelativisticCritic(shape, self.channels)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _bind_tap(self, classifier: Classifier, shape: Sequence[int]) -> None:
-        if not classifier.TAPS:
-            raise UserError(
-                f"nrp: {type(classifier).__name__} has no inner representations to train on; use "
-                "a classifier with TAPS, such as wide_resnet or resnet_v2"
-            )
-        probe = torch.zeros(1, *shape, device=next(classifier.parameters()).device)
-        taps = classifier.TAPS if self.tap == "deepest" else (self.tap,)
-        with torch.no_grad():
-            by_tap = zip(taps, classifier.features(probe, taps), strict=True)
-        with_pixels = [tap for tap, features in by_tap if features[0, 0].numel() > 1]
-        self.compared_tap = (with_pixels or taps)[-1]
-        self._classifier = [classifier]
 
     def features(self, images: Tensor) -> Tensor:
         """Features of the images that training compares, (n, channels, height, width).
@@ -147,7 +140,7 @@ class RepresentationPurifier(Method):
         """
         if not self._classifier:
             raise UserError("nrp: bind a classifier before fitting")
-        return self._classifier[0].features(images, [self.compared_tap])[0]
+        return tapped_features(self._classifier[0], images, [self.compared_tap])[0]
 
     def perturb(self, images: Tensor, clean_features: Tensor, indices: Tensor, seed: int) -> Tensor:
         """SSP: perturb images (n, C, H, W) within eps, away from ``clean_features``."""

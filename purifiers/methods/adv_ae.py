@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from purifiers.core.component import Classifier
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
@@ -72,7 +71,7 @@ class AdvAe(FittedAutoencoder):
         self._planned: float | None = None  # number of batches of the training
         self.register_buffer("batches", torch.tensor(0))  # so far; stored so that the ramp resumes
 
-    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+    def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
         trained = images * (1.0 - self.recipe.validation)
         self._planned = math.ceil(trained / self.recipe.batch_size) * self.recipe.epochs

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from purifiers.attacks.cw_l2 import CwL2
 from purifiers.attacks.deepfool_linf import DeepfoolLinf
@@ -16,6 +18,7 @@ from purifiers.core.errors import UserError, check_choice, did_you_mean
 from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import Length
 from purifiers.core.recipe import Recipe
+from purifiers.core.taps import own_taps, tap_shapes, tapped_features
 from purifiers.core.traits import Fit, MethodTraits
 from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscriminator, pooled
 
@@ -31,8 +34,10 @@ class Aid(Method):
 
     Args:
         variant: ``paper`` (Table 5) or ``upstream`` (`yelobean/AIDPurifier`).
-        taps: representations used; ``conv1`` and ``stage3`` are the paper's 1st convolution and
-            15th block.
+        taps: representations used: ``TAPS`` of a classifier of the suite, or names of submodules of
+            any network (:func:`purifiers.core.taps.tapped_features`). ``conv1`` and ``stage3`` are
+            the paper's 1st convolution and 15th block. The variant ``upstream`` has a branch per
+            tap of the classifier; with names of submodules, for these only.
         width: units of the discriminator's layers; 1024 in Table 5.
         extra_layers: 1 for the deeper discriminator of Appendix A.2 (all data sets but SVHN).
         eps, step_size, iterations: of the purification, Table 6; L-infinity.
@@ -55,7 +60,7 @@ class Aid(Method):
     classifier's weights are not saved.
 
     Raises:
-        UserError: an unknown variant, target, mixing or training attack.
+        UserError: an unknown variant, target, mixing, training attack or tap.
     """
 
     traits = MethodTraits(
@@ -117,10 +122,10 @@ class Aid(Method):
             weight_decay=weight_decay,
             augmentation=augmentation,
         )
-        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
+        self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
 
     @property
-    def classifier(self) -> Classifier:
+    def classifier(self) -> nn.Module:
         """The frozen classifier whose representations the discriminator reads.
 
         Raises:
@@ -130,15 +135,16 @@ class Aid(Method):
             raise UserError("aid: no classifier is bound; bind a classifier first")
         return self._classifier[0]
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         if classifier is None:
             raise UserError("aid: no classifier, but its discriminator reads one; give it one")
         self._classifier = [classifier]
-        with torch.no_grad():
-            probe = torch.zeros(1, *shape)
-            features = classifier.features(probe.to(_device(classifier)), classifier.TAPS)
-        channels = {n: f.shape[1] for n, f in zip(classifier.TAPS, features, strict=True)}
-        classifier.features(probe.to(_device(classifier)), self.taps)
+        branches = self.taps
+        if self.variant == "upstream" and own_taps(classifier, self.taps):
+            assert isinstance(classifier, Classifier)
+            branches = classifier.TAPS
+        shapes = tap_shapes(classifier, shape, branches)
+        channels = {tap: shapes[tap][0] for tap in branches}
         self.discriminator: nn.Module
         if self.variant == "paper":
             counts = [channels[tap] for tap in self.taps]
@@ -203,11 +209,11 @@ class Aid(Method):
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            return pooled(self.classifier.features(images, self.taps))
+            return pooled(tapped_features(self.classifier, images, self.taps))
 
     def detector_logit(self, images: Tensor) -> Tensor:
         """Discriminator's logit (n,), high for adversarial images."""
-        features = pooled(self.classifier.features(images, self.taps))
+        features = pooled(tapped_features(self.classifier, images, self.taps))
         return self.discriminator(features)
 
     def purify(
@@ -249,7 +255,10 @@ class Aid(Method):
             if not leaf.requires_grad:
                 leaf = leaf.detach().requires_grad_(True)
                 second_order = False
-            logit = self.detector_logit(leaf).sum()
+            # fused attention has no second derivative
+            kernel = sdpa_kernel(SDPBackend.MATH) if second_order else contextlib.nullcontext()
+            with kernel:
+                logit = self.detector_logit(leaf).sum()
             (gradient,) = torch.autograd.grad(logit, leaf, create_graph=second_order)
         direction = gradient.sign()
         if second_order:
@@ -259,7 +268,3 @@ class Aid(Method):
         purified = purified - self.step_size * direction
         low, high = images - self.eps, images + self.eps
         return torch.minimum(torch.maximum(purified, low), high).clamp(0.0, 1.0)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from purifiers.core.component import Classifier, Method, default_indices
+from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.noise import generator, normal
 from purifiers.core.recipe import Recipe
@@ -121,7 +121,7 @@ class DefenseGan(Method):
             betas=BETAS,
         )
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         self.darkest = 0.0 if shape[0] == 1 else -1.0
         self.generator = Generator(shape, self.latent, self.width)
         self.critic = Critic(shape, self.width)

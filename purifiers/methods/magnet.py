@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from purifiers.core.component import Classifier, Method
+from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.logits import as_logits
 from purifiers.core.noise import generator
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, MethodTraits, Network
@@ -114,10 +115,10 @@ class Magnet(Method):
             optimizer="adam",
             validation=validation,
         )
-        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
+        self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
         self._held_out: list[Tensor] = []  # marks of the held-out images in this validation
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         if classifier is None and self.temperatures:
             raise UserError("magnet: temperatures need a classifier; bind one or leave them out")
         self._classifier = [] if classifier is None else [classifier]
@@ -174,7 +175,7 @@ class Magnet(Method):
         marks = [error.flatten(1).mean(dim=1) for error in errors]
         if self.temperatures:
             (classifier,) = self._classifier
-            pair_of_logits = classifier(images), classifier(reformed)
+            pair_of_logits = [as_logits(classifier(x), classifier) for x in (images, reformed)]
             marks += [
                 divergence(*(logits / t for logits in pair_of_logits)) for t in self.temperatures
             ]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from purifiers.core.component import Classifier, Method
+from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
 from purifiers.core.recipe import Recipe
@@ -122,7 +122,7 @@ class PixelDefend(Method):
             betas=BETAS,
         )
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Build the network for images of this shape.
 
         Raises:
@@ -149,7 +149,7 @@ class PixelDefend(Method):
         self.register_buffer("averaged", parameters_to_vector(self.network.parameters()).detach())
         self.register_buffer("steps", torch.tensor(0))
 
-    def fit_on(self, classifiers: Sequence[Classifier], images: int) -> None:
+    def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
         steps = math.ceil(images / self.recipe.batch_size) * self.recipe.epochs
         halvings = range(1, int(steps / HALVED_EVERY) + 1)

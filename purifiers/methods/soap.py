@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from purifiers.core.component import Classifier, Method, default_indices
+from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
 from purifiers.core.self_supervision import Joint, Views, auxiliary_losses, check_task, head_of
@@ -65,10 +65,10 @@ class Soap(Method):
             if value < 1:
                 raise UserError(f"soap: {name} is {value}: choose at least 1")
         self.steps, self.levels = steps, levels
-        self._classifier: list[Classifier] = []  # in a list, so that it is no submodule
+        self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
         self._head: list[Joint | None] = []
 
-    def bind(self, classifier: Classifier | None, shape: Sequence[int]) -> None:
+    def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Store the classifier and its head for the task.
 
         Raises:
@@ -118,9 +118,7 @@ class Soap(Method):
         """
         return DETECTOR_SCALE * auxiliary_losses(*self._bound(), images, Views.fixed(images))
 
-    def _bound(self) -> tuple[Classifier, Joint | None]:
-        if not self._classifier:
-            raise UserError("soap: no classifier is bound; bind a classifier first")
+    def _bound(self) -> tuple[nn.Module, Joint | None]:
         return self._classifier[0], self._head[0]
 
     def _views(

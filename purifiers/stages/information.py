@@ -9,6 +9,7 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.information import mutual_information
 from purifiers.core.noise import derive_seed
 from purifiers.core.spec import InformationSpec
+from purifiers.core.taps import tapped_features
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
 from purifiers.stages._opening import open_classifier, open_images
 
@@ -28,7 +29,8 @@ def run(folder: RunFolder, spec: InformationSpec, context: Context) -> Outcome:
     for start in range(0, len(images), context.batch_size):
         batch, _, _ = images.batch(start, start + context.batch_size, context.device)
         with torch.no_grad():
-            parts.append([f.mean(dim=(2, 3)) for f in classifier.features(batch, taps)])
+            features = tapped_features(classifier, batch, taps)
+        parts.append([feature.mean(dim=(2, 3)) for feature in features])
     first, second = (torch.cat(features) for features in zip(*parts, strict=True))
     rows, terms = mutual_information(
         first, second, **settings, seed=derive_seed(spec.seed, folder.stage)

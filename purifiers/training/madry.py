@@ -48,7 +48,8 @@ class Madry(Training):
     ) -> Tensor:
         """PGD examples of the batch, float32 (n, C, H, W) in [0, 1]."""
         with attack_mode(classifier, self.attack_mode):
-            return self.attack(classifier, images, labels, seed, indices)
+            # a function, because attacks refuse a module in training mode
+            return self.attack(classifier.__call__, images, labels, seed, indices)
 
     def loss(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int

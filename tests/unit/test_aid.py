@@ -273,7 +273,7 @@ def test_wrong_choices_are_refused(parameters, message):
 def test_needs_a_classifier_with_its_taps(toy):
     with pytest.raises(UserError, match="give it one"):
         Aid().bind(None, SHAPE)
-    with pytest.raises(UserError, match="bind a classifier first"):
+    with pytest.raises(UserError, match=r"aid: not bound; call \.bind"):
         Aid().detector_logit(torch.rand(1, *SHAPE))
     with pytest.raises(UserError, match=r"no tap 'stage4' \(did you mean 'stage"):
         Aid(taps=("conv1", "stage4")).bind(WideResnet(SHAPE, 4, depth=10, widen_factor=1), SHAPE)

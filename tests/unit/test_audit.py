@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar
 
 import numpy as np
@@ -246,6 +247,35 @@ def test_what_is_no_purifier_is_refused(victim):
             purifiers.defend(victim.model, [wrong])
 
 
-def test_labels_that_do_not_fit_are_refused(victim):
+def test_images_and_labels_that_do_not_fit_are_refused(victim):
     with pytest.raises(UserError, match="one label per image"):
         purifiers.audit(victim.model, victim.images, victim.labels[:3])
+    with pytest.raises(UserError, match="no images"):
+        purifiers.audit(victim.model, victim.images[:0], victim.labels[:0])
+
+
+def test_the_model_is_left_as_it_was(victim):
+    model = copy.deepcopy(victim.model).requires_grad_(True)
+    with pytest.raises(UserError, match="training mode"):
+        purifiers.audit(model.train(), victim.images, victim.labels, progress=False)
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    purifiers.audit(model, victim.images, victim.labels, eps=EPS, progress=False)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_hugging_faces_outputs_are_taken(victim):
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Model(nn.Module):
+        def forward(self, images):
+            return Output(victim.model(images))
+
+    frame, same = (
+        purifiers.audit(m, victim.images, victim.labels, eps=EPS, progress=False).to_frame()
+        for m in (Model(), victim.model)
+    )
+    assert frame["n_correct"].tolist() == same["n_correct"].tolist()

@@ -189,7 +189,7 @@ def test_madry_trains_on_what_the_attack_gives(monkeypatch, mode):
     torch.manual_seed(3)
     loss = recipe.loss(classifier, images, labels, indices, 17)
     ((attacked, x, y, seed, where, training),) = calls
-    assert attacked is classifier and x is images and y is labels and where is indices
+    assert attacked.__self__ is classifier and x is images and y is labels and where is indices
     assert seed == 17 and training is (mode == "train")
     assert classifier.training
     torch.manual_seed(3)

@@ -1,0 +1,66 @@
+"""Refusal of methods that are used before they are bound."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from purifiers.core.errors import UserError
+from purifiers.core.images import refuse_array
+
+GUARDED = (
+    "purify",
+    "step",
+    "unrolled",
+    "fit_loss",
+    "example",
+    "own_pass",
+    "detector_logit",
+    "detected",
+    "score",
+)
+"""Functions of a method that use the parts built by ``bind``."""
+
+
+def guard(cls: Any) -> None:
+    """Wrap the functions that the class body of a method defines.
+
+    ``bind`` sets ``is_bound``. The functions in ``GUARDED`` refuse to run before, if the class or a
+    base overrides ``bind``, and refuse NumPy arrays.
+    """
+    body = vars(cls)
+    if "bind" in body:
+        cls.needs_binding = True
+        cls.bind = _noting(body["bind"])
+    for name in GUARDED:
+        if name in body:
+            setattr(cls, name, _refusing(body[name]))
+
+
+def _noting(bind: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(bind)
+    def noted(self: Any, *arguments: Any, **named: Any) -> None:
+        bind(self, *arguments, **named)
+        self.is_bound = True
+
+    return noted
+
+
+def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def checked(self: Any, *arguments: Any, **named: Any) -> Any:
+        name = component_name(type(self))
+        if self.needs_binding and not self.is_bound:
+            then = "" if self.traits.fit is None else ", then fit it or load its weights"
+            raise UserError(f"{name}: not bound; call .bind(classifier, shape){then}")
+        refuse_array(arguments[0] if arguments else named.get("images"), name)
+        return function(self, *arguments, **named)
+
+    return checked
+
+
+def component_name(cls: type) -> str:
+    """The name of a component's file: ``NrpDynamic`` -> ``nrp_dynamic``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()

@@ -1,0 +1,36 @@
+"""Logits from what a model returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from purifiers.core.errors import UserError
+
+
+def as_logits(output: Any, model: object) -> Tensor:
+    """The tensor that ``model`` returned, or the attribute ``logits`` of its output.
+
+    Models of Hugging Face's `transformers` return an object with such an attribute.
+
+    Args:
+        output: what the model returned.
+        model: the model, for the error message.
+
+    Raises:
+        UserError: neither a tensor nor an object with logits.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    name = getattr(model, "__name__", type(model).__name__)
+    item = "[0]" if isinstance(output, tuple | list) else ""
+    if isinstance(output, dict):
+        item = f"[{next(iter(output), 'logits')!r}]"
+    raise UserError(
+        f"{name} returned a {type(output).__name__}, but logits (n, classes) are needed; use a "
+        f"function that returns them, such as lambda images: model(images){item}"
+    )

@@ -1,0 +1,36 @@
+"""Refusal of networks that an attack would change, or that answer at random."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from purifiers.core.errors import UserError
+
+
+def refuse_training_mode(model: object, where: str) -> None:
+    """Raise an error if a layer of ``model`` updates statistics or drops units at random.
+
+    In training mode every query of an attack would move the running statistics of normalisation
+    layers, and dropout would be an undeclared random defence. A function is not checked: a training
+    that attacks the network in its own mode passes one.
+
+    Args:
+        model: what is attacked; checked if it is a module.
+        where: begins the error message.
+
+    Raises:
+        UserError: such a layer is in training mode.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    for name, part in model.named_modules():
+        changes = isinstance(part, _NormBase) and part.track_running_stats
+        drops = isinstance(part, _DropoutNd) and part.p > 0.0
+        if part.training and (changes or drops):
+            layer = f"its {type(part).__name__} {name!r}" if name else "it"
+            raise UserError(
+                f"{where}: {type(model).__name__} is in training mode and {layer} would change "
+                "with each query; call .eval()"
+            )

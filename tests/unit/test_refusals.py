@@ -1,0 +1,292 @@
+"""One line with the fix, where a caller's model, images, labels or method cannot be used."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import purifiers
+from purifiers.attacks.pgd import Pgd
+from purifiers.core import registry
+from purifiers.core.component import Method, frozen
+from purifiers.core.defence import Defence
+from purifiers.core.errors import UserError
+from purifiers.core.prepare import Prepared
+from purifiers.core.target import Target
+from purifiers.methods.identity import Identity
+from purifiers.methods.magnet import Magnet
+from purifiers.methods.soap import Soap
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+BINDING = [n for n in registry.names("method") if registry.load("method", n).needs_binding]
+TOYS = {
+    "number": 0,
+    "images": torch.rand(2, 1, 8, 8),
+    "labels": LABELS[:2],
+    "indices": torch.arange(2),
+    "seed": 0,
+}
+
+
+def refusal(act: Callable[[], Any]) -> str:
+    """The one line of the error."""
+    with pytest.raises(UserError) as raised:
+        act()
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    )
+
+
+def call(function: Callable[..., Any]) -> Any:
+    """Call a method's function with toy values of the parameters that it requires."""
+    parameters = inspect.signature(function).parameters.items()
+    return function(**{name: TOYS[name] for name, p in parameters if p.default is p.empty})
+
+
+# unbound methods
+
+
+def test_which_methods_need_binding():
+    assert {"aid", "nrp", "soap", "magnet", "hgd"} <= set(BINDING)
+    assert not {"identity", "random_sign"} & set(BINDING)
+
+
+@pytest.mark.parametrize("name", BINDING)
+def test_unbound_methods_refuse_all_that_bind_builds(name, images):
+    method = purifiers.method(name)
+    defined = [
+        part
+        for part in ("purify", "fit_loss", "own_pass", "detector_logit", "detected", "example")
+        if getattr(type(method), part) is not getattr(Method, part)
+    ]
+    for part in (*defined, "step", "unrolled"):
+        message = refusal(functools.partial(call, getattr(method, part)))
+        assert message.startswith(f"{name}: not bound; call .bind(classifier, shape)")
+        assert ("fit it or load" in message) is (method.traits.fit is not None)
+    assert "not bound" in refusal(lambda: purifiers.defend(network().eval(), [method])(images))
+
+
+def test_a_bound_method_purifies(images):
+    method = Soap(steps=1)
+    method.bind(network().eval(), (1, 8, 8))
+    assert method.is_bound and copy.deepcopy(method).is_bound
+    assert method.purify(images).shape == images.shape
+    assert refusal(lambda: Soap().bind(None, (1, 8, 8))) and not Soap().is_bound
+
+
+# images
+
+
+@pytest.mark.parametrize(
+    ("images", "messages"),
+    [
+        (np.zeros((2, 1, 8, 8), np.float32), ["is a NumPy array; use torch.from_numpy(images)"]),
+        (
+            np.zeros((2, 8, 8, 3), np.uint8),
+            ["use torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255"],
+        ),
+        ([[0.5]], ["images is a list", "float32 tensor (n, C, H, W)"]),
+        (torch.zeros(2, 1, 8, 8).byte(), ["got uint8 (2, 1, 8, 8)", "images.float() / 255"]),
+        (torch.zeros(2, 1, 8, 8).double(), ["got float64 (2, 1, 8, 8); use images.float()"]),
+        (torch.zeros(2, 8, 8, 3), ["looks like NHWC; use images.permute(0, 3, 1, 2)"]),
+        (torch.zeros(1, 8, 8), ["got float32 (1, 8, 8); use images[None]"]),
+        (torch.zeros(9, 8, 8), ["use images[:, None]"]),
+        (torch.zeros(8, 8, 3), ["use images[None].permute(0, 3, 1, 2)"]),
+        (torch.zeros(8), ["use 4 dimensions (n, C, H, W)"]),
+        (torch.full((2, 1, 8, 8), 255.0), ["must lie in [0, 1], got [255, 255]; divide by 255"]),
+        (torch.full((2, 1, 8, 8), -1.0), ["move the normalisation into the model"]),
+        (torch.full((2, 1, 8, 8), 1.01), ["use images.clamp(0, 1)"]),
+        (torch.full((2, 1, 8, 8), torch.nan), ["use finite values"]),
+    ],
+)
+def test_images_of_another_kind(images, messages):
+    message = refusal(lambda: Pgd()(network().eval(), images, LABELS[:2]))
+    assert message.startswith("Pgd: images ") and all(part in message for part in messages)
+
+
+def test_the_fixes_work(images):
+    """Evaluated as they are printed, until the attack accepts the images."""
+    namespace = {"torch": torch, "images": (images.numpy() * 255).astype(np.uint8)}
+    namespace["images"] = namespace["images"].transpose(0, 2, 3, 1).repeat(3, axis=3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
+    message = refusal(lambda: Pgd()(model, namespace["images"], LABELS))
+    namespace["images"] = eval(message.rpartition("; use ")[2], namespace)
+    assert Pgd(steps=1)(model, namespace["images"], LABELS).shape == (6, 3, 8, 8)
+
+
+def test_thin_images_and_deep_features_are_no_mistake():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3)).eval()
+    for shape in ((2, 8, 1, 1), (2, 3, 8, 3), (2, 12, 8, 8)):
+        model[1] = nn.Linear(int(np.prod(shape[1:])), 3)
+        assert Pgd(steps=1)(model, torch.rand(shape), LABELS[:2]).shape == shape
+
+
+def test_arrays_before_purifiers_and_defences(images):
+    array = images.numpy()
+    for act in (
+        lambda: purifiers.method("random_sign").purify(array),
+        lambda: purifiers.method("identity").purify(images=array),
+        lambda: Defence(network().eval(), [])(array),
+    ):
+        assert "is a NumPy array; use torch.from_numpy(images)" in refusal(act)
+
+
+# labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "messages"),
+    [
+        (LABELS.numpy(), ["labels is a NumPy array; use torch.from_numpy(labels)"]),
+        (LABELS.tolist(), ["labels is a list; use torch.tensor(labels)"]),
+        (LABELS.float(), ["must be int64, got float32; use labels.long()"]),
+        (nn.functional.one_hot(LABELS), ["use labels.argmax(dim=1)"]),
+        (LABELS[:, None], ["use labels.squeeze(1)"]),
+        (LABELS[:4], ["6 images but labels of shape (4,); give one label per image"]),
+        (LABELS - 1, ["at least 0, got -1"]),
+        (LABELS.to("meta"), ["labels are on meta and images on cpu; use labels.to(images.device)"]),
+        (LABELS + 1, ["labels reach 3, but the attacked model has 3 classes"]),
+    ],
+)
+def test_labels_of_another_kind(labels, messages, images):
+    message = refusal(lambda: Pgd()(network().eval(), images, labels))
+    assert all(part in message for part in messages)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "cw_l2", "deepfool_linf", "square", "spsa", "fgsm"])
+@pytest.mark.parametrize("defended", [False, True])
+def test_labels_beyond_the_logits(attack, defended, images):
+    model = network().eval()
+    model = Defence(model, [Identity()], gradient="bpda") if defended else model
+    message = refusal(lambda: purifiers.attack(attack)(model, images, LABELS + 1))
+    assert "labels reach 3, but the attacked model has 3 classes" in message
+
+
+def test_logits_of_another_shape(images):
+    message = refusal(lambda: Pgd()(lambda images: images.mean(dim=(1, 2, 3)), images, LABELS))
+    assert "shape (6,)" in message and "logits (n, classes)" in message
+
+
+# what a model returns
+
+
+class Wrapped(nn.Module):
+    """A network whose output is passed on in another form."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.form = network(), form
+
+    def forward(self, images: Tensor) -> Any:
+        return self.form(self.network(images))
+
+
+def hugging_face() -> Wrapped:
+    return Wrapped(lambda logits: SimpleNamespace(loss=None, logits=logits)).eval()
+
+
+def test_objects_with_logits_are_logits(images):
+    model = hugging_face()
+    bare = model.network
+    assert torch.equal(Target(model).draw(images, LABELS), bare(images))
+    assert torch.equal(Target(model).classify(images), bare(images))
+    for gradient in ("exact", "bpda"):
+        defence = Defence(model, [Identity()], gradient=gradient)
+        assert torch.equal(defence(images), bare(images))
+        assert torch.equal(defence.classify(images), bare(images))
+    torch.testing.assert_close(Prepared(model)(images), bare(images))
+    attack = Pgd(eps=0.1, steps=3)
+    expected = attack(bare, images, LABELS)
+    assert torch.equal(attack(model, images, LABELS), expected)
+    assert torch.equal(attack(Defence(model, []), images, LABELS), expected)
+
+
+def test_methods_read_logits_of_objects(images):
+    model = hugging_face()
+    soaps, magnets = [], []
+    for classifier in (model, model.network):
+        soap = Soap(steps=1)
+        soap.bind(classifier, (1, 8, 8))
+        soaps.append(soap.purify(images))
+        torch.manual_seed(0)
+        magnet = Magnet(temperatures=[1.0])
+        magnet.bind(classifier, (1, 8, 8))
+        magnets.append(frozen(magnet).marks(images))
+    assert torch.equal(*soaps) and torch.equal(*magnets)
+
+
+@pytest.mark.parametrize(
+    ("form", "messages"),
+    [
+        (lambda logits: (logits, None), ["returned a tuple", "model(images)[0]"]),
+        (lambda logits: {"logits": logits}, ["returned a dict", "model(images)['logits']"]),
+        (lambda logits: None, ["returned a NoneType"]),
+    ],
+)
+def test_other_outputs_are_refused(form, messages, images):
+    model = Wrapped(form).eval()
+    for act in (
+        lambda: Pgd()(model, images, LABELS),
+        lambda: Defence(model, [])(images),
+        lambda: Prepared(model)(images),
+    ):
+        message = refusal(act)
+        assert message.startswith("Wrapped ") and all(part in message for part in messages)
+    function = lambda images: model(images)  # noqa: E731
+    assert messages[0] in refusal(lambda: Pgd()(function, images, LABELS))
+
+
+# networks in training mode
+
+
+def test_networks_in_training_mode_are_left_untouched(images):
+    """An attack refuses them; with a function around them it does what its caller asked for."""
+    model = network().train()
+    kept = copy.deepcopy(model.state_dict())
+    untrained = purifiers.method("identity")
+    defences = (model, Defence(model, [untrained]), Target(model), nn.Sequential(model))
+    for attacked in defences:
+        message = refusal(lambda attacked=attacked: Pgd()(attacked, images, LABELS))
+        assert "in training mode and its BatchNorm2d" in message and "call .eval()" in message
+    assert model.training
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    Pgd(steps=1)(lambda images: model(images), images, LABELS)
+    assert not torch.equal(model[1].running_mean, kept["1.running_mean"])
+
+
+def test_networks_in_evaluation_mode_are_left_untouched(images):
+    model = network().eval()
+    kept = copy.deepcopy(model.state_dict())
+    for attacked in (model, Defence(model, [Identity()]).eval(), Defence(model, [])):
+        Pgd(steps=2)(attacked, images, LABELS)
+    assert not any(part.training for part in model.modules())
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_dropout_counts_and_layers_without_effect_do_not(images):
+    model = nn.Sequential(nn.Dropout(0.5), *network().eval())
+    assert "its Dropout '0'" in refusal(lambda: Pgd()(model, images, LABELS))
+    assert "LoneDropout" in refusal(lambda: Pgd()(LoneDropout(), images, LABELS))
+    model[0] = nn.Dropout(0.0)
+    model[2] = nn.BatchNorm2d(4, track_running_stats=False)
+    assert model.training and Pgd(steps=1)(model, images, LABELS).shape == images.shape
+
+
+class LoneDropout(nn.Dropout):
+    """A layer that is the whole model."""

@@ -56,6 +56,8 @@ class AutoAttack(pyautoattack.AutoAttack):
         UserError: a TensorFlow model.
     """
 
+    attacks_to_run: list[str]
+
     def __init__(
         self,
         model: nn.Module,

@@ -1,7 +1,7 @@
 """Attacks of other libraries on a Defence, beside the suite's own.
 
-The libraries are installed in ``.peers`` by `make test`, as for benchmarks/timing. Without ``.peers``
-their tests are skipped; AutoAttack's package and robustbench are part of the environment.
+`make test` installs the libraries in ``.peers``, as for benchmarks/timing. Without ``.peers`` their
+tests are skipped; AutoAttack's package and robustbench are part of the environment.
 """
 
 from __future__ import annotations
@@ -277,9 +277,6 @@ def test_installed_modules_are_left_alone(monkeypatch):
 def test_the_stand_in_locates_files_of_a_package(monkeypatch):
     monkeypatch.delitem(sys.modules, "pkg_resources", raising=False)
     robustbench_compat.make_importable()
-    import pkg_resources
-
-    file = pkg_resources.resource_filename(
-        "robustbench.loaders", "helper_files/imagenet_test_image_ids.txt"
-    )
+    locate = importlib.import_module("pkg_resources").resource_filename
+    file = locate("robustbench.loaders", "helper_files/imagenet_test_image_ids.txt")
     assert Path(file).is_file()

@@ -24,7 +24,13 @@ from purifiers.core.class_source import (
 )
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.numbers import length_kind, number_in, read_length
-from purifiers.core.traits import AttackTraits, DatasetTraits, MethodTraits, TrainingTraits
+from purifiers.core.traits import (
+    AttackTraits,
+    ClassifierTraits,
+    DatasetTraits,
+    MethodTraits,
+    TrainingTraits,
+)
 
 FOLDERS = {
     "attack": "attacks",
@@ -40,6 +46,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("text", lambda value: isinstance(value, str)),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "Sequence": ("a list", lambda value: isinstance(value, list | tuple)),
+    "Mapping": ("a mapping", lambda value: isinstance(value, dict)),
     "None": ("null", lambda value: value is None),
     "Length": ("a length such as 0.03 or 8/255", lambda value: type(value) in (int, float)),
     "Radius": ("a length such as 0.5 or 128/255", lambda value: type(value) in (int, float)),
@@ -152,6 +159,12 @@ def describe(kind: str, name: str) -> Description:
 def attack_traits(name: str) -> AttackTraits:
     """Traits of an attack."""
     traits: AttackTraits = describe("attack", name).traits
+    return traits
+
+
+def classifier_traits(name: str) -> ClassifierTraits:
+    """Traits of a classifier."""
+    traits: ClassifierTraits = describe("classifier", name).traits
     return traits
 
 

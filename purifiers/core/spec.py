@@ -77,6 +77,7 @@ class ComponentSpec(_Json):
     component: str  # name of its file
     version: int
     parameters: dict[str, Any]  # JSON-able; `joined_later` ones are left out at their defaults
+    files: dict[str, str] | None = None  # SHA-256 of the files that it reads, by path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class Traits(_Declared):
     version: int  # raised whenever the same declaration gives another output; from 1
     budget: tuple[str, ...] = ()  # parameters that a reduced scale may change
     joined_later: tuple[str, ...] = ()  # new parameters that leave identities alone by default
+    files: tuple[str, ...] = ()  # parameters that name files, whose content is part of identities
 
     def formulas(self) -> dict[str, str]:
         """Fields that hold arithmetic over parameters: name of the field to formula."""
@@ -61,7 +62,7 @@ class Traits(_Declared):
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         """Fields that list parameters: name of the field to parameters."""
-        return {"budget": self.budget, "joined_later": self.joined_later}
+        return {"budget": self.budget, "joined_later": self.joined_later, "files": self.files}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,20 @@ class MethodTraits(Traits):
 class ClassifierTraits(Traits):
     """Fields of a classifier."""
 
+    pretrained: bool | str = False  # brings weights: always, or if this parameter is not null
+
+    def is_pretrained(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the classifier brings trained weights under ``parameters``."""
+        if isinstance(self.pretrained, bool):
+            return self.pretrained
+        return parameters[self.pretrained] is not None
+
+    def parameter_names(self) -> dict[str, tuple[str, ...]]:
+        named = super().parameter_names()
+        if isinstance(self.pretrained, str):
+            named["pretrained"] = (self.pretrained,)
+        return named
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTraits(Traits):
@@ -175,6 +190,7 @@ class TrainingTraits(Traits):
 
     passes: str  # forward passes per training image; with a backward pass it is 3
     uses_oracle: bool = False  # trained on the answers of an attacked defence
+    keeps_weights: bool = False  # trains nothing; needs a classifier that brings its weights
 
     def formulas(self) -> dict[str, str]:
         return {"passes": self.passes}

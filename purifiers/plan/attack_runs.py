@@ -149,10 +149,17 @@ def _source_run(
     """Plan the source classifier of a transfer attack: another classifier or a substitute.
 
     Raises:
-        UserError: a substitute's seed images would overlap the evaluated images.
+        UserError: a substitute's seed images would overlap the evaluated images, or another seed
+            is requested of weights that depend on none.
     """
     training = setting.recipe("training", source["training"])
-    if not registry.training_traits(training.component).uses_oracle:
+    traits = registry.training_traits(training.component)
+    if traits.keeps_weights and source.get("seed_offset", 0):
+        raise UserError(
+            f"{setting.where}: source: training {source['training']!r} has the same weights for "
+            "every seed: remove seed_offset or choose another source"
+        )
+    if not traits.uses_oracle:
         return classifier_run(graph, setting, seed + source.get("seed_offset", 0), source)
     substitute = setting.recipe("classifier", source["classifier"])
     return _substitute_run(graph, setting, defence, substitute, training, seed)

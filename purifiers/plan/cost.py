@@ -80,7 +80,8 @@ def own_network_key(method: ComponentSpec, used: UsedDataset) -> str:
 
 def network_key(spec: ComponentSpec, shape: tuple[int, ...]) -> str:
     """Key of a network in a cost: architecture, sizes and image shape."""
-    sizes = ",".join(f"{key}={value}" for key, value in sorted(spec.parameters.items()))
+    given = {key: value for key, value in spec.parameters.items() if value is not None}
+    sizes = ",".join(f"{key}={value}" for key, value in sorted(given.items()))
     return f"{spec.component}({sizes})@{'x'.join(map(str, shape))}"
 
 

@@ -46,25 +46,51 @@ def dataset_run(graph: Graph, used: UsedDataset) -> Run:
 
 
 def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str, Any]) -> Run:
-    """Plan the run that trains a classifier.
+    """Plan the run that trains a classifier, or takes the weights that it brings.
+
+    Weights that a classifier brings depend on no training images and no seed, so that all scales
+    and seeds share their run.
 
     Args:
         names: recipe names under the keys ``classifier`` and ``training``.
+
+    Raises:
+        UserError: the training keeps a classifier's weights, but the classifier brings none.
     """
     used = setting.used
     classifier = setting.recipe("classifier", names["classifier"])
     training = setting.recipe("training", names["training"])
-    formula = registry.training_traits(training.component).passes
+    traits = registry.training_traits(training.component)
+    images = used.train
+    if traits.keeps_weights:
+        _check_pretrained(setting, classifier, names)
+        images, seed = 0, 0
     spec = ClassifierSpec(
         data=dataset_run(graph, used).id,
-        train=used.train,
+        train=images,
         classifier=classifier,
         training=training,
         seed=seed,
     )
     slug = f"{used.name}-{classifier.component}-{training.component}-s{seed}"
-    cost = {network_key(classifier, shape_of(used)): passes(formula, training) * used.train}
+    cost = {network_key(classifier, shape_of(used)): passes(traits.passes, training) * images}
     return graph.add(spec, slug, cost)
+
+
+def _check_pretrained(
+    setting: Setting, classifier: ComponentSpec, names: Mapping[str, Any]
+) -> None:
+    """Refuse to keep the weights of a classifier that brings none."""
+    traits = registry.classifier_traits(classifier.component)
+    if traits.is_pretrained(classifier.parameters):
+        return
+    remedy = "choose a training that trains it"
+    if isinstance(traits.pretrained, str):
+        remedy += f", or set its {traits.pretrained}"
+    raise UserError(
+        f"{setting.where}: training {names['training']!r} keeps the weights that a classifier "
+        f"brings, but classifier {names['classifier']!r} brings none: {remedy}"
+    )
 
 
 def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> MethodSpec:
@@ -97,6 +123,7 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
         component=method.component,
         version=method.version,
         parameters=method.parameters,
+        files=method.files,
         run=run_id,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.artifacts import short_hash
+from purifiers.core.files import digests
 from purifiers.core.spec import ComponentSpec, Spec
 
 Cost = Mapping[str, float]
@@ -98,18 +99,29 @@ class Graph:
         return self.runs[run_id]
 
 
-def component_spec(kind: str, name: str, parameters: Mapping[str, Any]) -> ComponentSpec:
+def component_spec(
+    kind: str, name: str, parameters: Mapping[str, Any], where: str = ""
+) -> ComponentSpec:
     """Build a component spec with defaults filled in.
 
     Parameters in ``joined_later`` are left out at their defaults, so that older runs keep their
-    identity.
+    identity. The content of files is part of the spec.
+
+    Args:
+        where: begins the error message; by default kind and name.
+
+    Raises:
+        UserError: a parameter names a file that does not exist.
     """
     described = registry.describe(kind, name)
     filled = {**described.parameters, **parameters}
+    files = digests(filled, described.traits.files, where or f"{kind} {name}")
     for parameter in described.traits.joined_later:
         if filled[parameter] == described.parameters[parameter]:
             del filled[parameter]
-    return ComponentSpec(component=name, version=described.version, parameters=_plain(filled))
+    return ComponentSpec(
+        component=name, version=described.version, parameters=_plain(filled), files=files
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -83,7 +83,7 @@ class Setting:
                 if key in layer:
                     value = _changed(described, key, value, layer[key], settings, where)
             resolved[key] = described.checked(key, value, where)
-        return component_spec(kind, component_name, resolved)
+        return component_spec(kind, component_name, resolved, where)
 
 
 def notes_on(spec: ComponentSpec, notes: Iterable[Note]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,17 @@ def fit_and_save(
         context.device,
         prepare,
     )
+    return _saved(folder, context, module, summary)
+
+
+def save_unchanged(folder: RunFolder, context: Context, module: nn.Module) -> Outcome:
+    """Write the weights that ``module`` has, without training."""
+    return _saved(folder, context, module, {"steps": 0})
+
+
+def _saved(
+    folder: RunFolder, context: Context, module: nn.Module, summary: dict[str, Any]
+) -> Outcome:
     save_weights(module, folder)
     parameters = sum(p.numel() for p in module.parameters())
     device = device_name(context.device)

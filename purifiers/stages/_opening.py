@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 from purifiers.core import registry
 from purifiers.core.component import Classifier, Method, build, frozen
 from purifiers.core.errors import UserError
+from purifiers.core.files import verify_files
 from purifiers.core.loop import to_float
 from purifiers.core.spec import (
     AttackSpec,
@@ -124,10 +126,20 @@ def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
     return ImageSet(images, np.arange(len(indices)), indices, labels, clean)
 
 
+def new_component(kind: str, spec: ComponentSpec, *context: Any) -> Any:
+    """Construct a component of a spec.
+
+    Raises:
+        UserError: a file that the component reads has changed since planning.
+    """
+    verify_files(spec)
+    return build(registry.load(kind, spec.component), *context, **spec.parameters)
+
+
 def new_classifier(spec: ComponentSpec, data: Data) -> Classifier:
     """An untrained classifier for the images of ``data``."""
-    cls = registry.load("classifier", spec.component)
-    return build(cls, data.shape, data.classes, **spec.parameters)
+    classifier: Classifier = new_component("classifier", spec, data.shape, data.classes)
+    return classifier
 
 
 def open_classifier(context: Context, run_id: str, stage: str = "classifier") -> Classifier:
@@ -154,7 +166,7 @@ def new_method(
     spec: ComponentSpec, classifier: Classifier | None, shape: Sequence[int], context: Context
 ) -> Method:
     """A method bound to a classifier and an image shape (C, H, W), without its fitted weights."""
-    method: Method = build(registry.load("method", spec.component), **spec.parameters)
+    method: Method = new_component("method", spec)
     method.bind(classifier, shape)
     return method.to(context.device)
 

@@ -8,16 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.component import build
 from purifiers.core.defence import Defence
 from purifiers.core.noise import derive_seed
 from purifiers.core.prepare import Prepared
 from purifiers.core.shards import fill
 from purifiers.core.spec import AttackSpec, Eot
 from purifiers.stages._context import IMAGES, Context, Outcome
-from purifiers.stages._opening import ImageSet, open_classifier, open_images, open_method
+from purifiers.stages._opening import (
+    ImageSet,
+    new_component,
+    open_classifier,
+    open_images,
+    open_method,
+)
 from purifiers.stages._probe import PROBED_IMAGES, probe
 
 
@@ -30,7 +34,7 @@ def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     """
     images = open_images(context, spec.images)
     defence = _defence(spec, spec.classifier, context) if spec.classifier else None
-    attack = build(registry.load("attack", spec.attack.component), **spec.attack.parameters)
+    attack = new_component("attack", spec.attack)
     seed = derive_seed(spec.seed, "attack")
 
     def work(start: int, stop: int) -> npt.NDArray:

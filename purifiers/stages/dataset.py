@@ -6,13 +6,12 @@ import io
 
 import numpy as np
 
-from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder, write_bytes
-from purifiers.core.component import build
 from purifiers.core.data import data_root
 from purifiers.core.spec import DatasetSpec
 from purifiers.datasets._base import SPLITS
 from purifiers.stages._context import Context, Outcome
+from purifiers.stages._opening import new_component
 
 
 def run(folder: RunFolder, spec: DatasetSpec, context: Context) -> Outcome:
@@ -21,8 +20,7 @@ def run(folder: RunFolder, spec: DatasetSpec, context: Context) -> Outcome:
     Raises:
         UserError: the data are not available, or differ from the declared shape.
     """
-    component = spec.dataset
-    dataset = build(registry.load("dataset", component.component), **component.parameters)
+    dataset = new_component("dataset", spec.dataset)
     files = []
     sizes = {}
     for split in SPLITS:

@@ -14,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder, read_sealed, write_sealed
-from purifiers.core.component import Classifier, build
+from purifiers.core.component import Classifier
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import fit, to_float
@@ -27,6 +26,7 @@ from purifiers.core.target import finite
 from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, save_weights
 from purifiers.stages._opening import (
     new_classifier,
+    new_component,
     on_device,
     open_classifier,
     open_data,
@@ -61,12 +61,11 @@ def run(folder: RunFolder, spec: SubstituteSpec, context: Context) -> Outcome:
     """
     data = open_data(context, spec.data)
     torch.manual_seed(derive_seed(spec.seed, folder.stage))
-    recipe = spec.training
     extraction = Extraction(
         folder,
         context,
         spec.seed,
-        build(registry.load("training", recipe.component), **recipe.parameters),
+        new_component("training", spec.training),
         on_device(new_classifier(spec.classifier, data), context),
         _oracle(spec, context),
     )

@@ -1,7 +1,8 @@
 """Every component file, found as the registry finds it, and a small trained network to try it on.
 
 A test that takes ``attack``, ``classifier``, ``dataset``, ``method`` or ``training`` runs once
-per file of that folder, its ``_template.py`` included; ``component`` runs over all of them.
+per file of that folder, its ``_template.py`` included; ``component`` runs over all of them. A
+recipe that trains nothing is no ``training``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budge
 MOST_STEPS = 12
 MOST_QUERIES = 100  # random search needs more answers than gradients to break anything
 FITTED_ON = 384  # images
+FILES = {"classifier.file": {"path": str(HERE / "network.py"), "taps": ("0", "3")}}
+"""Parameters of components that read files."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
 
@@ -60,7 +63,8 @@ class Component:
 
     @property
     def small(self) -> dict[str, Any]:
-        """The smoke scale's budget; an attack gets few and long steps, and a large ball."""
+        """The smoke scale's budget; an attack gets few and long steps, and a large ball; what reads
+        files gets those of the tests."""
         budget = SMOKE.get(f"{self.kind}.{self.name}", {})
         chosen = {n: v["at_most"] if isinstance(v, dict) else v for n, v in budget.items()}
         if self.kind == "attack":
@@ -72,7 +76,7 @@ class Component:
                 if type(v) is int
             }
             chosen |= {n: v for n, v in LENGTHS.items() if n in described.parameters}
-        return chosen
+        return chosen | FILES.get(f"{self.kind}.{self.name}", {})
 
     def make(self, *context: Any, **parameters: Any) -> Any:
         """The component at its small size."""
@@ -87,6 +91,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for kind in registry.KINDS:
         if kind in metafunc.fixturenames:
             found = components(kind)
+            if kind == "training":
+                found = [c for c in found if not c.description.traits.keeps_weights]
             metafunc.parametrize(kind, found, ids=[c.name for c in found], scope="module")
     if "component" in metafunc.fixturenames:
         found = [component for kind in registry.KINDS for component in components(kind)]

@@ -218,8 +218,13 @@ def output(kind: str, name: str, parameters: dict[str, Any]) -> list[float]:
     return [float(f"{value:.6g}") for value in torch.cat(made).tolist()]
 
 
-def needs_files(name: str) -> bool:
-    """Whether a data set is read from files, so that nothing of it can be held here."""
+def has_no_output(kind: str, name: str) -> bool:
+    """Whether nothing of a component can be held here: it reads files, or it trains nothing."""
+    traits = registry.describe(kind, name).traits
+    if kind == "training":
+        return traits.keeps_weights
+    if kind != "dataset":
+        return bool(traits.files)
     module = importlib.import_module(f"purifiers.datasets.{name}")
     return name == "image_folder" or any(hasattr(module, n) for n in ("REMOTES", "ARCHIVE"))
 
@@ -230,7 +235,7 @@ def subjects() -> list[tuple[str, str]]:
         (kind, name)
         for kind in registry.KINDS
         for name in registry.names(kind)
-        if not (kind == "dataset" and needs_files(name))
+        if not has_no_output(kind, name)
     ]
 
 

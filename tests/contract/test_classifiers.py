@@ -118,6 +118,7 @@ def test_learns(classifier, victim):
 
 
 def test_defaults_make_a_classifier(classifier):
+    required = {name: classifier.small[name] for name in classifier.description.required}
     with torch.device("meta"):  # at full size, without its memory
-        made = build(classifier.cls, (3, 32, 32), 10)
+        made = build(classifier.cls, (3, 32, 32), 10, **required)
     assert sum(p.numel() for p in made.parameters()) > 0

@@ -1,9 +1,9 @@
 """Every component file, found as the registry finds it, and a small trained network to try it on.
 
 A test that takes ``attack``, ``classifier``, ``dataset``, ``method`` or ``training`` runs once
-per file of that folder, its ``_template.py`` included; ``component`` runs over all of them. A
-recipe that trains nothing is no ``training``. A classifier that always brings its weights fits one
-shape of images and is no ``classifier``.
+per file of that folder, its ``_template.py`` included; ``component`` runs over all of them. Unit
+tests hold what is left out: recipes that train nothing, attacks that replace the images of one data
+set, and classifiers that always bring their weights, which fit one shape of images.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             found = components(kind)
             if kind == "training":
                 found = [c for c in found if not c.description.traits.keeps_weights]
+            if kind == "attack":
+                found = [c for c in found if not c.description.traits.images_of]
             if kind == "classifier":
                 found = [c for c in found if c.description.traits.pretrained is not True]
             metafunc.parametrize(kind, found, ids=[c.name for c in found], scope="module")

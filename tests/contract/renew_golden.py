@@ -223,6 +223,8 @@ def has_no_output(kind: str, name: str) -> bool:
     traits = registry.describe(kind, name).traits
     if kind == "classifier" and traits.pretrained is True:
         return True
+    if kind == "attack" and traits.images_of:
+        return True
     if kind == "training":
         return traits.keeps_weights
     if kind != "dataset":

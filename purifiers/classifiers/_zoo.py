@@ -15,7 +15,7 @@ from torch import nn
 
 from purifiers.core.data import data_root
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.robustbench_compat import make_importable
+from purifiers.core.robustbench_compat import import_robustbench
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 THREAT_MODELS = ("Linf", "L2", "corruptions")
@@ -124,7 +124,7 @@ def find(name: str, dataset: str, threat_model: str) -> Entry:
     Raises:
         UserError: there is no such entry, or its weights are no file of the zoo.
     """
-    make_importable()
+    import_robustbench()
     import timm
     from robustbench.model_zoo import model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel

@@ -1,4 +1,4 @@
-"""Make robustbench importable: stand-ins for the modules that it imports and that are missing.
+"""Import robustbench, with stand-ins for the modules that it imports and that are missing.
 
 robustbench 1.1.1 imports ``autoattack``, whose package on the registry is called ``pyautoattack``
 and has another interface, and ``pkg_resources``, which setuptools 81 and later lack.
@@ -119,10 +119,11 @@ def _resource_filename(package_or_module: str, resource: str) -> str:
     return str(Path(file or "").parent / resource)
 
 
-def make_importable() -> None:
-    """Register stand-ins for the missing modules; call it before importing robustbench.
+def import_robustbench() -> None:
+    """Import robustbench with stand-ins for missing modules; call it before other imports of it.
 
-    An installed ``autoattack`` or ``pkg_resources`` is left alone.
+    An installed ``autoattack`` or ``pkg_resources`` is left alone. The stand-in of the latter
+    serves robustbench alone, because others, such as pytest, expect more of the module.
     """
     if _missing("autoattack"):
         package = _module("autoattack", AutoAttack=AutoAttack, __path__=[])
@@ -131,8 +132,14 @@ def make_importable() -> None:
             sys.modules[f"autoattack.{name}"] = submodule
             setattr(package, name, submodule)
         _module("autoattack.autoattack", AutoAttack=AutoAttack)
-    if _missing("pkg_resources"):
+    absent = _missing("pkg_resources")
+    if absent:
         _module("pkg_resources", resource_filename=_resource_filename)
+    try:
+        importlib.import_module("robustbench")
+    finally:
+        if absent:
+            del sys.modules["pkg_resources"]
 
 
 def _missing(name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 import purifiers
 from purifiers.core.errors import UserError
-from purifiers.core.robustbench_compat import make_importable
+from purifiers.core.robustbench_compat import import_robustbench
 from purifiers.plan.plan import Plan
 
 TESTED = 10_000  # test images of CIFAR-10
@@ -35,7 +35,7 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("severity", [1, 5])
 def test_the_images_are_those_of_robustbench(official: Path, severity: int) -> None:
-    make_importable()
+    import_robustbench()
     from robustbench.data import load_cifar10c
 
     theirs, labels = load_cifar10c(20, severity, str(official.parent), corruptions=["snow"])

@@ -56,7 +56,7 @@ class Pair(nn.Module):
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data folder; the zoo's entries Tiny2024 and Pair2024 are tiny networks."""
-    robustbench_compat.make_importable()
+    robustbench_compat.import_robustbench()
     from robustbench.model_zoo import model_dicts
     from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
 
@@ -203,7 +203,7 @@ def test_one_line_for_each_mistake(zoo: Path, parameters: dict[str, Any], messag
 
 
 def test_the_leaderboard_covers_the_zoo() -> None:
-    robustbench_compat.make_importable()
+    robustbench_compat.import_robustbench()
     from robustbench.model_zoo import model_dicts
 
     entries = [

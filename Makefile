@@ -44,7 +44,7 @@ register: env
 	$(BIN)/python tests/regression/identities.py
 	$(BIN)/python -m purifiers status
 
-test: env
+test: env .peers/.ready
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: env
@@ -67,7 +67,7 @@ env: .venv/.ready
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-# Other libraries, for `make bench` only; installed outside the environment.
+# Other libraries, for `make bench` and tests/unit/test_peers.py; installed outside the environment.
 .peers/.ready: benchmarks/timing/peers.lock | env
 	rm -rf .peers
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes \

@@ -59,12 +59,16 @@ def method(name: str, **parameters: Any) -> Method:
 
 
 def classifier(name: str, shape: Sequence[int], classes: int, **parameters: Any) -> Classifier:
-    """Create an untrained classifier for images of ``shape`` (C, H, W).
+    """Create a classifier for images of ``shape`` (C, H, W).
+
+    It is untrained unless it brings weights, as ``robustbench`` and ``file`` do.
 
     Raises:
-        UserError: as :func:`attack`.
+        UserError: as :func:`attack`, or the weights that it brings are missing or do not fit.
     """
-    return _make("classifier", name, shape, classes, **parameters)
+    made: Classifier = _make("classifier", name, shape, classes, **parameters)
+    made.load_pretrained()
+    return made
 
 
 def defend(

@@ -7,28 +7,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from purifiers.attacks import _cifar10_c
 from purifiers.attacks._corruptions import MADE
 from purifiers.core.component import Attack
-from purifiers.core.data import data_root
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits, Note
 
-FOLDER = "CIFAR-10-C"
-NOT_MADE = ("fog", "frost", "motion_blur", "snow", "spatter")
-CORRUPTIONS = tuple(sorted({*MADE, *NOT_MADE}))
-SEVERITIES = 5
 SOURCES = ("made", "files")
 
 
 class CommonCorruption(Attack):
     """Apply one corruption at one severity; neither the model nor the label has an influence.
 
-    ``files`` reads ``CIFAR-10-C/<corruption>.npy`` below the data folder: images uint8 (50000, 32,
-    32, 3), the 10,000 test images of CIFAR-10 in their order at severity 1, then 2 and so on.
-    ``labels.npy`` must match the labels. Images of another order or another data set are therefore
-    refused.
+    ``files`` reads ``CIFAR-10-C/<corruption>.npy`` below the data folder, as the attack
+    ``cifar10_c`` does. Images of another order or another data set are refused.
 
     ``made`` applies the formula behind those files to any images, including grey ones. It truncates
     the values to whole 255ths, as the files do. An image's random numbers depend on the seed, its
@@ -79,11 +73,7 @@ class CommonCorruption(Attack):
     def __init__(
         self, *, corruption: str = "gaussian_noise", severity: int = 5, source: str = "made"
     ) -> None:
-        if corruption not in CORRUPTIONS:
-            hint = did_you_mean(corruption, CORRUPTIONS)
-            raise UserError(f"common_corruption: there is no corruption {corruption!r}{hint}")
-        if severity not in range(1, SEVERITIES + 1):
-            raise UserError(f"common_corruption: severity is {severity}: choose one of 1 to 5")
+        _cifar10_c.check("common_corruption", corruption, severity)
         if source not in SOURCES:
             raise UserError(f"common_corruption: source is {source!r}: choose made or files")
         if source == "made" and corruption not in MADE:
@@ -98,7 +88,9 @@ class CommonCorruption(Attack):
         if not len(images):
             return images
         if self.source == "files":
-            pixels = self._read(images, labels, indices)
+            pixels = _cifar10_c.read(
+                self.corruption, self.severity, images, labels, indices, "set source: made"
+            )
         else:
             rows = zip(images.cpu().double().numpy(), indices.tolist(), strict=True)
             pixels = np.stack([self._make(image, seed, index) for image, index in rows])
@@ -113,36 +105,3 @@ class CommonCorruption(Attack):
         # truncated, as in CIFAR-10-C; the tiny addend protects whole numbers from rounding errors
         truncated = np.floor(255 * np.clip(corrupted, 0, 1) + 1e-6)
         return truncated.astype(np.uint8).transpose(2, 0, 1)
-
-    def _read(self, images: Tensor, labels: Tensor, indices: Tensor) -> npt.NDArray:
-        stored, official_labels = (self._open(name) for name in (self.corruption, "labels"))
-        n_images = len(stored) // SEVERITIES
-        where = indices.cpu().numpy()
-        shape = (stored.shape[3], *stored.shape[1:3])
-        if (
-            tuple(images.shape[1:]) != shape
-            or where.max() >= n_images
-            or (official_labels[where] != labels.cpu().numpy()).any()
-        ):
-            raise UserError(
-                f"{data_root() / FOLDER}: its labels or sizes are not those of these images, "
-                "which must be CIFAR-10's test images in the official order; set source: made "
-                "for other images"
-            )
-        return stored[where + n_images * (self.severity - 1)].transpose(0, 3, 1, 2)
-
-    def _open(self, name: str) -> npt.NDArray:
-        path = data_root() / FOLDER / f"{name}.npy"
-        if not path.exists():
-            raise UserError(
-                f"{path} is missing: unpack CIFAR-10-C.tar (Zenodo record 2535967) into the data "
-                "folder, or set source: made"
-            )
-        stored = np.load(path, mmap_mode="r")
-        dimensions = 1 if name == "labels" else 4
-        if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:
-            raise UserError(
-                f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C; "
-                "unpack CIFAR-10-C.tar again"
-            )
-        return stored

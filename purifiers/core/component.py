@@ -163,6 +163,17 @@ class Classifier(Component, nn.Module):
         """
         raise UserError(f"{type(self).__name__} has no inner representations to tap")
 
+    def load_pretrained(self) -> dict[str, Any]:
+        """Load weights that the classifier brings but does not load when it is constructed.
+
+        Returns:
+            Entries for the run's record, such as checksums of the files.
+
+        Raises:
+            UserError: the weights are missing or do not fit.
+        """
+        return {}
+
 
 class Method(Component, nn.Module):
     """Base of methods, such as purifiers: images to images of the same shape.

@@ -73,6 +73,7 @@ class AttackTraits(Traits):
     norm: str = "linf"  # of the perturbation: linf, l2, or a name for what has none
     needs: tuple[str, ...] = ()  # parts of a method that it attacks: detector_logit, score
     model_free: bool = False  # queries no model, such as a corruption; no adversary
+    images_of: str = ""  # the data set whose test images it replaces; other cells are not run
     stops_at_first_success: bool = False  # refused on random defences: a lucky draw would count
     float32_only: bool = False  # never run in lower precision
     batch_dependent: bool = False  # an image's result depends on the rest of its batch

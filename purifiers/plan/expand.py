@@ -197,8 +197,13 @@ class Expander:
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])
-            for reason in notes_on(attack, registry.attack_traits(attack.component).refused):
+            traits = registry.attack_traits(attack.component)
+            for reason in notes_on(attack, traits.refused):
                 raise NotImplementedHere(reason)
+            if traits.images_of not in ("", used.name):
+                raise NotImplementedHere(
+                    f"{attack.component} has images of {traits.images_of} only, not of {used.name}"
+                )
         return setting
 
 

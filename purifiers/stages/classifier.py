@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,11 +24,17 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
     data = open_data(context, spec.data)
     torch.manual_seed(derive_seed(spec.seed, folder.stage))
     classifier = on_device(new_classifier(spec.classifier, data), context)
+    brought = classifier.load_pretrained()
     training = new_component("training", spec.training)
     if training.traits.keeps_weights:
-        return save_unchanged(folder, context, classifier)
+        return _with(brought, save_unchanged(folder, context, classifier))
 
     def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         return training.loss(classifier, images, labels, indices, seed)
 
-    return fit_and_save(folder, spec, context, data, classifier, loss, training.recipe)
+    trained = fit_and_save(folder, spec, context, data, classifier, loss, training.recipe)
+    return _with(brought, trained)
+
+
+def _with(brought: dict[str, Any], outcome: Outcome) -> Outcome:
+    return Outcome(outcome.files, {**outcome.summary, **brought})

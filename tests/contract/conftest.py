@@ -1,8 +1,9 @@
 """Every component file, found as the registry finds it, and a small trained network to try it on.
 
 A test that takes ``attack``, ``classifier``, ``dataset``, ``method`` or ``training`` runs once
-per file of that folder, its ``_template.py`` included; ``component`` runs over all of them. A
-recipe that trains nothing is no ``training``.
+per file of that folder, its ``_template.py`` included; ``component`` runs over all of them. Unit
+tests hold what is left out: recipes that train nothing, attacks that replace the images of one data
+set, and classifiers that always bring their weights, which fit one shape of images.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budge
 MOST_STEPS = 12
 MOST_QUERIES = 100  # random search needs more answers than gradients to break anything
 FITTED_ON = 384  # images
-FILES = {"classifier.file": {"path": str(HERE / "network.py"), "taps": ("0", "3")}}
+FILES = {
+    "classifier.file": {"path": str(HERE / "network.py"), "taps": ("0", "3")},
+    "classifier.robustbench": {"entry": "Wong2020Fast"},
+}
 """Parameters of components that read files."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
@@ -93,6 +97,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             found = components(kind)
             if kind == "training":
                 found = [c for c in found if not c.description.traits.keeps_weights]
+            if kind == "attack":
+                found = [c for c in found if not c.description.traits.images_of]
+            if kind == "classifier":
+                found = [c for c in found if c.description.traits.pretrained is not True]
             metafunc.parametrize(kind, found, ids=[c.name for c in found], scope="module")
     if "component" in metafunc.fixturenames:
         found = [component for kind in registry.KINDS for component in components(kind)]

@@ -221,6 +221,10 @@ def output(kind: str, name: str, parameters: dict[str, Any]) -> list[float]:
 def has_no_output(kind: str, name: str) -> bool:
     """Whether nothing of a component can be held here: it reads files, or it trains nothing."""
     traits = registry.describe(kind, name).traits
+    if kind == "classifier" and traits.pretrained is True:
+        return True
+    if kind == "attack" and traits.images_of:
+        return True
     if kind == "training":
         return traits.keeps_weights
     if kind != "dataset":

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from purifiers.attacks._cifar10_c import CORRUPTIONS
 from purifiers.attacks._corruptions import MADE, brightness, contrast, pixelate, saturate
-from purifiers.attacks.common_corruption import CORRUPTIONS, CommonCorruption
+from purifiers.attacks.common_corruption import CommonCorruption
 from purifiers.core.component import build
 from purifiers.core.errors import UserError
 

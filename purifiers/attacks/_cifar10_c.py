@@ -1,0 +1,84 @@
+"""The files of CIFAR-10-C (Hendrycks and Dietterich 2019), below the data folder.
+
+``CIFAR-10-C/<corruption>.npy`` holds uint8 images (50000, 32, 32, 3): the 10,000 test images of
+CIFAR-10 in their order at severity 1, then 2 and so on. ``labels.npy`` holds their labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from purifiers.core.data import data_root
+from purifiers.core.errors import UserError, did_you_mean
+
+FOLDER = "CIFAR-10-C"
+CORRUPTIONS = (
+    *("brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost"),
+    *("gaussian_blur", "gaussian_noise", "glass_blur", "impulse_noise", "jpeg_compression"),
+    *("motion_blur", "pixelate", "saturate", "shot_noise", "snow", "spatter", "speckle_noise"),
+    "zoom_blur",
+)
+SEVERITIES = 5
+
+
+def check(owner: str, corruption: str, severity: int) -> None:
+    """Raise an error unless the files hold this corruption at this severity.
+
+    Args:
+        owner: name of the attack, for the error message.
+    """
+    if corruption not in CORRUPTIONS:
+        hint = did_you_mean(corruption, CORRUPTIONS)
+        raise UserError(f"{owner}: there is no corruption {corruption!r}{hint}")
+    if severity not in range(1, SEVERITIES + 1):
+        raise UserError(f"{owner}: severity is {severity}: choose one of 1 to 5")
+
+
+def read(
+    corruption: str, severity: int, images: Tensor, labels: Tensor, indices: Tensor, remedy: str
+) -> npt.NDArray:
+    """Corrupted images, uint8 (n, C, H, W).
+
+    Args:
+        images: the clean images (n, C, H, W); only their shape is compared.
+        labels: int64 (n,).
+        indices: the images' indices in the test split, int64 (n,).
+        remedy: ends the error messages; what else the user can do.
+
+    Raises:
+        UserError: a file is missing or no file of CIFAR-10-C, or the images are others.
+    """
+    stored, official_labels = (_open(name, remedy) for name in (corruption, "labels"))
+    n_images = len(stored) // SEVERITIES
+    where = indices.cpu().numpy()
+    shape = (stored.shape[3], *stored.shape[1:3])
+    if (
+        tuple(images.shape[1:]) != shape
+        or where.max() >= n_images
+        or (official_labels[where] != labels.cpu().numpy()).any()
+    ):
+        raise UserError(
+            f"{data_root() / FOLDER}: its labels or sizes are not those of these images, "
+            "which must be CIFAR-10's test images in the official order; "
+            f"{remedy} for other images"
+        )
+    return stored[where + n_images * (severity - 1)].transpose(0, 3, 1, 2)
+
+
+def _open(name: str, remedy: str) -> npt.NDArray:
+    path = data_root() / FOLDER / f"{name}.npy"
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing: unpack CIFAR-10-C.tar (Zenodo record 2535967) into the data "
+            f"folder, or {remedy}"
+        )
+    stored = np.load(path, mmap_mode="r")
+    dimensions = 1 if name == "labels" else 4
+    if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:
+        raise UserError(
+            f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C; "
+            "unpack CIFAR-10-C.tar again"
+        )
+    return stored

@@ -34,6 +34,7 @@ class PaperDiscriminator(nn.Module):
         )
         head = [width * len(channels)] + [width] * (1 + extra_layers) + [width // 2]
         self.head = nn.Sequential(_layers(head, norm=False), nn.Linear(width // 2, 1))
+        _initialise(self, self.head[-1])
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         encoded = [branch(f) for branch, f in zip(self.branches, features, strict=True)]
@@ -69,6 +70,7 @@ class UpstreamDiscriminator(nn.Module):
         )
         head = [width * len(channels), 2 * width, width] + [width // 2] * extra_layers
         self.head = nn.Sequential(_layers(head, norm=True), nn.Linear(head[-1], 1))
+        _initialise(self, self.head[-1])
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         by_tap = dict(zip(self.taps, features, strict=True))
@@ -80,6 +82,19 @@ class UpstreamDiscriminator(nn.Module):
             for name, count in self.channels.items()
         ]
         return self.head(torch.cat(encoded, dim=1)).squeeze(1)
+
+
+def _initialise(network: nn.Module, last: nn.Module) -> None:
+    """Draw He's initial weights over fan-in, as `yelobean/AIDPurifier`; zero bias in ``last``.
+
+    With torch's default, whose weights are 2.45 times smaller, the signal of the form without
+    normalisation vanishes, and the discriminator does not learn at the paper's rate.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.bias)
 
 
 def _key(tap: str) -> str:

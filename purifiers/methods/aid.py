@@ -64,7 +64,7 @@ class Aid(Method):
     """
 
     traits = MethodTraits(
-        version=1,
+        version=2,
         budget=("epochs", "width", "train_steps", "train_step", "learning_rate"),
         joined_later=("train_cw_const", "train_cw_learning_rate"),
         passes="3 * iterations",

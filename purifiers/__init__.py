@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from purifiers.auditing.data import load_images
     from purifiers.auditing.report import AuditReport
     from purifiers.auditing.run import audit
     from purifiers.core.component import Attack, Classifier, Method
     from purifiers.core.defence import Defence
 
 
-__all__ = ["AuditReport", "attack", "audit", "classifier", "defend", "method"]
+__all__ = ["AuditReport", "attack", "audit", "classifier", "defend", "load_images", "method"]
 
 _ELSEWHERE = {
     "AuditReport": "purifiers.auditing.report",
     "audit": "purifiers.auditing.run",
+    "load_images": "purifiers.auditing.data",
 }
 """Public name to the module that defines it, imported on first use because that imports torch."""
 

@@ -103,6 +103,7 @@ class AuditReport:
         eps, norm, budget: as given to the audit; ``eps`` on the [0, 1] scale.
         defence: names of the purifiers and the classifier.
         random: whether the defence is random.
+        reported_elsewhere: published accuracies of the classifier, for RobustBench's networks.
         provenance: code, libraries, device and time.
     """
 
@@ -114,6 +115,7 @@ class AuditReport:
     budget: str
     defence: str
     random: bool
+    reported_elsewhere: str
     provenance: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -211,6 +213,8 @@ class AuditReport:
         table = pd.DataFrame(columns).to_string(index=False, justify="right")
         lines = [f"{self.defence}: {self.n} images, {self.norm} eps {self.eps:.4g}, {self.budget}"]
         lines += [table, *(f"! {label}: {w}" for label, w in _pairs(frame) if w)]
+        if self.reported_elsewhere:
+            lines.append(f"classifier alone: {self.reported_elsewhere}")
         return "\n".join(lines)
 
     def plot(self) -> Figure:

@@ -32,7 +32,7 @@ from purifiers.core.evaluation import (
     scored,
     unprepared,
 )
-from purifiers.core.foreign import measure_traits
+from purifiers.core.foreign import Foreign, measure_traits
 from purifiers.core.formula import evaluate
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.logits import as_logits
@@ -116,8 +116,9 @@ def audit(
         eps=radius,
         norm=norm,
         budget=budget if attacks is None else f"own attacks, {budget}",
-        defence=" + ".join(type(part).__name__ for part in (*methods, classifier)),
+        defence=" + ".join(_title(part) for part in (*methods, classifier)),
         random=run.random,
+        reported_elsewhere=getattr(classifier, "reported_elsewhere", ""),
         provenance=provenance(device.type, torch.get_num_threads()),
     )
 
@@ -258,6 +259,15 @@ def _parts(defence: nn.Module) -> tuple[nn.Module, list[Method]]:
             f"audit: the classifier is a {type(classifier).__name__}: wrap it in an nn.Module"
         )
     return classifier, methods
+
+
+def _title(part: nn.Module) -> str:
+    """Name of a purifier or classifier in the report."""
+    if isinstance(part, Foreign):
+        purifier = part.purifier
+        return getattr(purifier, "__name__", type(purifier).__name__)
+    entry = getattr(part, "entry", None)  # of RobustBench's zoo
+    return getattr(entry, "name", type(part).__name__)
 
 
 def _classes(classifier: nn.Module, images: Tensor) -> int:

@@ -41,6 +41,10 @@ class Reported:
     unreliable: bool
     source: str = SOURCE
 
+    def __str__(self) -> str:
+        attack = f"AutoAttack, eps {self.eps}" if self.eps else "common corruptions"
+        return f"RobustBench reports {self.clean:g} % clean, {self.robust:g} % under {attack}"
+
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)

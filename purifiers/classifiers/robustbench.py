@@ -63,6 +63,11 @@ class Robustbench(Classifier):
             )
         self.network = self.entry.network()
 
+    @property
+    def reported_elsewhere(self) -> str:
+        """RobustBench's accuracies of this entry, as one sentence."""
+        return str(reported(self.entry.name, self.entry.dataset, self.entry.threat_model))
+
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 

@@ -162,6 +162,7 @@ class Results:
     root: Path
     failure_of: FailureOf
     _read: dict[str, ScoreRun] = field(default_factory=dict, repr=False)
+    _reported: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def score(self, run_id: str, stage: str = "score") -> ScoreRun | None:
         """Read a run of a measuring stage; None if it has not finished.
@@ -217,8 +218,25 @@ class Results:
             else:
                 not_run.append(Flag("run", f"seed {seed} not run"))
         if seeds:
-            return CellRuns(seeds, "", (*failures, *not_run))
+            reported = self._reported_elsewhere(seeds) if cell.metric == "accuracy" else ()
+            return CellRuns(seeds, "", (*failures, *not_run, *reported))
         return CellRuns({}, "failed" if failures else "not run", tuple(failures))
+
+    def _reported_elsewhere(self, seeds: Mapping[int, tuple[ScoreRun, ...]]) -> tuple[Flag, ...]:
+        """What RobustBench reports of the scored classifier, if it is from its zoo."""
+        spec = next(iter(seeds.values()))[0].record.spec
+        if not isinstance(spec, ScoreSpec):
+            return ()
+        if spec.classifier not in self._reported:
+            folder = RunFolder(self.root, "classifier", spec.classifier)
+            summary = folder.record(verify=False).summary if folder.complete() else {}
+            self._reported[spec.classifier] = summary.get("reported_elsewhere")
+        line = self._reported[spec.classifier]
+        if line is None:
+            return ()
+        kind = f"AutoAttack, eps {line['eps']}" if line["eps"] else "common corruptions"
+        text = f"RobustBench reports {line['clean']:g} % clean, {line['robust']:g} % under {kind}"
+        return (Flag("run", text),)
 
 
 def worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:

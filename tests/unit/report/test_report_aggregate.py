@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
+from purifiers.core.spec import ClassifierSpec, ComponentSpec
 from purifiers.plan.cells import Cell, Combine, Flag, ScaleInfo
 from purifiers.report.aggregate import COLUMNS, INTERNAL, aggregate
 from purifiers.report.results import FLAGS, Results
@@ -185,3 +187,28 @@ def test_a_schematic_has_no_rows(a_document: Make, runs_root: Path, paper_scale:
     empty = a_document(paper="idfr", document="figure_2", status="qualitative")
     frame = aggregate(empty, paper_scale, Results(runs_root, {}.get))
     assert frame.empty and tuple(frame.columns) == (*COLUMNS, *INTERNAL)
+
+
+def test_reported_elsewhere_is_a_flag(
+    score: Make, runs_root: Path, a_cell: Make, a_document: Make, paper_scale: ScaleInfo
+) -> None:
+    """RobustBench's number stands beside ours for networks of its zoo."""
+    score("s", [1, 0], classifier="zoo-1")
+    folder = RunFolder(runs_root, "classifier", "zoo-1")
+    folder.path.mkdir(parents=True)
+    spec = ClassifierSpec(
+        data="d",
+        train=0,
+        classifier=ComponentSpec(component="robustbench", version=1, parameters={}),
+        training=ComponentSpec(component="pretrained", version=1, parameters={}),
+        seed=0,
+    )
+    line = {"eps": "8/255", "clean": 83.34, "robust": 43.21}
+    folder.finish(spec, [], {"reported_elsewhere": line}, 0.0, {})
+    document = a_document(
+        a_cell(seeds=(0,), scores=(("s",),)),
+        a_cell(seeds=(0,), scores=(("s",),), metric="mean_l2"),
+    )
+    frame = aggregate(document, paper_scale, Results(runs_root, lambda run: None))
+    text = "RobustBench reports 83.34 % clean, 43.21 % under AutoAttack, eps 8/255"
+    assert frame["flags"].tolist() == [text, ""]

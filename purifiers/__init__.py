@@ -24,22 +24,61 @@ if TYPE_CHECKING:
     from purifiers.auditing.run import audit
     from purifiers.core.component import Attack, Classifier, Method
     from purifiers.core.defence import Defence
+    from purifiers.core.fitting import fit
+    from purifiers.stages._finished import load_classifier, load_method
+
+    __version__: str
 
 
-__all__ = ["AuditReport", "attack", "audit", "classifier", "defend", "load_images", "method"]
+__all__ = [
+    "AuditReport",
+    "__version__",
+    "attack",
+    "audit",
+    "classifier",
+    "defend",
+    "fit",
+    "load_classifier",
+    "load_images",
+    "load_method",
+    "method",
+    "names",
+]
 
 _ELSEWHERE = {
     "AuditReport": "purifiers.auditing.report",
     "audit": "purifiers.auditing.run",
+    "fit": "purifiers.core.fitting",
+    "load_classifier": "purifiers.stages._finished",
     "load_images": "purifiers.auditing.data",
+    "load_method": "purifiers.stages._finished",
 }
 """Public name to the module that defines it, imported on first use because that imports torch."""
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from purifiers.core.provenance import version_of
+
+        return version_of("purifybench")
     if name not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Names of all components of a kind, in alphabetical order.
+
+    Args:
+        kind: ``attack``, ``classifier``, ``dataset``, ``method`` or ``training``.
+
+    Raises:
+        UserError: no such kind (with a suggestion).
+    """
+    from purifiers.core import registry
+    from purifiers.core.errors import check_choice
+
+    return registry.names(check_choice("names: kind", kind, registry.KINDS))
 
 
 def attack(name: str, **parameters: Any) -> Attack:

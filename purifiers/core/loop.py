@@ -77,6 +77,7 @@ def fit(
     label: str,
     device: str = "cpu",
     prepare: Callable[[], None] | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -87,7 +88,7 @@ def fit(
     Args:
         module: the module to train.
         loss: of a batch.
-        pixels: training images, uint8 (n, C, H, W), possibly memory-mapped.
+        pixels: training images, uint8 or float32 (n, C, H, W), possibly memory-mapped.
         labels: int64 (n,).
         recipe: length, optimizer and learning rate of the training.
         seed: random seed.
@@ -96,6 +97,7 @@ def fit(
         label: begins the progress lines and error messages.
         prepare: called at every start; must store its own results. Its time counts as training
             time, except that of a call which a kill interrupted.
+        quiet: print no progress.
 
     Returns:
         Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
@@ -122,7 +124,9 @@ def fit(
             state.seconds = time.monotonic() - started
             store.save(state, module, optimizer)
     may_stop_early = bool(recipe.early_stopping)
-    progress = Progress(label, total, unit="steps", done=state.step, at_most=may_stop_early)
+    progress = Progress(
+        label, total, unit="steps", done=state.step, at_most=may_stop_early, quiet=quiet
+    )
     last_save = time.monotonic()
 
     def batch_loss(rows: Tensor, augmentation: str, noise: int) -> Tensor:

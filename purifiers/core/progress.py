@@ -27,6 +27,7 @@ class Progress:
         done: amount that earlier starts have done.
         interval: seconds between two lines, at least.
         at_most: whether the work may end before ``total``; the time left is an upper bound then.
+        quiet: print nothing.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class Progress:
         done: int = 0,
         interval: float = 10.0,
         at_most: bool = False,
+        quiet: bool = False,
     ) -> None:
         self.label, self.total, self.unit, self.interval = label, total, unit, interval
         self.done = done
+        self.quiet = quiet
         self._bound = "at most " if at_most else ""
         self._marks = deque([(time.monotonic(), done)])  # time and done, at start and reports
 
@@ -47,7 +50,7 @@ class Progress:
         """Add ``amount`` to the work done, and report it if a line is due."""
         self.done += amount
         now = time.monotonic()
-        if now - self._marks[-1][0] < self.interval:
+        if self.quiet or now - self._marks[-1][0] < self.interval:
             return
         start_time, start_done = self._marks[0]
         rate = (self.done - start_done) / max(now - start_time, 1e-9)

@@ -24,6 +24,7 @@ def fill(
     work: Callable[[int, int], npt.NDArray],
     batch_size: int,
     label: str,
+    quiet: bool = False,
 ) -> dict[str, int]:
     """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun continues.
 
@@ -39,6 +40,7 @@ def fill(
         work: (start, stop) to the rows ``[start, stop)``, an array (stop - start, *shape).
         batch_size: largest number of rows per call of ``work``; must be the same in a rerun.
         label: begins the progress lines.
+        quiet: print no progress.
 
     Returns:
         ``{"halved_batch": rows}`` with the rows per call that fitted, if memory ran out; else
@@ -79,7 +81,7 @@ def fill(
         rows = np.lib.format.open_memmap(partial, mode="r+")
     except ValueError:
         raise UserError(f"{partial}: truncated; remove it and start again") from None
-    progress = Progress(label, count, done=done)
+    progress = Progress(label, count, done=done, quiet=quiet)
     size, halved = batch_size, {}
     while done < count:
         stop = min(done + size, count)

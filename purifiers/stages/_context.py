@@ -24,7 +24,6 @@ from purifiers.core.spec import Subset
 WEIGHTS = "weights.safetensors"
 IMAGES = "images.npy"
 SCORES = "scores.parquet"
-EXAMPLES = "examples"
 
 
 @dataclass(frozen=True)

@@ -2,68 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.loop import Loss, fit
-from purifiers.core.noise import derive_seed
-from purifiers.core.recipe import Recipe
+from purifiers.core.fitting import Workplace
 from purifiers.core.spec import ClassifierSpec, PurifierSpec
 from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, device_name, save_weights
 from purifiers.stages._opening import Rows
 
 
-def fit_and_save(
-    folder: RunFolder,
-    spec: ClassifierSpec | PurifierSpec,
-    context: Context,
-    data: Data,
-    module: nn.Module,
-    loss: Loss,
-    recipe: Recipe,
-    prepare: Callable[[], None] | None = None,
-) -> Outcome:
-    """Train ``module`` from scratch or from the last checkpoint, and write its weights.
-
-    Args:
-        loss, prepare: as for :func:`purifiers.core.loop.fit`; the loss receives images in
-            channels-last layout.
-    """
+def training_set(data: Data, spec: ClassifierSpec | PurifierSpec) -> tuple[Rows, Any]:
+    """The images and labels, int64 (n,), that a run trains on."""
     indices = data.training_indices(spec.train)
+    return Rows(data.images["train"], indices), data.labels["train"][indices]
 
-    def channels_last_loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
-        return loss(images, labels, indices, seed)
 
-    summary = fit(
-        module.train(),
-        channels_last_loss,
-        Rows(data.images["train"], indices),
-        data.labels["train"][indices],
-        replace(recipe, checkpoint_seconds=context.checkpoint_seconds),
-        derive_seed(spec.seed, folder.stage),
-        folder.path / "checkpoint",
-        folder.id,
-        f"{folder.stage} {folder.id}",
-        context.device,
-        prepare,
+def workplace(folder: RunFolder, context: Context) -> Workplace:
+    """The run's folder and the resources of the job."""
+    return Workplace(
+        folder=folder.path,
+        identity=folder.id,
+        label=f"{folder.stage} {folder.id}",
+        device=context.device,
+        batch_size=context.batch_size,
+        checkpoint_seconds=context.checkpoint_seconds,
     )
-    return _saved(folder, context, module, summary)
 
 
-def save_unchanged(folder: RunFolder, context: Context, module: nn.Module) -> Outcome:
-    """Write the weights that ``module`` has, without training."""
-    return _saved(folder, context, module, {"steps": 0})
-
-
-def _saved(
+def saved(
     folder: RunFolder, context: Context, module: nn.Module, summary: dict[str, Any]
 ) -> Outcome:
+    """Write the weights of a trained module; the outcome with ``summary`` and its size."""
     save_weights(module, folder)
     parameters = sum(p.numel() for p in module.parameters())
     device = device_name(context.device)

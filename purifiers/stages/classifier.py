@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.fitting import train
 from purifiers.core.noise import derive_seed
 from purifiers.core.spec import ClassifierSpec
 from purifiers.stages._context import Context, Outcome
-from purifiers.stages._fit import fit_and_save, save_unchanged
+from purifiers.stages._fit import saved, training_set, workplace
 from purifiers.stages._opening import new_classifier, new_component, on_device, open_data
 
 
@@ -22,19 +21,23 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
     the weights that the classifier brings.
     """
     data = open_data(context, spec.data)
-    torch.manual_seed(derive_seed(spec.seed, folder.stage))
+    seed = derive_seed(spec.seed, folder.stage)
+    torch.manual_seed(seed)
     classifier = on_device(new_classifier(spec.classifier, data), context)
     brought = classifier.load_pretrained()
     training = new_component("training", spec.training)
     if training.traits.keeps_weights:
-        return _with(brought, save_unchanged(folder, context, classifier))
+        return saved(folder, context, classifier, {"steps": 0, **brought})
 
     def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         return training.loss(classifier, images, labels, indices, seed)
 
-    trained = fit_and_save(folder, spec, context, data, classifier, loss, training.recipe)
-    return _with(brought, trained)
-
-
-def _with(brought: dict[str, Any], outcome: Outcome) -> Outcome:
-    return Outcome(outcome.files, {**outcome.summary, **brought})
+    summary = train(
+        classifier,
+        loss,
+        *training_set(data, spec),
+        training.recipe,
+        seed,
+        workplace(folder, context),
+    )
+    return saved(folder, context, classifier, {**summary, **brought})

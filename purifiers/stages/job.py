@@ -15,11 +15,12 @@ import torch
 
 from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
+from purifiers.core.fitting import EXAMPLES
 from purifiers.core.precision import float32_everywhere
 from purifiers.core.provenance import provenance
 from purifiers.core.sources import component_sources
 from purifiers.core.spec import read_spec
-from purifiers.stages._context import EXAMPLES, Context
+from purifiers.stages._context import Context
 
 
 def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: int) -> int:

@@ -1,0 +1,255 @@
+"""Fit a method on frozen classifiers: the steps that a stage and :func:`purifiers.fit` share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from purifiers.core import loop
+from purifiers.core.component import Method, frozen
+from purifiers.core.errors import UserError
+from purifiers.core.images import check_images, check_labels
+from purifiers.core.noise import derive_seed
+from purifiers.core.recipe import Recipe
+from purifiers.core.shards import fill
+from purifiers.core.taps import device_of
+
+EXAMPLES = "examples"
+"""Folder of stored adversarial examples; useless after the training."""
+
+BATCH_SIZE = 128
+"""Images per batch while :func:`fit` makes adversarial examples; affects time and memory only."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a training runs and keeps its temporary files.
+
+    Attributes:
+        folder: folder of the checkpoint and of stored adversarial examples.
+        identity: id of the run; a checkpoint of another run is refused.
+        label: begins the progress lines and error messages.
+        device: ``cpu`` or ``cuda``.
+        batch_size: images per batch of stored adversarial examples.
+        checkpoint_seconds: seconds between checkpoints.
+        quiet: print no progress.
+    """
+
+    folder: Path
+    identity: str
+    label: str
+    device: str
+    batch_size: int
+    checkpoint_seconds: float
+    quiet: bool = False
+
+
+def train(
+    module: nn.Module,
+    loss: loop.Loss,
+    pixels: loop.Pixels,
+    labels: npt.NDArray,
+    recipe: Recipe,
+    seed: int,
+    at: Workplace,
+    prepare: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Train ``module`` in place, from scratch or from the last checkpoint.
+
+    Args:
+        loss, prepare: as for :func:`purifiers.core.loop.fit`; the loss receives images in
+            channels-last layout.
+        pixels, labels, recipe, seed: as for :func:`purifiers.core.loop.fit`.
+
+    Returns:
+        The summary of :func:`purifiers.core.loop.fit`.
+    """
+
+    def channels_last_loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return loss(images, labels, indices, seed)
+
+    return loop.fit(
+        module.train(),
+        channels_last_loss,
+        pixels,
+        labels,
+        replace(recipe, checkpoint_seconds=at.checkpoint_seconds),
+        seed,
+        at.folder / "checkpoint",
+        at.identity,
+        at.label,
+        at.device,
+        prepare,
+        at.quiet,
+    )
+
+
+def fit_method(
+    method: Method,
+    classifiers: Sequence[nn.Module],
+    pixels: loop.Pixels,
+    labels: npt.NDArray,
+    seed: int,
+    at: Workplace,
+) -> dict[str, Any]:
+    """Fit a bound method in place by its own recipe, on stored examples if it needs any.
+
+    Args:
+        classifiers: the frozen classifiers to fit on.
+        pixels, labels: training images, uint8 or float32 (n, C, H, W), and int64 (n,).
+        seed: random seed of the training.
+
+    Returns:
+        The summary of :func:`purifiers.core.loop.fit`.
+    """
+    method.fit_on(classifiers, len(pixels))
+
+    def store_examples() -> None:
+        numbers = range(len(classifiers))
+        method.stored_examples = [_examples(method, n, pixels, labels, at) for n in numbers]
+
+    fit = method.traits.fit
+    prepare = store_examples if fit and fit.stored_examples else None
+    return train(method, method.fit_loss, pixels, labels, method.recipe, seed, at, prepare)
+
+
+def _examples(
+    method: Method, number: int, pixels: loop.Pixels, labels: npt.NDArray, at: Workplace
+) -> npt.NDArray:
+    """Adversarial training examples against one classifier, memory-mapped from a temporary file."""
+
+    def work(start: int, stop: int) -> npt.NDArray:
+        rows = torch.arange(start, stop)
+        images = loop.to_float(pixels[rows.numpy()], at.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        truth = torch.from_numpy(np.asarray(labels)[start:stop]).to(at.device)
+        return method.example(number, images, truth, rows).cpu().numpy()
+
+    path = at.folder / EXAMPLES / f"{number}.npy"
+    label = f"{at.label}, examples {number + 1}"
+    shape = pixels[np.arange(1)].shape[1:]
+    fill(path, len(pixels), shape, np.float32, work, at.batch_size, label, at.quiet)
+    return np.load(path, mmap_mode="r")
+
+
+def fit(
+    method: Method,
+    classifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Method:
+    """Fit a method on your classifier, with the method's own recipe.
+
+    The training is that of the tables: equal data and seed give equal weights on one processor.
+    The method is bound first, so that earlier weights are lost. The classifier's mode and weights
+    are left as they are, and so are torch's global random generators.
+
+    Args:
+        method: from :func:`purifiers.method`.
+        classifier: images (n, C, H, W) to logits (n, classes); None only for methods that are
+            fitted without one.
+        images: training images, float32 in [0, 1] or uint8, (n, C, H, W).
+        labels: true labels, int64 (n,).
+        seed: random seed of weights, batches and noise.
+        device: where to train; classifier and method are moved there. None: the classifier's.
+        progress: print progress on stderr.
+
+    Returns:
+        ``method``: bound to the classifier, in evaluation mode, without gradients of its weights.
+
+    Raises:
+        UserError: a method that is not fitted, or wrong images, labels or device.
+        RuntimeError: the loss is not finite.
+    """
+    name = _check_method(method, classifier)
+    _check_training_set(images, labels)
+    where = _device(device, classifier)
+    if classifier is not None:
+        classifier.to(where)
+    own_seed = derive_seed(seed, "purifier")
+    cuda = [where] if where.type == "cuda" else []
+    with (
+        tempfile.TemporaryDirectory(prefix="purifybench-") as folder,
+        torch.random.fork_rng(cuda),
+        _frozen_meanwhile(classifier),
+    ):
+        torch.manual_seed(own_seed)
+        method.bind(classifier, images.shape[1:])
+        at = Workplace(
+            folder=Path(folder),
+            identity=name,
+            label=f"fit {name}",
+            device=str(where),
+            batch_size=BATCH_SIZE,
+            checkpoint_seconds=math.inf,
+            quiet=not progress,
+        )
+        classifiers = [] if classifier is None else [classifier]
+        pixels, truth = images.cpu().numpy(), labels.cpu().numpy()
+        fit_method(method.to(where), classifiers, pixels, truth, own_seed, at)
+        method.stored_examples = ()  # their file is deleted
+    frozen(method)
+    return method
+
+
+def _check_method(method: Method, classifier: nn.Module | None) -> str:
+    """The method's name, if it can be fitted on ``classifier``."""
+    name = type(method).__name__
+    if not isinstance(method, Method):
+        raise UserError(f"fit: method is a {name}: create one with purifiers.method(name, ...)")
+    if method.traits.fit is None:
+        raise UserError(f"fit: {name} is not fitted: bind it and use it as it is")
+    if classifier is None and method.traits.fit.uses_classifier:
+        raise UserError(f"fit: {name} is fitted on a classifier: pass one instead of None")
+    return name
+
+
+def _check_training_set(images: Tensor, labels: Tensor) -> None:
+    if images.dtype != torch.uint8:
+        check_images(images, "fit")
+    elif images.dim() != 4:
+        raise UserError(f"fit: images must be NCHW, got shape {tuple(images.shape)}")
+    if check_labels(labels, images, "fit") < 0:
+        raise UserError("fit: there are no images; give at least one")
+
+
+def _device(device: str | torch.device | None, classifier: nn.Module | None) -> torch.device:
+    if device is None:
+        return torch.device("cpu") if classifier is None else device_of(classifier)
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
+        reason = str(error).split("\n")[0]
+        raise UserError(f"fit: device {device!r} is not available ({reason}): use cpu") from None
+
+
+@contextlib.contextmanager
+def _frozen_meanwhile(module: nn.Module | None) -> Iterator[None]:
+    """Freeze ``module``; restore the mode of each part and the gradients afterwards."""
+    if module is None:
+        yield
+        return
+    modes = [(part, part.training) for part in module.modules()]
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    frozen(module)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from purifiers.core.component import Attack, Classifier, Method
     from purifiers.core.defence import Defence
     from purifiers.core.fitting import fit
+    from purifiers.core.image_file import save_images
     from purifiers.stages._finished import load_classifier, load_method
 
     __version__: str
@@ -43,6 +44,7 @@ __all__ = [
     "load_method",
     "method",
     "names",
+    "save_images",
 ]
 
 _ELSEWHERE = {
@@ -52,6 +54,7 @@ _ELSEWHERE = {
     "load_classifier": "purifiers.stages._finished",
     "load_images": "purifiers.auditing.data",
     "load_method": "purifiers.stages._finished",
+    "save_images": "purifiers.core.image_file",
 }
 """Public name to the module that defines it, imported on first use because that imports torch."""
 

@@ -61,7 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
     speed.add_argument("measurements", type=Path, nargs="+", help="JSON files of benchmarks/timing")
     speed.set_defaults(function=_speed)
 
-    options = parser.parse_args(arguments)
+    export = commands.add_parser("export", help="write a finished adversarial set to one file")
+    export.add_argument("run", help="id or folder of a run of stage attack or purify")
+    export.add_argument("file", type=Path, help="the .npz or .parquet to write")
+    export.set_defaults(function=_export)
+
+    audit = commands.add_parser(
+        "audit", help="attack your own network and purifiers", add_help=False
+    )
+    audit.set_defaults(function=_audit)
+
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.function is not _audit:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     try:
         return options.function(options)
     except UserError as error:
@@ -132,6 +145,20 @@ def _speed(arguments: argparse.Namespace) -> int:
 
     write_speed(arguments.measurements, arguments.table)
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from purifiers.stages._finished import export_images
+
+    count = export_images(arguments.run, arguments.file)
+    print(f"{arguments.file}: {count} images")
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from purifiers.auditing.command import main as audit  # imports torch
+
+    return audit(arguments.rest)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,15 @@ from purifiers.core.errors import UserError
 from purifiers.core.provenance import provenance
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m purifiers audit", description=__doc__)
     add = parser.add_argument
     add(
         "--model",
         required=True,
         help="file.py:factory (with --weights), the folder of a classifier's run, or a classifier "
-        "of the suite with its parameters, such as 'robustbench entry=Wong2020Fast'",
+        "that brings its weights, such as 'robustbench entry=Wong2020Fast'",
     )
     add("--weights", type=Path, help="safetensors, or a state_dict written by torch.save")
     add("--data", required=True, help="a data set such as cifar10, or a folder <split>/<class>/")
@@ -48,17 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", type=Path, help="folder for audit.csv, audit.txt and audit.png")
-    parser.set_defaults(function=run)
+    return _run(parser.parse_args(arguments))
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Audit, print the report and write its files."""
     test = _images(arguments, "test", arguments.n)
     classifier = _classifier(arguments, test).to(arguments.device)
     train = _images(arguments, "train", arguments.fit) if arguments.fit else None
     methods = [_method(text, classifier, train, arguments) for text in arguments.method]
     report = purifiers.audit(
-        purifiers.defend(classifier, methods),
+        purifiers.defend(classifier.eval(), methods),
         test.images,
         test.labels,
         eps=arguments.eps,
@@ -104,6 +105,12 @@ def _classifier(arguments: argparse.Namespace, test: Labelled) -> nn.Module:
         parameters["weights"] = str(arguments.weights)
     shape = tuple(test.images.shape[1:])
     classifier: Classifier = purifiers.classifier(name, shape, test.classes, **parameters)
+    # the factory of a file may load weights itself
+    if name != "file" and not classifier.traits.is_pretrained(parameters):
+        raise UserError(
+            f"--model {model}: its weights are untrained: give a file, a run's folder or an entry "
+            "of RobustBench's zoo"
+        )
     return classifier.eval().requires_grad_(False)
 
 

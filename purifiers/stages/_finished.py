@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import Classifier, Method, frozen
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.spec import SPECS, ComponentSpec, PurifierSpec
+from purifiers.core.image_file import write_image_file
+from purifiers.core.spec import SPECS, AttackSpec, ComponentSpec, PurifierSpec, PurifySpec
 from purifiers.stages._context import Context, load_weights
-from purifiers.stages._opening import new_method, open_classifier, open_data
+from purifiers.stages._opening import new_method, open_classifier, open_data, open_images
 
 RUNS = "results/runs"
 
@@ -65,6 +68,36 @@ def load_method(
     return method
 
 
+def export_images(run: str | Path, path: Path, runs: str | Path = RUNS) -> int:
+    """Write the images of a finished attack or purification with labels, indices and provenance.
+
+    Args:
+        run: the run's id or its folder.
+        path: the file to write, ``.npz`` or ``.parquet``.
+        runs: folder of all runs; ignored if ``run`` is a folder.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        UserError: as :func:`load_classifier`, or another suffix.
+    """
+    folder = find_run(run, runs, ("attack", "purify"))
+    record = folder.record()
+    assert isinstance(record.spec, AttackSpec | PurifySpec)
+    itself = replace(record.spec.images, run=folder.id, stage=folder.stage)
+    images = open_images(_context(folder), itself)
+    made = {
+        "stage": folder.stage,
+        "run": folder.id,
+        "spec": record.spec.to_json(),
+        "ancestors": sorted(f"{stage}/{run}" for stage, run in record.spec.upstream()),
+        **record.provenance,
+    }
+    write_image_file(path, np.array(images.images), images.labels, images.indices, made)
+    return len(images)
+
+
 def find_run(run: str | Path, runs: str | Path, stages: tuple[str, ...]) -> RunFolder:
     """The folder of a finished run of one of ``stages``.
 
@@ -94,7 +127,10 @@ def _by_id(run: str, runs: Path, stages: tuple[str, ...]) -> RunFolder:
         if folder.path.is_dir():
             return folder
     if not runs.is_dir():
-        raise UserError(f"{runs}: no such folder; pass the folder of your runs as `runs`")
+        raise UserError(
+            f"there is no run {run!r}: neither a folder nor an id in {runs}, which does not exist; "
+            "pass the folder of your runs as `runs`"
+        )
     known = [path.name for stage in stages for path in (runs / stage).glob("*") if path.is_dir()]
     hint = did_you_mean(run, known) or f"; it has {len(known)} runs of stage {' or '.join(stages)}"
     raise UserError(f"{runs}: there is no run {run!r}{hint}")

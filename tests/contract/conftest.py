@@ -98,7 +98,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if kind == "training":
                 found = [c for c in found if not c.description.traits.keeps_weights]
             if kind == "attack":
-                found = [c for c in found if not c.description.traits.images_of]
+                traits = [c.description.traits for c in found]
+                found = [
+                    c for c, t in zip(found, traits, strict=True) if not (t.images_of or t.files)
+                ]
             if kind == "classifier":
                 found = [c for c in found if c.description.traits.pretrained is not True]
             metafunc.parametrize(kind, found, ids=[c.name for c in found], scope="module")

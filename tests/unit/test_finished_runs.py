@@ -15,7 +15,7 @@ from purifiers.plan.graph import component_spec
 from purifiers.stages._context import Context, save_weights
 from purifiers.stages._opening import new_method, open_classifier, open_images
 
-AID = {"taps": ["conv1"], "width": 4}
+AID = {"taps": ["conv1"], "width": 16}
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def refused(
 def test_refusals(runs: Path, tmp_path: Path) -> None:
     refused(r"there is no run 'ome' \(did you mean 'one'\?\)", run="ome", runs=runs)
     refused("there is no run 'xyz'; it has 2 runs of stage classifier", run="xyz", runs=runs)
-    refused("no such folder; pass the folder of your runs", runs=tmp_path / "none")
+    refused("does not exist; pass the folder of your runs", runs=tmp_path / "none")
     refused("a run of stage 'purifier', expected classifier or substitute", run="fitted", runs=runs)
     refused("a run of stage 'classifier', expected purifier", "load_method", runs=runs)
     refused(r"no parameter 'epsi' \(did you mean 'eps'", "load_method", "fitted", runs=runs, epsi=0)

@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import purifiers
+from purifiers.__main__ import main
 from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import build
+from purifiers.core.image_file import read_image_file
 from purifiers.core.spec import AttackSpec, ImagesSpec, PurifySpec, ScoreSpec
 from purifiers.stages import attack, purify, score
 from purifiers.stages._context import Context
@@ -83,3 +86,34 @@ def test_the_audit_equals_the_stages(finished: Any, gradient: str) -> None:
     assert frame["clean", ""] == stored["clean", "purify"]
     undefended = report.to_frame().query("threat_model == 'undefended'")["n_correct"].tolist()
     assert undefended == [stored["clean", ""], stored["pgd", "attack"]]
+
+
+def test_an_exported_set_scores_as_in_the_workflow(
+    finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = finished.folder("attack", "*natural-pgd*")
+    path = tmp_path / "set.npz"
+    assert main(["export", str(made), str(path)]) == 0
+    assert f"{path}: 64 images" in capsys.readouterr().out
+    content = read_image_file(path)
+    assert np.array_equal(content.images, np.load(made / "images.npy"))
+    assert content.provenance["run"] == made.name and content.provenance["ancestors"]
+
+    context = Context(finished.runs, "cpu", 1, 64, 60.0)
+    spec = RunFolder(finished.runs, "attack", made.name).record().spec_as(AttackSpec)
+    assert spec.classifier is not None
+    classifier = open_classifier(context, spec.classifier)
+    clean = open_images(context, spec.images)
+    batch, labels, indices = clean.batch(0, len(clean), "cpu")
+    stored = purifiers.attack("stored", path=str(path), eps=0.15)
+    adversarial = stored(classifier, batch, labels, indices=indices)
+    correct = int((classifier(adversarial).argmax(1) == labels).sum())
+    (score_run,) = [
+        run.summary
+        for run in (
+            RunFolder(finished.runs, "score", folder.name).record()
+            for folder in (finished.runs / "score").iterdir()
+        )
+        if run.spec_as(ScoreSpec).images.run == made.name
+    ]
+    assert correct == score_run["n_correct"]

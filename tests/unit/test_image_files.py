@@ -1,0 +1,108 @@
+"""Adversarial sets go out as one file and come back as the attack ``stored``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import purifiers
+from purifiers.core.artifacts import sha256
+from purifiers.core.errors import UserError
+from purifiers.core.image_file import read_image_file
+from purifiers.plan.graph import component_spec
+
+EPS = 0.1
+
+
+@pytest.fixture
+def adversarial(victim):
+    pgd = purifiers.attack("pgd", eps=EPS, steps=5, step_size=0.05)
+    return pgd(victim.model, victim.images, victim.labels)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_set_comes_back_as_it_was(victim, adversarial, suffix, tmp_path):
+    path = tmp_path / f"set{suffix}"
+    indices = torch.arange(len(adversarial)).flip(0) + 1000
+    purifiers.save_images(path, adversarial, victim.labels, indices, attack="pgd")
+    content = read_image_file(path)
+    assert np.array_equal(content.images, adversarial.numpy())
+    assert content.provenance["attack"] == "pgd" and "torch" in content.provenance
+    stored = purifiers.attack("stored", path=str(path), eps=EPS)
+    chosen = torch.tensor([5, 2, 60])
+    images, labels = victim.images[chosen], victim.labels[chosen]
+    found = stored(victim.model, images, labels, indices=indices[chosen])
+    assert torch.equal(found, adversarial[chosen])
+    assert victim.accuracy(adversarial) < 0.5
+
+
+def test_others_arrays_are_read(victim, tmp_path):
+    path = tmp_path / "theirs.npz"
+    pixels = (victim.images * 255).round().to(torch.uint8)
+    np.savez(path, images=pixels.numpy())
+    stored = purifiers.attack("stored", path=str(path))
+    found = stored(victim.model, victim.images, victim.labels)
+    assert torch.equal(found, pixels.float() / 255)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": 0.05}, r"images leave the ball of eps 0\.05, by up to 0\.05"),
+        ({"labels": np.zeros(64, np.int64)}, "labels are not those of the data set"),
+        ({"indices": np.arange(64) + 1}, "has no image of index 0"),
+        ({"indices": np.zeros(64, np.int64)}, "an index occurs twice"),
+        ({"images": np.zeros((64, 1, 9, 9), np.float32)}, "expected .1, 8, 8."),
+        ({"images": np.full((64, 1, 8, 8), 2, np.float32)}, r"leave \[0, 1\]"),
+        ({"images": np.zeros((64, 8, 8))}, "images are float64"),
+        ({"labels": np.zeros(3, np.int64)}, "64 images but labels of shape"),
+    ],
+)
+def test_wrong_sets_are_refused(victim, adversarial, change, message, tmp_path):
+    path = tmp_path / "set.npz"
+    arrays = {"images": adversarial.numpy(), "labels": victim.labels.numpy()}
+    arrays |= {key: value for key, value in change.items() if key != "eps"}
+    np.savez(path, **arrays)
+    stored = purifiers.attack("stored", path=str(path), eps=change.get("eps", 1.0))
+    with pytest.raises(UserError, match=message) as caught:
+        stored(victim.model, victim.images, victim.labels)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_what_is_no_set_is_refused(victim, adversarial, tmp_path):
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            read_image_file(path)
+
+    refused(tmp_path / "none.npz", "no such file")
+    (tmp_path / "set.npz").write_bytes(b"nonsense")
+    refused(tmp_path / "set.npz", "cannot be read as images")
+    np.savez(tmp_path / "set.npz", images=np.array([{}], dtype=object))
+    refused(tmp_path / "set.npz", "cannot be read as images")
+    (tmp_path / "set.parquet").write_bytes(b"PAR1")
+    refused(tmp_path / "set.parquet", "cannot be read as images")
+    with pytest.raises(UserError, match=r"ends in .npz or .parquet"):
+        purifiers.save_images(tmp_path / "set.h5", adversarial, victim.labels)
+    with pytest.raises(UserError, match="no such file"):
+        stored = purifiers.attack("stored", path=str(tmp_path / "none.npz"))
+        stored(victim.model, victim.images, victim.labels)
+
+
+def test_provenance_is_json(victim, adversarial, tmp_path):
+    path = tmp_path / "set.npz"
+    purifiers.save_images(path, adversarial, victim.labels)
+    with np.load(path) as arrays:
+        assert json.loads(str(arrays["provenance"]))["device"] == "cpu"
+
+
+def test_the_plan_holds_the_digest_of_the_file(victim, adversarial, tmp_path):
+    path = tmp_path / "set.npz"
+    purifiers.save_images(path, adversarial, victim.labels)
+    first = component_spec("attack", "stored", {"path": str(path)})
+    assert first.files == {str(path): sha256(path)}
+    purifiers.save_images(path, adversarial, victim.labels, note="another")
+    assert component_spec("attack", "stored", {"path": str(path)}) != first

@@ -17,6 +17,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import fit
 from purifiers.core.prepare import Prepared
+from purifiers.core.robustbench_compat import import_robustbench
 from purifiers.core.taps import deepest_tap, tap_shapes, tapped_features
 from purifiers.methods.aid import Aid
 from purifiers.methods.nrp import Nrp
@@ -43,7 +44,15 @@ def timm_transformer() -> nn.Module:
     )  # fmt: skip
 
 
+def robustbench_wide_resnet() -> nn.Module:
+    import_robustbench()
+    from robustbench.model_zoo.architectures.wide_resnet import WideResNet
+
+    return WideResNet(depth=10, widen_factor=1, num_classes=4)
+
+
 NETWORKS = {
+    "robustbench": (robustbench_wide_resnet, ["block1", "block3"]),
     "torchvision": (torchvision_resnet, ["layer1", "layer3"]),
     "timm": (timm_resnet, ["conv1", "layer4.0.conv2"]),
     "transformer": (timm_transformer, ["patch_embed", "blocks.1"]),

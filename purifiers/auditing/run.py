@@ -242,7 +242,7 @@ class _Run:
             seconds += self.draws * (classify + purify)
         price = duration(math.ceil(seconds * self.images))
         print(
-            f"audit: {len(planned)} attacks on {self.images} images, at most about {price}",
+            f"audit: {len(planned)} attacks on {self.images} images, roughly {price}",
             file=sys.stderr,
             flush=True,
         )

@@ -25,7 +25,7 @@ from purifiers.methods.nrp import Nrp
 SHAPE = (3, 32, 32)
 LABELS = torch.tensor([0, 1, 2, 3])
 INDICES = torch.arange(4)
-AID: dict[str, Any] = {"width": 8, "extra_layers": 0, "train_steps": 2, "iterations": 2}
+AID: dict[str, Any] = {"width": 32, "extra_layers": 0, "train_steps": 2, "iterations": 2}
 NRP: dict[str, Any] = {"blocks": 1, "channels": 4, "attack_steps": 2, "batch_size": 4}
 
 

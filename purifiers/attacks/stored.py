@@ -13,12 +13,12 @@ from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.files import digest_of
 from purifiers.core.image_file import ImageFile, read_image_file
-from purifiers.core.numbers import Length
+from purifiers.core.numbers import Length, Radius
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 TOLERANCE = 1e-6
-"""Largest excess over eps on the [0, 1] scale, as for the suite's own attacks."""
+"""Largest excess over the radius on the [0, 1] scale, as for the suite's own attacks."""
 
 
 class Stored(Attack):
@@ -33,6 +33,7 @@ class Stored(Attack):
     Args:
         path: the file; its content is part of a run's identity.
         eps: L-infinity radius on the [0, 1] scale that the images must keep; null: not checked.
+        radius: L2 radius over all pixels of an image that they must keep; null: not checked.
 
     Raises:
         UserError: a file that cannot be read; images that are missing, of other labels or shape, or
@@ -41,8 +42,10 @@ class Stored(Attack):
 
     traits = AttackTraits(version=1, passes="0", files=("path",))
 
-    def __init__(self, *, path: str, eps: Length | None = None) -> None:
-        self.path, self.eps = path, eps
+    def __init__(
+        self, *, path: str, eps: Length | None = None, radius: Radius | None = None
+    ) -> None:
+        self.path, self.eps, self.radius = path, eps, radius
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
@@ -77,16 +80,18 @@ class Stored(Attack):
         return adversarial
 
     def _check_ball(self, images: Tensor, adversarial: Tensor) -> None:
-        if self.eps is None or not len(images):
-            return
-        distance = (adversarial - images).flatten(1).abs().amax(dim=1)
-        outside = int((distance > self.eps + TOLERANCE).sum())
-        if outside:
-            raise UserError(
-                f"{self.path}: {outside} of {len(images)} images leave the ball of eps "
-                f"{self.eps:g}, by up to {float(distance.max()) - self.eps:.3g}; correct eps, or "
-                "store images inside it"
-            )
+        difference = (adversarial - images).flatten(1)
+        for name, limit, order in (("eps", self.eps, torch.inf), ("radius", self.radius, 2)):
+            if limit is None or not len(images):
+                continue
+            distance = torch.linalg.vector_norm(difference, order, dim=1)
+            outside = int((distance > limit + TOLERANCE).sum())
+            if outside:
+                raise UserError(
+                    f"{self.path}: {outside} of {len(images)} images leave the ball of {name} "
+                    f"{limit:g}, by up to {float(distance.max()) - limit:.3g}; correct {name}, or "
+                    "store images inside it"
+                )
 
 
 @functools.lru_cache(maxsize=1)

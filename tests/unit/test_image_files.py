@@ -53,6 +53,7 @@ def test_others_arrays_are_read(victim, tmp_path):
     ("change", "message"),
     [
         ({"eps": 0.05}, r"images leave the ball of eps 0\.05, by up to 0\.05"),
+        ({"radius": 0.2}, r"images leave the ball of radius 0\.2"),
         ({"labels": np.zeros(64, np.int64)}, "labels are not those of the data set"),
         ({"indices": np.arange(64) + 1}, "has no image of index 0"),
         ({"indices": np.zeros(64, np.int64)}, "an index occurs twice"),
@@ -65,9 +66,9 @@ def test_others_arrays_are_read(victim, tmp_path):
 def test_wrong_sets_are_refused(victim, adversarial, change, message, tmp_path):
     path = tmp_path / "set.npz"
     arrays = {"images": adversarial.numpy(), "labels": victim.labels.numpy()}
-    arrays |= {key: value for key, value in change.items() if key != "eps"}
-    np.savez(path, **arrays)
-    stored = purifiers.attack("stored", path=str(path), eps=change.get("eps", 1.0))
+    ball = {key: value for key, value in change.items() if key in ("eps", "radius")}
+    np.savez(path, **{**arrays, **{k: v for k, v in change.items() if k not in ball}})
+    stored = purifiers.attack("stored", path=str(path), **ball)
     with pytest.raises(UserError, match=message) as caught:
         stored(victim.model, victim.images, victim.labels)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)

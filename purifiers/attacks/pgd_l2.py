@@ -66,10 +66,10 @@ class PgdL2(Attack):
                 if not unbroken.all():
                     result[rows] = current
                     rows, images, labels = rows[unbroken], images[unbroken], labels[unbroken]
+                    current, gradient = current[unbroken], gradient[unbroken]
                     if not len(rows):
                         break
                     indices = indices[unbroken.to(indices.device)]
-                    current, gradient = current[unbroken], gradient[unbroken]
             current = current + self.step_length * direction(gradient)
             current = project(current, images, self.radius)
         result[rows] = current

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from purifiers.core.binding import guard
 from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
-from purifiers.core.modes import refuse_training_mode
+from purifiers.core.modes import attackable, refuse_training_mode
 from purifiers.core.noise import derive_seed
 from purifiers.core.numbers import length_kind, read_length
 from purifiers.core.recipe import Recipe
@@ -106,9 +106,12 @@ class Attack(Component):
         target = as_target(logits_fn)
         target.largest_label = check_labels(labels, images, name)
         refuse_training_mode(target.model, name)
-        rows = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
-        adversarial = self.perturb(target, images, labels, seed, rows).detach()
-        self._check(images, adversarial)
+        rows = default_indices(images, indices)
+        with attackable():
+            # copies, because a model may work in place and the caller's images stay
+            images, labels = images.detach().clone(), labels.clone()
+            adversarial = self.perturb(target, images, labels, seed, rows).detach()
+            self._check(images, adversarial)
         return adversarial
 
     def _check(self, images: Tensor, adversarial: Tensor) -> None:
@@ -310,8 +313,20 @@ def frozen(module: nn.Module) -> nn.Module:
 
 
 def default_indices(images: Tensor, indices: Sequence[int] | Tensor | None) -> Tensor:
-    """``indices`` as a tensor; 0 ... n-1 if None."""
-    return torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+    """``indices`` as a tensor int64 (n,); 0 ... n-1 if None.
+
+    Raises:
+        UserError: another number of indices than images, or indices that are not integers.
+    """
+    if indices is None:
+        return torch.arange(len(images))
+    rows = torch.as_tensor(indices)
+    if rows.shape != images.shape[:1] or rows.is_floating_point() or rows.is_complex():
+        raise UserError(
+            f"indices are {str(rows.dtype).removeprefix('torch.')} of shape {tuple(rows.shape)} "
+            f"for {len(images)} images; give one integer per image"
+        )
+    return rows.long()
 
 
 def build(cls: type, *context: Any, **parameters: Any) -> Any:

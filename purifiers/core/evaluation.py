@@ -118,7 +118,8 @@ def scored(classifier: Callable[[Tensor], Any], images: Tensor, clean: Tensor) -
         RuntimeError: the logits are not finite.
     """
     with torch.no_grad():
-        logits = as_logits(classifier(images), classifier)
+        # a copy, because a network may work in place
+        logits = as_logits(classifier(images.clone()), classifier)
     if not torch.isfinite(logits).all():
         raise RuntimeError("the classifier gave logits that are not finite")
     return Scored(logits.argmax(1).cpu(), *distances(images.cpu(), clean.cpu()))

@@ -39,7 +39,7 @@ def check_images(images: Any, where: str) -> None:
         )
     if images.numel() == 0:
         return
-    low, high = float(images.min()), float(images.max())
+    low, high = (float(value) for value in images.detach().aminmax())
     if low >= 0.0 and high <= 1.0:
         return
     hint = "use finite values"

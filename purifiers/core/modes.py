@@ -1,7 +1,11 @@
-"""Refusal of networks that an attack would change, or that answer at random."""
+"""The modes of torch and of networks in which an attack may run."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -34,3 +38,15 @@ def refuse_training_mode(model: object, where: str) -> None:
                 f"{where}: {type(model).__name__} is in training mode and {layer} would change "
                 "with each query; call .eval()"
             )
+
+
+@contextlib.contextmanager
+def attackable() -> Iterator[None]:
+    """Compute in float32 by default and outside inference mode, whatever the caller has set."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(default)

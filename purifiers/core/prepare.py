@@ -85,7 +85,8 @@ class Prepared:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        # a copy, because a network may work in place
+        images = images.clone(memory_format=torch.channels_last)
         if not self._compared and len(images):
             self._compare(images.detach())
         return as_logits(self.module(images), self._original).float()
@@ -105,8 +106,8 @@ class Prepared:
         try:
             with torch.no_grad():
                 for batch in (images, random):
-                    expected = as_logits(self._original(batch), self._original)
-                    self._compare_logits(expected.float(), batch)
+                    expected = as_logits(self._original(batch.clone()), self._original)
+                    self._compare_logits(expected.float(), batch.clone())
         finally:
             for part, training in modes:
                 part.training = training

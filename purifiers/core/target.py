@@ -87,7 +87,7 @@ class Target:
     def classify(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images that are purified already."""
         bare: Callable[[Tensor], Tensor] = getattr(self.model, "classify", self.model)
-        return self._logits(bare(images))
+        return self._logits(bare(images.clone()))
 
     def bare(self) -> Target:
         """The classifier alone as a target, for images that are purified already."""
@@ -137,6 +137,8 @@ class Target:
 
     def _logits(self, output: Any) -> Tensor:
         logits = as_logits(output, self.model)
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
         if self.largest_label < 0:
             return logits
         if logits.dim() != 2:
@@ -162,7 +164,7 @@ class Target:
 
     def _query(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         if not self._per_image:
-            return query(images)
+            return query(images.clone())  # a function may work in place
         return query(images, self._draw_indices(indices) if self.stochastic else indices)
 
     def _draw_indices(self, indices: Tensor) -> Tensor:

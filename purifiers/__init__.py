@@ -128,9 +128,9 @@ def defend(
             ``eot_combine``, ``auxiliary``), as in :class:`purifiers.core.defence.Defence`.
     """
     from purifiers.core.defence import Defence
-    from purifiers.core.foreign import as_method
+    from purifiers.core.foreign import as_methods
 
-    return Defence(classifier, [as_method(method) for method in methods], **threat)
+    return Defence(classifier, as_methods(methods), **threat)
 
 
 def _make(kind: str, name: str, *context: Any, **parameters: Any) -> Any:

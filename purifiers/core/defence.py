@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError, check_choice
-from purifiers.core.images import refuse_array
+from purifiers.core.images import check_input
 from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
 
@@ -156,9 +156,11 @@ class Defence(nn.Module):
             indices: the images' indices in their data set; None: fresh noise.
 
         Raises:
-            UserError: the images require gradients and ``gradient`` is ``"none"``.
+            UserError: the images require gradients and ``gradient`` is ``"none"``; or, without
+                ``indices``, they are clearly not in [0, 1].
         """
-        refuse_array(images, "Defence")
+        if indices is None:  # not the suite's own attacks, which check their images once
+            check_input(images, "Defence")
         self._refuse_gradient(images)
         if self.straight_through:
             with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError
@@ -65,6 +65,18 @@ def as_method(purifier: Method | Callable[[Tensor], Tensor]) -> Method:
             "function from images to images"
         )
     return Foreign(purifier)
+
+
+def as_methods(purifiers: Sequence[Method | Callable[[Tensor], Tensor]]) -> list[Method]:
+    """The purifiers as methods, see :func:`as_method`.
+
+    Raises:
+        UserError: a single purifier instead of a list.
+    """
+    if not isinstance(purifiers, list | tuple | nn.ModuleList):
+        name = type(purifiers).__name__
+        raise UserError(f"methods is a {name}: give a list, [purifier]")
+    return [as_method(purifier) for purifier in purifiers]
 
 
 def measure_traits(method: Method, images: Tensor) -> None:

@@ -62,6 +62,29 @@ def refuse_array(images: Any, where: str) -> None:
         raise UserError(f"{where}: images is a NumPy array; use {_fix(images)}")
 
 
+def check_input(images: Any, where: str) -> None:
+    """Raise an error if ``images`` are clearly no images in [0, 1], as 0..255 are not.
+
+    Other tools' attacks may leave [0, 1] for a moment, so the range has a tolerance of 1. On a GPU
+    only type and dimensions are checked, because the range would have to wait for the device.
+
+    Raises:
+        UserError: a NumPy array, integers, other dimensions, another range or NaN.
+    """
+    refuse_array(images, where)
+    if images.dim() != 4 or not images.is_floating_point():
+        dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
+        raise UserError(
+            f"{where}: images must be float32 NCHW, got {dtype} {shape}; use {_fix(images)}"
+        )
+    if images.is_cuda or not images.numel():
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= -1.0 and high <= 2.0):
+        hint = "divide by 255" if high > 2.0 else "use finite values in [0, 1]"
+        raise UserError(f"{where}: images must lie in [0, 1], got [{low:g}, {high:g}]; {hint}")
+
+
 def check_labels(labels: Any, images: Tensor, where: str) -> int:
     """Raise an error unless ``labels`` is one class number per image.
 

@@ -37,6 +37,11 @@ def decode(data: bytes, shape: Sequence[int], where: str, fit: bool = False) -> 
     channels, height, width = shape
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
+        if image.mode.startswith(("I", "F")):
+            raise UserError(
+                f"{where}: has more than 8 bits per channel (mode {image.mode}); convert it to 8 "
+                "bits, because scaling it needs to know its range"
+            )
         if fit:
             image = ImageOps.exif_transpose(image)
         image = image.convert(_MODES[channels])

@@ -687,6 +687,15 @@ def test_image_folder_errors_are_clear(tmp_path):
         ImageFolder(shape=(2, 8, 8))
 
 
+def test_image_folder_refuses_more_than_eight_bits(tmp_path):
+    """Pillow clips 16-bit grey values to 255: nearly white images."""
+    path = tmp_path / "mine/train/cat/1.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 32_000, np.uint16)).save(path)
+    with pytest.raises(UserError, match=r"1\.png: has more than 8 bits per channel"):
+        ImageFolder(path="mine").load("train", tmp_path)
+
+
 # --- the real ones ------------------------------------------------------------------------------
 
 real = pytest.mark.skipif(

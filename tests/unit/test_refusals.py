@@ -290,3 +290,23 @@ def test_dropout_counts_and_layers_without_effect_do_not(images):
 
 class LoneDropout(nn.Dropout):
     """A layer that is the whole model."""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda x: (x * 255).to(torch.uint8), r"use images\.float\(\) / 255"),
+        (lambda x: x * 255, "divide by 255"),
+        (lambda x: x * torch.nan, "finite"),
+        (lambda x: x[0], "float32 NCHW"),
+    ],
+)
+def test_a_defence_refuses_what_is_no_image(victim, wrong, message):
+    defence = purifiers.defend(victim.model, [])
+    with pytest.raises(UserError, match=message):
+        defence(wrong(victim.images))
+
+
+def test_methods_are_a_list(victim):
+    with pytest.raises(UserError, match=r"give a list, \[purifier\]"):
+        purifiers.defend(victim.model, purifiers.method("identity"))

@@ -25,10 +25,12 @@ class Stored(Attack):
     """The images of a file with the indices of the clean images.
 
     The file is an ``.npz`` with the arrays ``images`` (float32 in [0, 1] or uint8, (n, C, H, W)),
-    ``labels`` and ``indices``, or a parquet file written by :func:`purifiers.save_images`. Labels
-    and indices are optional; without indices the images are 0 ... n-1 of the data set. It queries
-    no model, so on other models than the one that the images were made for it is a transferred
-    attack.
+    ``labels`` and ``indices``, or a parquet file as :func:`purifiers.save_images` writes it. Labels
+    and indices are optional; without indices the images are 0 ... n-1 of the data set.
+
+    It queries no model. On other models than the one that the images were made for, it is a
+    transferred attack. In a table, the cell's threat model states what their author could query:
+    ``oblivious`` for the classifier alone or an unknown model, ``white_box`` for the whole defence.
 
     Args:
         path: the file; its content is part of a run's identity.

@@ -156,11 +156,18 @@ def _read_parquet(path: Path) -> ImageFile:
 
     table = pq.read_table(path)
     metadata = table.schema.metadata or {}
+    if "image" not in table.column_names or b"shape" not in metadata:
+        raise ValueError("needs a column image, and its shape [C, H, W] in the schema's metadata")
     shape = json.loads(metadata[b"shape"])
     flat = table["image"].combine_chunks().flatten().to_numpy()
+    columns = {
+        name: table[name].to_numpy().astype(np.int64) if name in table.column_names else None
+        for name in ("label", "index")
+    }
+    rows = columns["index"]
     return ImageFile(
         images=flat.reshape(len(table), *shape),
-        labels=table["label"].to_numpy(),
-        indices=table["index"].to_numpy(),
+        labels=columns["label"],
+        indices=np.arange(len(table)) if rows is None else rows,
         provenance=json.loads(metadata.get(b"provenance", b"{}")),
     )

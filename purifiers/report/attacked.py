@@ -123,7 +123,7 @@ def _attacked(
         name=f"{name} / {first.attack}" if shared else name,
         threat_model=cell.threat_model,
         recipe=recipe,
-        one_step=attack_spec is not None and _passes(attack_spec.attack) <= ONE_GRADIENT,
+        one_step=attack_spec is not None and 0 < _passes(attack_spec.attack) <= ONE_GRADIENT,
         stochastic=cell.stochastic,
         seeds=seeds,
     )
@@ -150,6 +150,7 @@ def _run(score: ScoreRun, results: Results) -> AttackedRun:
         direct=attack is not None
         and spec.detector is None
         and attack.gradient != "none"
+        and _passes(attack.attack) > 0  # a stored set takes no gradient
         and (attack.classifier, attack.methods) == (spec.classifier, methods),
         probe=None if record is None else record.summary.get("probe"),
         scores=score.scores,

@@ -24,7 +24,7 @@ from purifiers.stages.job import run_batch
 IMAGES = 48
 COMMON = {"epochs": 2, "batch_size": 16}
 METHODS: dict[str, dict[str, Any]] = {
-    "aid": {"taps": ["conv1"], "width": 4, "train_steps": 1, **COMMON},
+    "aid": {"taps": ["stage2"], "width": 4, "train_steps": 1, **COMMON},
     "hgd": {
         **{"variant": "dunet", "width": 2, "eps": 0.1, "steps": 1, "step_size": 0.1},
         **{"early_stopping": 0, **COMMON},
@@ -67,9 +67,13 @@ def test_equal_weights_to_the_bit(untrained_runs: Path, name: str, dtype: torch.
     classifier = purifiers.load_classifier("one", runs=untrained_runs)
     images, labels = training_set(untrained_runs)
     given = images if dtype == torch.uint8 else images.float() / 255
-    torch.manual_seed(99)  # of no influence
+    torch.manual_seed(99)  # of no influence, as is the mode
+    classifier.train().requires_grad_(True)
     method = purifiers.method(name, **METHODS[name])
     assert purifiers.fit(method, classifier, given, labels, seed=3, progress=False) is method
+    assert all(part.training for part in classifier.modules())
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    classifier.eval()
     state, expected = method.state_dict(), staged.state_dict()
     assert state.keys() == expected.keys()
     for key, value in expected.items():

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -47,6 +49,19 @@ def test_others_arrays_are_read(victim, tmp_path):
     stored = purifiers.attack("stored", path=str(path))
     found = stored(victim.model, victim.images, victim.labels)
     assert torch.equal(found, pixels.float() / 255)
+
+
+def test_others_parquet_is_read(victim, tmp_path):
+    path = tmp_path / "theirs.parquet"
+    pixels = (victim.images * 255).round().to(torch.uint8)
+    table = pa.table({"image": list(pixels.flatten(1).numpy())})
+    pq.write_table(table.replace_schema_metadata({"shape": "[1, 8, 8]"}), path)
+    stored = purifiers.attack("stored", path=str(path))
+    found = stored(victim.model, victim.images, victim.labels)
+    assert torch.equal(found, pixels.float() / 255)
+    pq.write_table(table, path)
+    with pytest.raises(UserError, match=r"needs a column image, and its shape \[C, H, W\]"):
+        read_image_file(path)
 
 
 @pytest.mark.parametrize(

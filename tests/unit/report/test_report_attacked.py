@@ -300,6 +300,20 @@ def test_a_single_gradient_is_told_by_what_it_costs(attacked_cell: Make, told: M
         )
 
 
+def test_a_stored_set_took_no_gradient(attacked_cell: Make, told: Make) -> None:
+    """It beats a weak attack, but not as one of a single step, and promises nothing itself."""
+    theirs = {"path": "theirs.npz", "eps": EPS, "radius": None}
+    strong, weak = (
+        attacked_cell(column, correct, "oblivious", attack="stored", parameters=theirs)
+        for column, correct in (("strong", 100), ("weak", 400))
+    )
+    found = told(strong, weak, attacked_cell("pgd", 250))
+    assert found["strong"] == found["weak"] == ""
+    assert found["pgd"] == ("beaten by 'Noise / strong' (oblivious): 29.3 points lower accuracy")
+    own = attacked_cell("own", 100, attack="stored", parameters=theirs)
+    assert "one step" not in told(own, attacked_cell("pgd again", 250))["pgd again"]
+
+
 def test_the_bare_classifier_is_attacked_directly(
     a_cell: Make, attack_run: Make, score: Make, told: Make
 ) -> None:

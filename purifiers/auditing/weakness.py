@@ -15,6 +15,7 @@ from purifiers.core.component import Method
 from purifiers.core.formula import evaluate
 from purifiers.core.spec import AttackSpec, ComponentSpec, Eot, ImagesSpec, MethodSpec, Subset
 from purifiers.report import signs
+from purifiers.report.attacked import ONE_GRADIENT
 
 MODEL = "audited"
 """Stands for the audited classifier and data in specs, which name runs in the tables."""
@@ -47,6 +48,7 @@ def _cell(result: AttackResult, methods: Sequence[Method], seed: int) -> signs.A
     count = len(result.rows.labels)
     images = ImagesSpec(data=MODEL, subset=Subset(split=MODEL, n=count, seed=0), run=None)
     parameters = plan.parameters_with_defaults
+    passes = evaluate(plan.attack.traits.passes, parameters)
     recipe = ComponentSpec(
         component=plan.name,
         version=plan.attack.traits.version,
@@ -69,7 +71,7 @@ def _cell(result: AttackResult, methods: Sequence[Method], seed: int) -> signs.A
     run = signs.AttackedRun(
         model=signs.Scored(MODEL, scored_methods, MODEL, images.subset),
         attack=spec,
-        direct=plan.gradient != "none" and attacked_methods == scored_methods,
+        direct=plan.gradient != "none" and passes > 0 and attacked_methods == scored_methods,
         probe=result.probe,
         scores=scores,
     )
@@ -77,7 +79,7 @@ def _cell(result: AttackResult, methods: Sequence[Method], seed: int) -> signs.A
         name=result.label,
         threat_model=plan.threat_model,
         recipe=recipe,
-        one_step=evaluate(plan.attack.traits.passes, parameters) <= 3,
+        one_step=0 < passes <= ONE_GRADIENT,
         stochastic=any(method.random for method in methods),
         seeds={seed: run},
     )

@@ -279,3 +279,18 @@ def test_hugging_faces_outputs_are_taken(victim):
         for m in (Model(), victim.model)
     )
     assert frame["n_correct"].tolist() == same["n_correct"].tolist()
+
+
+def test_a_stored_set_is_no_gradient_attack(victim, tmp_path):
+    """It costs no passes, and must not count as an attack of one step that beats PGD."""
+    pgd = purifiers.attack("pgd", eps=EPS, steps=10, step_size=EPS / 4)
+    path = tmp_path / "set.npz"
+    purifiers.save_images(path, pgd(victim.model, victim.images, victim.labels), victim.labels)
+    weak = purifiers.attack("pgd", eps=EPS, steps=2, step_size=0.001, random_start=False)
+    attacks = [weak, purifiers.attack("stored", path=str(path), eps=EPS)]
+    report = purifiers.audit(
+        victim.model, victim.images, victim.labels, attacks=attacks, progress=False
+    )
+    by_attack = report.to_frame().set_index("attack")
+    assert by_attack["n_correct"].iloc[2] < by_attack["n_correct"].iloc[1]
+    assert "one step" not in by_attack["warnings"].iloc[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _repository() -> Path:
+    """The current folder, if it is a checkout of the suite."""
+    here = Path.cwd()
+    for folder in ("workflow/scales", "benchmarks"):
+        if not (here / folder).is_dir():
+            raise UserError(f"{here}: has no {folder}/; start the command in the repository")
+    return here
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -104,21 +117,21 @@ def _plan(arguments: argparse.Namespace) -> int:
     from purifiers.plan.plan import make_plan
     from purifiers.plan.price import describe_price
 
-    print(describe_price(make_plan(Path.cwd(), arguments.scale, arguments.documents)))
+    print(describe_price(make_plan(_repository(), arguments.scale, arguments.documents)))
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from purifiers.report.reports import write_reports
 
-    write_reports(Path.cwd(), arguments.scale, arguments.documents)
+    write_reports(_repository(), arguments.scale, arguments.documents)
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
     from purifiers.report.reports import write_status
 
-    return write_status(Path.cwd(), check=arguments.check)
+    return write_status(_repository(), check=arguments.check)
 
 
 def _measure(arguments: argparse.Namespace) -> int:
@@ -126,7 +139,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     from purifiers.plan.scale import scale_names
     from purifiers.stages.throughput import measure_networks
 
-    root = Path.cwd()
+    root = _repository()
     runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
     networks = {network for run in runs for network in run.cost}
     measure_networks(networks, root / "workflow" / "throughput.yaml", arguments.device)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from purifiers.core.errors import UserError
+
 
 def data_root() -> Path:
     """The folder of all data sets.
@@ -15,9 +17,20 @@ def data_root() -> Path:
     Returns:
         The environment variable ``PURIFYBENCH_DATA`` if it is set, else ``data/`` below the
         current directory.
+
+    Raises:
+        UserError: the variable names no folder.
     """
     configured = os.environ.get("PURIFYBENCH_DATA")
-    return Path(configured).expanduser() if configured else Path.cwd() / "data"
+    if not configured:
+        return Path.cwd() / "data"
+    root = Path(configured).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"PURIFYBENCH_DATA is {configured!r}, which is no folder: correct it, or create the "
+            "folder for downloads"
+        )
+    return root
 
 
 def subset_indices(total: int, n: int, seed: int, last: bool = False) -> npt.NDArray:

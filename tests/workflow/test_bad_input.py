@@ -274,6 +274,7 @@ def test_missing_data_without_network(finished: Any, tmp_path: Path) -> None:
     edit(finished, SCALE, "digits: {use: digits, train: 200", "digits: {use: mnist, train: 200")
     edit(finished, PAPER, "digits: {eps", "mnist: {eps")
     before = finished.results()
+    (tmp_path / "nothing").mkdir()
     done = finished.snakemake(
         "results/tables/tiny/toy/table_2.csv",
         PURIFYBENCH_DATA=str(tmp_path / "nothing"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from purifiers.core import registry
+from purifiers.core.binding import component_name
 from purifiers.core.component import Attack, Method, build
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import read_length
@@ -91,7 +92,7 @@ class Planned:
     def parameters_with_defaults(self) -> dict[str, Any]:
         """All parameters of the attack; an attack stores each as an attribute of its name."""
         known = dict(self.parameters)
-        if component_name(self.attack) in registry.names("attack"):
+        if name_of(self.attack) in registry.names("attack"):
             for name in registry.describe("attack", self.name).parameters:
                 if hasattr(self.attack, name):
                     known[name] = getattr(self.attack, name)
@@ -238,7 +239,7 @@ def given_attacks(
                 f"audit: attacks holds a {type(attack).__name__}: create attacks with "
                 "purifiers.attack(name, ...)"
             )
-        name = component_name(attack)
+        name = name_of(attack)
         if random and attack.traits.stops_at_first_success:
             raise UserError(
                 f"audit: attack {name!r} keeps the first lucky draw of a random defence: "
@@ -252,8 +253,7 @@ def given_attacks(
     return planned
 
 
-def component_name(component: object) -> str:
+def name_of(component: object) -> str:
     """Registry name of a component of the suite, or the class's name for one from elsewhere."""
-    module = type(component).__module__
-    name = module.rpartition(".")[2]
-    return name if module.startswith("purifiers.") else type(component).__name__
+    own = type(component).__module__.startswith("purifiers.")
+    return component_name(type(component)) if own else type(component).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifiers.auditing.protocol import component_name
+from purifiers.auditing.protocol import name_of
 from purifiers.auditing.report import AttackResult
 from purifiers.core.component import Method
 from purifiers.core.formula import evaluate
@@ -87,7 +87,7 @@ def _cell(result: AttackResult, methods: Sequence[Method], seed: int) -> signs.A
 
 def _method_spec(method: Method) -> MethodSpec:
     return MethodSpec(
-        component=component_name(method),
+        component=name_of(method),
         version=method.traits.version,
         parameters={},
         run=None,

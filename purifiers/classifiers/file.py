@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.modes import evaluation
 from purifiers.core.taps import tapped_features
 from purifiers.core.traits import ClassifierTraits
 
@@ -83,19 +84,14 @@ class File(Classifier):
         """Raise an error unless the network maps an image to one logit per class."""
         parameter = next(self.network.parameters(), torch.empty(0))
         image = torch.zeros(1, *self.shape, device=parameter.device)
-        modes = [(part, part.training) for part in self.network.modules()]
-        self.network.eval()
         try:
-            with torch.no_grad():
+            with evaluation(self.network):
                 logits = self.network(image)
         except Exception as error:
             raise UserError(
                 f"{where}: the network fails on an image of shape {self.shape} "
                 f"({_reason(error)}): correct the network or its options"
             ) from None
-        finally:
-            for part, training in modes:
-                part.training = training
         if not isinstance(logits, Tensor) or logits.shape != (1, self.classes):
             returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from purifiers.core import loop
 from purifiers.core.component import Method, frozen
 from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
+from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.recipe import Recipe
 from purifiers.core.shards import fill
@@ -185,7 +186,7 @@ def fit(
     with (
         tempfile.TemporaryDirectory(prefix="purifybench-") as folder,
         torch.random.fork_rng(cuda),
-        _frozen_meanwhile(classifier),
+        contextlib.nullcontext() if classifier is None else frozen_meanwhile(classifier),
     ):
         torch.manual_seed(own_seed)
         method.bind(classifier, images.shape[1:])
@@ -235,21 +236,3 @@ def _device(device: str | torch.device | None, classifier: nn.Module | None) -> 
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
         reason = str(error).split("\n")[0]
         raise UserError(f"fit: device {device!r} is not available ({reason}): use cpu") from None
-
-
-@contextlib.contextmanager
-def _frozen_meanwhile(module: nn.Module | None) -> Iterator[None]:
-    """Freeze ``module``; restore the mode of each part and the gradients afterwards."""
-    if module is None:
-        yield
-        return
-    modes = [(part, part.training) for part in module.modules()]
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    frozen(module)
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter in trainable:
-            parameter.requires_grad_(True)

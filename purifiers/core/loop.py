@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from purifiers.core.checkpoint import Checkpoint
 from purifiers.core.errors import UserError
+from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator
 from purifiers.core.progress import Progress
 from purifiers.core.recipe import Recipe
@@ -144,7 +145,7 @@ def fit(
 
     def validation_loss() -> float:
         total_loss = 0.0
-        with _evaluation(module):
+        with evaluation(module):
             for number, rows in enumerate(held_out.split(recipe.batch_size)):
                 noise = derive_seed(seed, "validation", number)
                 total_loss += float(batch_loss(rows, "none", noise)) * len(rows)
@@ -223,16 +224,3 @@ def _training_only(module: nn.Module, part: str) -> Iterator[None]:
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode without gradients; restore the mode of each part afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -50,3 +50,34 @@ def attackable() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
+
+
+@contextlib.contextmanager
+def evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode of each part is restored afterwards."""
+    with _modes_kept(network), torch.no_grad():
+        network.eval()
+        yield
+
+
+@contextlib.contextmanager
+def frozen_meanwhile(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode with frozen parameters; both are restored afterwards."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    with _modes_kept(network):
+        network.eval().requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _modes_kept(network: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in network.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

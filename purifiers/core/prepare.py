@@ -15,6 +15,7 @@ from purifiers.core.component import frozen
 from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.logits import as_logits
+from purifiers.core.modes import evaluation
 from purifiers.core.precision import PRECISIONS
 
 CHUNK = 32
@@ -101,16 +102,10 @@ class Prepared:
             return
         draw = torch.Generator().manual_seed(0)
         random = torch.rand(images.shape, generator=draw).to(images)
-        modes = [(part, part.training) for part in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                for batch in (images, random):
-                    expected = as_logits(self._original(batch.clone()), self._original)
-                    self._compare_logits(expected.float(), batch.clone())
-        finally:
-            for part, training in modes:
-                part.training = training
+        with evaluation(self.module):
+            for batch in (images, random):
+                expected = as_logits(self._original(batch.clone()), self._original)
+                self._compare_logits(expected.float(), batch.clone())
 
     def _compare_logits(self, expected: Tensor, images: Tensor) -> None:
         try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.modes import evaluation
 
 Shape = tuple[int, int, int]
 
@@ -92,7 +93,7 @@ def tap_shapes(
     Raises:
         UserError: as :func:`tapped_features`.
     """
-    with _probing(classifier):
+    with evaluation(classifier):
         features = tapped_features(classifier, _black_image(classifier, shape), taps)
     return {tap: _shape(tensor) for tap, tensor in zip(taps, features, strict=True)}
 
@@ -120,7 +121,7 @@ def deepest_tap(classifier: nn.Module, shape: Sequence[int]) -> str:
 
     parts = {name: part for name, part in network.named_modules() if name}
     if parts:
-        with _probing(network), _hooks(parts, store):
+        with evaluation(network), _hooks(parts, store):
             network(_black_image(network, shape))
     with_pixels = [name for name, has_pixels in ended.items() if has_pixels]
     if not with_pixels:
@@ -158,19 +159,6 @@ def _hooks(parts: dict[str, nn.Module], store: Callable[[str, Any], None]) -> It
         for name, part in parts.items():
             stack.callback(part.register_forward_hook(hook_of(name)).remove)
         yield
-
-
-@contextlib.contextmanager
-def _probing(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every module's mode is restored afterwards."""
-    modes = [(part, part.training) for part in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _black_image(network: nn.Module, shape: Sequence[int]) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
-from purifiers.core.component import Method, frozen
+from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
 from purifiers.core.precision import PRECISIONS, computing
@@ -196,18 +195,3 @@ class FittedAutoencoder(Method):
         )
         with computing(self.attack_precision, images):
             return pgd(model, images, labels, seed, indices)
-
-
-@contextlib.contextmanager
-def under_attack(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode with frozen parameters, and restore both afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    frozen(module)
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for parameter in trained:
-            parameter.requires_grad_(True)

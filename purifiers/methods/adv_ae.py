@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.traits import Fit, Network
-from purifiers.methods._fitted_autoencoder import FittedAutoencoder, under_attack
+from purifiers.methods._fitted_autoencoder import FittedAutoencoder
 
 
 class AdvAe(FittedAutoencoder):
@@ -82,7 +83,7 @@ class AdvAe(FittedAutoencoder):
         loss = images.new_zeros(())
         targets = self.targets()
         for number, target in enumerate(targets):
-            with under_attack(self):
+            with frozen_meanwhile(self):
                 defence = Defence(target, [self])
                 attack_seed = derive_seed(seed, number)
                 adversarial = self.attack(defence, images, labels, indices, attack_seed, share)

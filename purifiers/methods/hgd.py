@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.errors import check_choice
+from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.traits import Fit, Network
-from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers, under_attack
+from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers
 from purifiers.methods._unet import DenoisingUnet
 
 GUIDANCES = ("class", "logits")
@@ -69,5 +70,5 @@ class Hgd(FittedAutoencoder):
 
     def example(self, number: int, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         target = self.targets()[number]
-        with under_attack(target.module):  # no dropout: equal in every run
+        with frozen_meanwhile(target.module):  # no dropout: equal in every run
             return self.attack(target, images, labels, indices, derive_seed("hgd", number))

@@ -18,7 +18,6 @@ from purifiers.auditing.protocol import BUDGETS, NORMS
 from purifiers.core.artifacts import write_text
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError
-from purifiers.core.provenance import provenance
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,8 +72,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         report.to_frame().to_csv(arguments.out / "audit.csv", index=False)
-        made = provenance(arguments.device, torch.get_num_threads())
-        write_text(arguments.out / "audit.txt", f"{report}{note}\n{made}\n")
+        text = f"{report}{note}\n{dict(report.provenance)}\n"
+        write_text(arguments.out / "audit.txt", text)
         report.plot().savefig(arguments.out / "audit.png", dpi=150)
     return 0
 

@@ -91,12 +91,12 @@ class Planned:
     @property
     def parameters_with_defaults(self) -> dict[str, Any]:
         """All parameters of the attack; an attack stores each as an attribute of its name."""
-        known = dict(self.parameters)
+        parameters = dict(self.parameters)
         if name_of(self.attack) in registry.names("attack"):
             for name in registry.describe("attack", self.name).parameters:
                 if hasattr(self.attack, name):
-                    known[name] = getattr(self.attack, name)
-        return known
+                    parameters[name] = getattr(self.attack, name)
+        return parameters
 
     @property
     def label(self) -> str:

@@ -21,15 +21,15 @@ from purifiers.auditing.protocol import (
 )
 from purifiers.auditing.report import AttackResult, AuditReport, Rows
 from purifiers.auditing.weakness import find_signs
-from purifiers.core.component import Attack, Method
+from purifiers.core.component import Attack, Method, default_indices
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.evaluation import (
     attacked,
     attacked_defence,
     distances,
+    predicted,
     purified,
-    scored,
     unprepared,
 )
 from purifiers.core.foreign import Foreign, measure_traits
@@ -91,7 +91,7 @@ def audit(
         raise UserError("audit: there are no images; give at least one")
     refuse_training_mode(defence, "audit")
     device = device_of(classifier)
-    rows = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+    rows = default_indices(images, indices)
     batches = [
         (part.to(device), truth.to(device), row)
         for part, truth, row in zip(
@@ -151,10 +151,10 @@ class _Run:
     def under(self, plan: Planned) -> Iterator[AttackResult]:
         """One attack; an oblivious one is also scored on the classifier without purifiers."""
         start = time.monotonic()
-        known = () if plan.threat_model == "oblivious" else self.methods
+        attacked_methods = () if plan.threat_model == "oblivious" else self.methods
         defence = attacked_defence(
             self.classifier,
-            known,
+            attacked_methods,
             self.seed,
             gradient=plan.gradient,
             eot_samples=plan.eot_samples,
@@ -201,7 +201,7 @@ class _Run:
         draws = self.draws if methods else 1
         predictions, linf, l2 = [], [], []
         for images, (clean, _, indices) in zip(adversarial, self.batches, strict=True):
-            by_draw = [self._predicted(images, clean, indices, methods, d) for d in range(draws)]
+            by_draw = [self._predicted(images, indices, methods, d) for d in range(draws)]
             predictions.append(torch.stack(by_draw))
             moved = distances(images, clean)
             linf.append(moved[0].cpu())
@@ -219,11 +219,11 @@ class _Run:
         )
 
     def _predicted(
-        self, images: Tensor, clean: Tensor, indices: Tensor, methods: Sequence[Method], draw: int
+        self, images: Tensor, indices: Tensor, methods: Sequence[Method], draw: int
     ) -> Tensor:
         for method in methods:
             images = purified(method, images, self.seed, indices, draw)
-        return scored(self.classifier, images, clean).prediction
+        return predicted(self.classifier, images)
 
     def announce(self, planned: Sequence[Planned]) -> None:
         """Print the number of attacks and a rough price, from one measured batch."""

@@ -46,8 +46,8 @@ class Reported:
         return f"RobustBench reports {self.clean:g} % clean, {self.robust:g} % under {attack}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name, and ``sentence`` for tables."""
+        return {**asdict(self), "sentence": str(self)}
 
 
 def reported(entry: str, dataset: str = "cifar10", threat_model: str = "Linf") -> Reported:
@@ -64,10 +64,10 @@ def reported(entry: str, dataset: str = "cifar10", threat_model: str = "Linf") -
     lines = _lines()
     key = (dataset, threat_model, entry)
     if key not in lines:
-        there = [name for d, t, name in lines if (d, t) == key[:2]]
+        entries = [name for d, t, name in lines if (d, t) == key[:2]]
         raise UserError(
             f"robustbench: the zoo has no entry {entry!r} of {dataset}, {threat_model}"
-            f"{did_you_mean(entry, there)}: choose another entry, zoo_dataset or threat_model"
+            f"{did_you_mean(entry, entries)}: choose another entry, zoo_dataset or threat_model"
         )
     return lines[key]
 

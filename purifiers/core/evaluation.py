@@ -117,12 +117,22 @@ def scored(classifier: Callable[[Tensor], Any], images: Tensor, clean: Tensor) -
     Raises:
         RuntimeError: the logits are not finite.
     """
+    prediction = predicted(classifier, images)
+    return Scored(prediction, *distances(images.cpu(), clean.cpu()))
+
+
+def predicted(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """Predictions (n,) on the CPU, without gradients.
+
+    Raises:
+        RuntimeError: the logits are not finite.
+    """
     with torch.no_grad():
         # a copy, because a network may work in place
         logits = as_logits(classifier(images.clone()), classifier)
     if not torch.isfinite(logits).all():
         raise RuntimeError("the classifier gave logits that are not finite")
-    return Scored(logits.argmax(1).cpu(), *distances(images.cpu(), clean.cpu()))
+    return logits.argmax(1).cpu()
 
 
 def distances(images: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

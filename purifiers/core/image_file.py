@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from purifiers.core.artifacts import write_bytes
+from purifiers.core.component import default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.provenance import provenance as provenance_of_this_process
@@ -99,7 +100,7 @@ def save_images(
     """
     check_images(images, "save_images")
     check_labels(labels, images, "save_images")
-    rows = np.arange(len(images)) if indices is None else np.asarray(indices, np.int64)
+    rows = default_indices(images, indices).numpy()
     content = {**provenance_of_this_process(), **provenance}
     write_image_file(Path(path), images.cpu().numpy(), labels.cpu().numpy(), rows, content)
 

@@ -88,27 +88,19 @@ class CifarBinary(Dataset):
 
     def _parquet_source(self, folder: Path) -> Source:
         """Whether the images of all parquet files are the official ones."""
-        counts, exact = {}, True
-        for split in SPLITS:
-            images, labels = self._decoded(folder, split)
-            counts[split] = len(images)
-            records = np.hstack([labels.astype(np.uint8), images.reshape(len(images), -1)])
-            exact = exact and self._official(split, records)
         where = f"parquet files in {folder.name}/"
-        if exact:
-            return Source(f"{where}, with the MD5 of the official binary files")
         if any(_parquet.read(folder / f"{split}.parquet", ()).lossy() for split in SPLITS):
             return Source(where, self.traits.stand_in_note or "recompressed as JPEG")
-        train, test = counts["train"], counts["test"]
-        if (train, test) != (self.traits.train, self.traits.test):
-            return Source(where, f"a subset of {train} training and {test} test images")
+        if note := _parquet.subset_note(folder, self.traits):
+            return Source(where, note)
+        if all(self._official(split, *self._decoded(folder, split)) for split in SPLITS):
+            return Source(f"{where}, with the MD5 of the official binary files")
         return Source(where, "other pixels or another order than the official files")
 
-    def _official(self, split: str, records: np.ndarray) -> bool:
-        """Whether the records, cut into files, have the official checksums."""
+    def _official(self, split: str, images: np.ndarray, labels: np.ndarray) -> bool:
+        """Whether the images as binary records, cut into files, have the official checksums."""
         names = self.members[split]
-        if len(records) != getattr(self.traits, split):
-            return False
+        records = np.hstack([labels.astype(np.uint8), images.reshape(len(images), -1)])
         parts = np.split(records, len(names))
         return all(
             _checksum.matches(part.tobytes(), self.checksums[name])

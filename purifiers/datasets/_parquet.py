@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from purifiers.core.errors import UserError
+from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images
 
 IMAGE_COLUMNS = ("img", "image")
@@ -55,6 +56,32 @@ def find_folder(root: Path, patterns: Sequence[str]) -> Path | None:
             if any((folder / f"{split}.parquet").exists() for split in ("train", "test")):
                 return folder
     return None
+
+
+def subset_note(folder: Path, traits: DatasetTraits, before: str = "a subset of ") -> str:
+    """How many images the files hold, from their metadata; empty if they hold all.
+
+    Args:
+        before: begins the note.
+
+    Raises:
+        UserError: a missing or damaged file.
+    """
+    train, test = (_rows(folder / f"{split}.parquet") for split in ("train", "test"))
+    complete = (train, test) == (traits.train, traits.test)
+    return "" if complete else f"{before}{train} training and {test} test images"
+
+
+def _rows(path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: int = pyarrow.parquet.read_metadata(path).num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: not a whole parquet file ({reason}); repair it") from error
+    return rows
 
 
 def read(path: Path, labels: Sequence[str]) -> Table:

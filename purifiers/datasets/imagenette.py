@@ -1,4 +1,4 @@
-"""Imagenette: ten easily told classes of ImageNet (Howard 2019, `fastai/imagenette`)."""
+"""Imagenette: ten easily distinguished classes of ImageNet (Howard 2019, `fastai/imagenette`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from purifiers.core.errors import UserError
 from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images, _parquet
-from purifiers.datasets._base import SPLITS, Dataset, Source
+from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 # Size and SHA-256: tensorflow/datasets, url_checksums/imagenette.txt.
@@ -57,11 +57,8 @@ class Imagenette(Dataset):
         folder = self._parquet_folder(root)
         if folder is None:
             return Source(f"official images, {self.archive.name}; test is the validation set")
-        counts = [len(self._table(folder, split).images) for split in SPLITS]
-        note = f"a subset of {counts[0]} training and {counts[1]} test images"
-        complete = counts == [self.traits.train, self.traits.test]
-        where = f"parquet files in {folder.name}/, without a checksum"
-        return Source(where, "" if complete else note)
+        note = _parquet.subset_note(folder, self.traits)
+        return Source(f"parquet files in {folder.name}/, without a checksum", note)
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         folder = self._parquet_folder(root)

@@ -13,7 +13,7 @@ import numpy as np
 from purifiers.core.errors import UserError
 from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images, _parquet
-from purifiers.datasets._base import SPLITS, Dataset, Source
+from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 # Size and SHA-256: the pointer of this file in Hugging Face's cnak47/cv-datasets. Several public
@@ -49,12 +49,9 @@ class Tinyimagenet(Dataset):
 
     def source(self, root: Path) -> Source:
         if (folder := self._parquet_folder(root)) is not None:
-            counts = [len(self._table(folder, split).images) for split in SPLITS]
             classes = len(set(self._table(folder, "train").labels["label"].tolist()))
-            note = ""
-            if (classes, *counts) != (200, 100_000, 10_000):
-                train, test = counts
-                note = f"{classes} of 200 classes, {train} training and {test} test images"
+            before = f"{classes} of {self.traits.classes} classes, "
+            note = _parquet.subset_note(folder, self.traits, before)
             return Source(f"parquet files in {folder.name}/, without a checksum", note)
         location = f"{FOLDER}/" if (root / FOLDER).is_dir() else self.archive.name
         return Source(f"official files, {location}; the test split is the validation set")

@@ -232,11 +232,7 @@ class Results:
             summary = folder.record(verify=False).summary if folder.complete() else {}
             self._reported[spec.classifier] = summary.get("reported_elsewhere")
         line = self._reported[spec.classifier]
-        if line is None:
-            return ()
-        kind = f"AutoAttack, eps {line['eps']}" if line["eps"] else "common corruptions"
-        text = f"RobustBench reports {line['clean']:g} % clean, {line['robust']:g} % under {kind}"
-        return (Flag("run", text),)
+        return () if line is None else (Flag("run", line["sentence"]),)
 
 
 def worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:

@@ -87,14 +87,14 @@ def export_images(run: str | Path, path: Path, runs: str | Path = RUNS) -> int:
     assert isinstance(record.spec, AttackSpec | PurifySpec)
     itself = replace(record.spec.images, run=folder.id, stage=folder.stage)
     images = open_images(_context(folder), itself)
-    made = {
+    origin = {
         "stage": folder.stage,
         "run": folder.id,
         "spec": record.spec.to_json(),
         "ancestors": sorted(f"{stage}/{run}" for stage, run in record.spec.upstream()),
         **record.provenance,
     }
-    write_image_file(path, np.array(images.images), images.labels, images.indices, made)
+    write_image_file(path, np.array(images.images), images.labels, images.indices, origin)
     return len(images)
 
 
@@ -131,8 +131,8 @@ def _by_id(run: str, runs: Path, stages: tuple[str, ...]) -> RunFolder:
             f"there is no run {run!r}: neither a folder nor an id in {runs}, which does not exist; "
             "pass the folder of your runs as `runs`"
         )
-    known = [path.name for stage in stages for path in (runs / stage).glob("*") if path.is_dir()]
-    hint = did_you_mean(run, known) or f"; it has {len(known)} runs of stage {' or '.join(stages)}"
+    ids = [path.name for stage in stages for path in (runs / stage).glob("*") if path.is_dir()]
+    hint = did_you_mean(run, ids) or f"; it has {len(ids)} runs of stage {' or '.join(stages)}"
     raise UserError(f"{runs}: there is no run {run!r}{hint}")
 
 

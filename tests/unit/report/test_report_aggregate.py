@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from purifiers.classifiers._leaderboard import reported
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
 from purifiers.core.spec import ClassifierSpec, ComponentSpec
@@ -203,7 +204,7 @@ def test_reported_elsewhere_is_a_flag(
         training=ComponentSpec(component="pretrained", version=1, parameters={}),
         seed=0,
     )
-    line = {"eps": "8/255", "clean": 83.34, "robust": 43.21}
+    line = reported("Wong2020Fast").to_json()
     folder.finish(spec, [], {"reported_elsewhere": line}, 0.0, {})
     document = a_document(
         a_cell(seeds=(0,), scores=(("s",),)),

@@ -21,6 +21,7 @@ class State:
         step: optimizer steps taken.
         losses: training losses of the latest steps, as far as ``final_loss`` averages them.
         validation: loss of the held-out images after each epoch.
+        watched: results of ``watch`` after each epoch.
         best: ``state_dict`` of the module after the epoch with the lowest validation loss.
         seconds: wall-clock seconds of training so far, without work that a kill undid.
     """
@@ -28,6 +29,7 @@ class State:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    watched: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
 

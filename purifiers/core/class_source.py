@@ -99,8 +99,11 @@ def _declared_fields(chain: list[ClassSource], kind: str) -> dict[str, Any] | No
     for position, (tree, name, path) in enumerate(chain):
         node = find_class(tree, name)
         for statement in node.body if node else ():
-            if isinstance(statement, ast.Assign) and _is_name(statement.targets[0], "traits"):
-                return _fields(statement.value, chain[position:], kind, path)
+            match statement:
+                case ast.Assign([ast.Name("traits")], value):
+                    return _fields(value, chain[position:], kind, path)
+                case ast.AnnAssign(ast.Name("traits"), _, ast.expr() as value):
+                    return _fields(value, chain[position:], kind, path)
     return None
 
 

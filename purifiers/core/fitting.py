@@ -64,13 +64,14 @@ def train(
     seed: int,
     at: Workplace,
     prepare: Callable[[], None] | None = None,
+    watch: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
         loss, prepare: as for :func:`purifiers.core.loop.fit`; the loss receives images in
             channels-last layout.
-        pixels, labels, recipe, seed: as for :func:`purifiers.core.loop.fit`.
+        pixels, labels, recipe, seed, watch: as for :func:`purifiers.core.loop.fit`.
 
     Returns:
         The summary of :func:`purifiers.core.loop.fit`.
@@ -93,6 +94,7 @@ def train(
         at.device,
         prepare,
         at.quiet,
+        watch,
     )
 
 

@@ -18,6 +18,7 @@ from purifiers.core.checkpoint import Checkpoint
 from purifiers.core.errors import UserError
 from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator
+from purifiers.core.precision import computing
 from purifiers.core.progress import Progress
 from purifiers.core.recipe import Recipe
 
@@ -42,21 +43,23 @@ def to_float(pixels: npt.NDArray, device: str = "cpu") -> Tensor:
     return tensor.float().div_(255.0) if tensor.dtype == torch.uint8 else tensor
 
 
-def augment(images: Tensor, augmentation: str, seed: int) -> Tensor:
-    """Randomly shift images by up to 4 pixels (zero padding) and flip them horizontally.
+def augment(images: Tensor, augmentation: str, seed: int, padding: int = 4) -> Tensor:
+    """Randomly shift images by up to ``padding`` pixels and flip them horizontally.
 
     Args:
         images: float32 (n, C, H, W).
         augmentation: ``none``, ``flip``, or ``crop_flip`` for both.
+        padding: pixels of zeros on each side.
     """
     if augmentation == "none":
         return images
     draw = generator(seed, "augment")
     if augmentation == "crop_flip":
         count, _, height, width = images.shape
-        padded = nn.functional.pad(images, (4, 4, 4, 4))
-        rows = torch.randint(0, 9, (count, 1), generator=draw) + torch.arange(height)
-        columns = torch.randint(0, 9, (count, 1), generator=draw) + torch.arange(width)
+        padded = nn.functional.pad(images, (padding,) * 4)
+        shifts = 2 * padding + 1
+        rows = torch.randint(0, shifts, (count, 1), generator=draw) + torch.arange(height)
+        columns = torch.randint(0, shifts, (count, 1), generator=draw) + torch.arange(width)
         numbers = torch.arange(count)
         images = padded.permute(0, 2, 3, 1)[
             numbers[:, None, None], rows[:, :, None], columns[:, None, :]
@@ -79,6 +82,7 @@ def fit(
     device: str = "cpu",
     prepare: Callable[[], None] | None = None,
     quiet: bool = False,
+    watch: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -99,12 +103,14 @@ def fit(
         prepare: called at every start; must store its own results. Its time counts as training
             time, except that of a call which a kill interrupted.
         quiet: print no progress.
+        watch: measures the module after each epoch; called in evaluation mode.
 
     Returns:
         Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
         ``final_loss``. The final loss is the mean over the last tenth of the steps; with early
         stopping, over the last epoch; in a game, over the turns of the first part only. With
-        ``recipe.validation`` also ``validation_loss`` and ``best_epoch`` of the kept weights.
+        ``recipe.validation`` also ``validation_loss`` and ``best_epoch`` of the kept weights; with
+        ``watch`` also ``watched``, its results after each epoch that are not empty.
 
     Raises:
         UserError: the checkpoint is damaged or belongs to another run, or holding images out
@@ -131,10 +137,12 @@ def fit(
     last_save = time.monotonic()
 
     def batch_loss(rows: Tensor, augmentation: str, noise: int) -> Tensor:
-        images = augment(to_float(pixels[rows.numpy()], device), augmentation, noise)
+        images = to_float(pixels[rows.numpy()], device)
+        images = augment(images, augmentation, noise, recipe.crop_padding)
         targets = torch.from_numpy(np.asarray(labels)[rows.numpy()]).to(device)
         torch.manual_seed(noise)
-        return loss(images, targets, rows, noise)
+        with computing(recipe.precision, images):
+            return loss(images, targets, rows, noise)
 
     def finite(value: float, name: str) -> float:
         if not math.isfinite(value):
@@ -177,7 +185,12 @@ def fit(
         if (may_stop_early or state.step > unreported) and part == recipe.turn(0):
             state.losses.append(current)
         progress.add(1, f"loss {current:.4g}")
-        if len(held_out) and (batch_number == per_epoch - 1 or state.step == total):
+        end_of_epoch = batch_number == per_epoch - 1 or state.step == total
+        if watch is not None and end_of_epoch:
+            with evaluation(module):
+                measured = watch()
+            state.watched += [measured] if measured else []
+        if len(held_out) and end_of_epoch:
             current = validation_loss()
             if current < min(state.validation, default=math.inf):
                 state.best = {name: value.clone() for name, value in module.state_dict().items()}
@@ -186,11 +199,13 @@ def fit(
             state.seconds = time.monotonic() - started
             store.save(state, module, optimizer)
             last_save = time.monotonic()
-    summary = {
+    summary: dict[str, Any] = {
         "steps": state.step,
         "final_loss": round(sum(state.losses) / len(state.losses), 6),
         "train_seconds": round(time.monotonic() - started, 3),
     }
+    if state.watched:
+        summary["watched"] = state.watched
     if not state.validation:
         return summary
     module.load_state_dict(state.best)

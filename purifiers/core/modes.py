@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from purifiers.core.errors import UserError
+
+STATISTICS = ("adversarial", "clean")
+"""Images whose batches may update the running statistics in adversarial training."""
 
 
 def refuse_training_mode(model: object, where: str) -> None:
@@ -71,6 +74,39 @@ def frozen_meanwhile(network: nn.Module) -> Iterator[None]:
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def attack_mode(network: nn.Module, mode: str) -> Iterator[None]:
+    """Set the mode for an attack on a network in training, and restore the network afterwards.
+
+    Args:
+        mode: ``eval``: batch normalisation uses its running statistics. ``train``: it uses those of
+            the batch and does not update the running ones.
+
+    Raises:
+        UserError: any other mode.
+    """
+    if mode not in ("train", "eval"):
+        raise UserError(f"attack_mode is {mode!r}: choose train or eval")
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [
+        None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms
+    ]
+    modes = [(module, module.training) for module in network.modules()]
+    network.train(mode == "train")
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
 
 
 @contextlib.contextmanager

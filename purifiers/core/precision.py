@@ -23,7 +23,10 @@ def float32_everywhere() -> None:
 def computing(precision: str, images: Tensor) -> AbstractContextManager:
     """Context in which matrix products and convolutions run in ``precision``, weights unchanged.
 
-    For attacks that generate training examples: they use only the signs of gradients, and the
-    training itself runs outside the context. bfloat16 has 8 significant bits.
+    Normalisation accumulates in float32, and losses are computed in it. bfloat16 has 8 significant
+    bits. Casts of weights are not cached, because a cast that is made while gradients are disabled
+    would be reused where they are needed.
     """
-    return torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(
+        images.device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+    )

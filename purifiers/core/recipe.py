@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.precision import PRECISIONS
 
 AUGMENTATIONS = ("none", "flip", "crop_flip")
 SCHEDULES = ("step", "one_cycle", "plateau")
 OPTIMIZERS = ("sgd", "adam")
+DECAYED = ("all", "kernels")
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,15 @@ class Recipe:
         optimizer: ``sgd`` or ``adam``.
         momentum: of SGD.
         betas: of Adam.
+        weight_decay: weight of the squared parameters in the loss, times 1/2.
+        decayed: which parameters ``weight_decay`` includes: ``all``, or ``kernels``, which have at
+            least 2 dimensions: no biases, no parameters of normalisation.
         milestones: fractions of the training after which the learning rate is multiplied by
             ``learning_rate_decay`` (schedule ``step``).
         schedule: ``step``, ``plateau``, or ``one_cycle``: linear from 0 to ``learning_rate`` over
             the first 30 % and back to 0.
-        augmentation: ``none``, ``flip``, or ``crop_flip`` (pad by 4, crop, flip).
+        augmentation: ``none``, ``flip``, or ``crop_flip`` (pad, crop, flip).
+        crop_padding: pixels of zeros around an image before ``crop_flip`` crops it.
         validation: share of the images in [0, 1) that is held out, drawn with the seed. Their loss
             is computed after every epoch, in evaluation mode, without augmentation and with the
             same noise each time. The weights with the lowest loss are kept. 0: none is held out.
@@ -46,6 +53,9 @@ class Recipe:
         turns: for games, such as a GAN: (name of a part of the module, steps), repeated in this
             order. Each step trains only its part. All other parameters do not require gradients
             then; they and their moments are unchanged. ``()``: every step trains all parts.
+        precision: of convolutions and matrix products in the loss, see
+            :func:`purifiers.core.precision.computing`; weights, their updates and the arithmetic on
+            images are float32 in any case.
         checkpoint_seconds: seconds between checkpoints; a kill loses at most the work of one
             interval.
 
@@ -62,21 +72,26 @@ class Recipe:
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    decayed: str = "all"
     schedule: str = "step"
     milestones: tuple[float, ...] = ()
     learning_rate_decay: float = 0.1
     augmentation: str = "none"
+    crop_padding: int = 4
     validation: float = 0.0
     patience: int = 4
     min_learning_rate: float = 0.0
     early_stopping: int = 0
     turns: tuple[tuple[str, int], ...] = ()
+    precision: str = "float32"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("decayed", self.decayed, DECAYED)
+        check_choice("precision", self.precision, PRECISIONS)
         if not 0.0 <= self.validation < 1.0:
             raise UserError(f"validation is {self.validation}: a share of the images, below 1")
         if self.patience < 1:
@@ -119,7 +134,12 @@ class Recipe:
 
     def optimizer_for(self, module: nn.Module) -> torch.optim.Optimizer:
         """A new optimizer of the trainable parameters of ``module``."""
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if p.dim() > 1 or self.decayed == "all"]
+        parameters: list[dict[str, Any]] = [{"params": decayed}]
+        if self.decayed == "kernels":
+            others = [p for p in trainable if p.dim() <= 1]
+            parameters.append({"params": others, "weight_decay": 0.0})
         if self.optimizer == "adam":
             return torch.optim.Adam(
                 parameters,

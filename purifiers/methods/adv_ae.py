@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.core.defence import Defence
-from purifiers.core.errors import UserError
-from purifiers.core.modes import frozen_meanwhile
+from purifiers.core.errors import UserError, check_choice
+from purifiers.core.modes import STATISTICS, attack_mode, frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder
@@ -31,6 +31,10 @@ class AdvAe(FittedAutoencoder):
             0 to their full size; 0 in the paper. Our choice for short trainings on MNIST, which
             otherwise predict the same class for all images. Held-out images are always attacked
             with the full eps.
+        statistics: ``adversarial``: the attack uses evaluation mode, and running statistics of
+            batch normalisation come from adversarial batches. ``clean``, as upstream: attack and
+            loss use the statistics of the batch, in the classifiers too, and running statistics
+            come from clean images. The paper does not specify it.
         common: see :class:`FittedAutoencoder`.
     """
 
@@ -51,6 +55,7 @@ class AdvAe(FittedAutoencoder):
             "validation",
             "early_stopping",
         ),
+        joined_later=("compiled", "statistics"),
         fit=Fit(passes="3 * epochs * (steps + 1)", several_classifiers=True),
         network=Network(
             sized_by=("variant", "width"), passes="1", fit_passes="3 * epochs * (steps + 1)"
@@ -60,14 +65,21 @@ class AdvAe(FittedAutoencoder):
     batches: Tensor
 
     def __init__(
-        self, *, reconstruction_weight: float = 0.0, eps_ramp: float = 0.0, **common: Any
+        self,
+        *,
+        reconstruction_weight: float = 0.0,
+        eps_ramp: float = 0.0,
+        statistics: str = "adversarial",
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         if not 0.0 <= eps_ramp <= 1.0:
             raise UserError(
                 f"adv_ae: eps_ramp is {eps_ramp}: choose a fraction of the training in [0, 1]"
             )
+        check_choice("adv_ae: statistics", statistics, STATISTICS)
         self.reconstruction_weight = reconstruction_weight
+        self.statistics = statistics
         self.eps_ramp = eps_ramp
         self._planned: float | None = None  # number of batches of the training
         self.register_buffer("batches", torch.tensor(0))  # so far; stored so that the ramp resumes
@@ -82,18 +94,59 @@ class AdvAe(FittedAutoencoder):
         share = self._share()
         loss = images.new_zeros(())
         targets = self.targets()
-        for number, target in enumerate(targets):
-            with frozen_meanwhile(self):
-                defence = Defence(target, [self])
-                attack_seed = derive_seed(seed, number)
-                adversarial = self.attack(defence, images, labels, indices, attack_seed, share)
-            loss = loss + functional.cross_entropy(target(self.autoencoder(adversarial)), labels)
+        by_batch = self.training and self.statistics == "clean"
+        if by_batch and not self.reconstruction_weight:  # else the reconstruction updates them
+            with torch.no_grad():
+                self.autoencoder(images)
+        classify = self._classified_by_batch if by_batch else self._classified
+        for number in range(len(targets)):
+            attack_seed = derive_seed(seed, number)
+            logits = classify(number, images, labels, indices, attack_seed, share)
+            loss = loss + functional.cross_entropy(logits, labels)
         if self.reconstruction_weight:
             reconstruction_loss = functional.binary_cross_entropy_with_logits(
                 self.autoencoder.decoded(images), images
             )
             loss = loss + len(targets) * self.reconstruction_weight * reconstruction_loss
         return loss
+
+    def _classified(
+        self,
+        number: int,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        seed: int,
+        share: float,
+    ) -> Tensor:
+        """Logits of adversarial images against one classifier, made in evaluation mode."""
+        target = self.targets()[number]
+        with frozen_meanwhile(self):
+            defence = Defence(target, [self])
+            adversarial = self.attack(defence, images, labels, indices, seed, share)
+        return target(self.autoencoder(adversarial))
+
+    def _classified_by_batch(
+        self,
+        number: int,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        seed: int,
+        share: float,
+    ) -> Tensor:
+        """The same with the statistics of the batch; no running statistics are updated."""
+        classifier = self._classifiers[number]
+        with attack_mode(self.autoencoder, "train"), attack_mode(classifier, "train"):
+            for part in classifier.modules():
+                if isinstance(part, nn.Dropout):
+                    part.train(self.dropout == "train")
+
+            def model(inputs: Tensor) -> Tensor:
+                logits: Tensor = classifier(self.autoencoder(inputs))
+                return logits
+
+            return model(self.attack(model, images, labels, indices, seed, share))
 
     def _share(self) -> float:
         """Fraction of eps that the attack may use in this batch."""

@@ -128,7 +128,7 @@ class Expander:
             stochastic=state == "planned" and _is_random(paper, declared, where),
             source=_source_label(declared),
             scores=scores,
-            seeds=self.scale.seeds if scores else (),
+            seeds=used.seeds if used and scores else (),
             combine=_combine(declared),
             model_free=state == "planned" and _is_model_free(self._runs(scores)),
         )
@@ -150,7 +150,7 @@ class Expander:
                 return None, ()
             used = setting.used
             stage = STAGE_OF.get(part.get("metric", "accuracy"), "score")
-            runs = [MEASURED[stage](self.graph, setting, seed) for seed in self.scale.seeds]
+            runs = [MEASURED[stage](self.graph, setting, seed) for seed in used.seeds]
             per_part.append(tuple(run.id for run in runs))
         return used, tuple(tuple(dict.fromkeys(ids)) for ids in zip(*per_part, strict=True))
 

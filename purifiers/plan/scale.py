@@ -20,6 +20,7 @@ class UsedDataset:
         name: the data set's component.
         parameters: its parameters.
         train, test: number of images used.
+        seeds: seeds of training, attack and purification.
         budgets: parameter changes for this data set only, by ``kind.component``.
         stand_in: whether it replaces the paper's data set.
     """
@@ -28,6 +29,7 @@ class UsedDataset:
     parameters: dict[str, Any]
     train: int
     test: int
+    seeds: tuple[int, ...]
     budgets: dict[str, dict[str, Any]]
     stand_in: bool
 
@@ -38,11 +40,6 @@ class Scale:
 
     name: str
     declared: dict[str, Any]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of training, attack and purification."""
-        return tuple(self.declared["seeds"])
 
     def jobs(self, stage: str) -> int | str:
         """How the runs of a stage are grouped: a number of jobs, ``lineage`` or ``run``."""
@@ -72,6 +69,7 @@ class Scale:
             entry.get("parameters", {}),
             entry.get("train") or described.traits.train,
             entry.get("test") or described.traits.test,
+            tuple(entry.get("seeds", self.declared["seeds"])),
             entry.get("budgets", {}),
             stand_in=entry["use"] != name,
         )

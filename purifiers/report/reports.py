@@ -8,7 +8,8 @@ from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, write_text
 from purifiers.core.spec import DatasetSpec
-from purifiers.plan.cells import Document, Flag
+from purifiers.plan.cells import Cell, Document, Flag
+from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan, make_plan
 from purifiers.plan.scale import scale_names
 from purifiers.report.aggregate import stand_in
@@ -43,7 +44,10 @@ def write_reports(root: Path, scale: str, names: Sequence[str]) -> None:
     plan = make_plan(root, scale, names)
     papers = [name for name in names if "/" not in name] if names else plan.working_papers()
     notes = _data_notes(plan)
-    documents = {name: _flagged(document, notes) for name, document in plan.documents.items()}
+    trained = _training_notes(plan)
+    documents = {
+        name: _flagged(document, notes, plan, trained) for name, document in plan.documents.items()
+    }
     reproduced: dict[str, int] = {}
     for name, document in documents.items():
         if names or document.paper in papers:
@@ -85,14 +89,34 @@ def _data_notes(plan: Plan) -> dict[str, str]:
     return notes
 
 
-def _flagged(document: Document, notes: Mapping[str, str]) -> Document:
-    """Add a flag to every cell whose images differ from the original ones."""
+def _training_notes(plan: Plan) -> dict[str, str]:
+    """Notes in the records of the trained classifiers, by run."""
+    notes: dict[str, str] = {}
+    for run in plan.runs.values():
+        folder = RunFolder(plan.runs_root, run.stage, run.id)
+        if run.stage == "classifier" and folder.complete():
+            note = folder.record(verify=False).summary.get("note")
+            if note:
+                notes[run.id] = f"{run.id}: {note}"
+    return notes
+
+
+def _flagged(
+    document: Document, notes: Mapping[str, str], plan: Plan, trained: Mapping[str, str]
+) -> Document:
+    """Add flags to cells whose images differ from the original ones, or whose trainings failed."""
     cells = []
     for cell in document.cells:
         note = notes.get(cell.used_dataset or "", "")
-        flags = (Flag("data", f"{cell.used_dataset}: {note}"),) if note else ()
+        flags = [Flag("data", f"{cell.used_dataset}: {note}")] if note else []
+        behind = {run.id for run in with_ancestors(_scores(cell, plan))} if trained else set()
+        flags += [Flag("data", text) for name, text in trained.items() if name in behind]
         cells.append(dataclasses.replace(cell, flags=(*cell.flags, *flags)))
     return dataclasses.replace(document, cells=tuple(cells))
+
+
+def _scores(cell: Cell, plan: Plan) -> list[Run]:
+    return [plan.runs[name] for seed in cell.scores for name in seed if name in plan.runs]
 
 
 def _index(

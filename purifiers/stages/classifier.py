@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.fitting import train
+from purifiers.core.loop import to_float
 from purifiers.core.noise import derive_seed
 from purifiers.core.spec import ClassifierSpec
 from purifiers.stages._context import Context, Outcome
 from purifiers.stages._fit import saved, training_set, workplace
 from purifiers.stages._opening import new_classifier, new_component, on_device, open_data
+
+WATCHED = 200
+"""Training images that a training may watch after each epoch; our choice."""
 
 
 def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
@@ -32,12 +37,21 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
     def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         return training.loss(classifier, images, labels, indices, seed)
 
+    pixels, labels = training_set(data, spec)
+    rows = np.arange(min(WATCHED, len(pixels)))
+    images = to_float(pixels[rows], context.device)
+    watched = (torch.from_numpy(labels[rows]).to(context.device), torch.from_numpy(rows))
     summary = train(
         classifier,
         loss,
-        *training_set(data, spec),
+        pixels,
+        labels,
         training.recipe,
         seed,
         workplace(folder, context),
+        watch=lambda: training.watch(classifier, images, *watched, seed),
     )
+    note = training.note(summary.get("watched", ()))
+    if note:
+        summary["note"] = note
     return saved(folder, context, classifier, {**summary, **brought})

@@ -1,15 +1,13 @@
-"""Base of every training recipe: the schedule, and attacks on a network in training."""
+"""Base of every training recipe: its schedule, and what it measures after each epoch."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from purifiers.core.component import Classifier, Component
-from purifiers.core.errors import UserError
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import TrainingTraits
 
@@ -24,14 +22,19 @@ class Training(Component):
     Args:
         epochs: passes over the training images.
         milestones: fractions of the training at which the rate drops (schedule ``step``).
-        augmentation: ``none``, ``flip`` or ``crop_flip``.
+        augmentation, crop_padding, decayed, precision: see :class:`purifiers.core.recipe.Recipe`.
         validation, patience, min_learning_rate, early_stopping: a held-out fraction of the images
             controls the rate (schedule ``plateau``) and the end of the training, see
             :class:`purifiers.core.recipe.Recipe`. Its loss is the training's own, in evaluation
             mode.
     """
 
-    traits: ClassVar[TrainingTraits] = TrainingTraits(version=0, passes="0")
+    traits: ClassVar[TrainingTraits] = TrainingTraits(
+        version=0,
+        passes="0",
+        budget=("epochs", "learning_rate", "optimizer", "schedule", "precision"),
+        joined_later=("decayed", "crop_padding", "precision"),
+    )
 
     def __init__(
         self,
@@ -42,14 +45,17 @@ class Training(Component):
         optimizer: str = "sgd",
         momentum: float = 0.9,
         weight_decay: float = 2e-4,
+        decayed: str = "all",
         schedule: str = "step",
         milestones: Sequence[float] = (0.5, 0.75),
         learning_rate_decay: float = 0.1,
         augmentation: str = "none",
+        crop_padding: int = 4,
         validation: float = 0.0,
         patience: int = 4,
         min_learning_rate: float = 0.0,
         early_stopping: int = 0,
+        precision: str = "float32",
     ) -> None:
         self.recipe = Recipe(
             epochs=epochs,
@@ -58,14 +64,17 @@ class Training(Component):
             optimizer=optimizer,
             momentum=momentum,
             weight_decay=weight_decay,
+            decayed=decayed,
             schedule=schedule,
             milestones=tuple(milestones),
             learning_rate_decay=learning_rate_decay,
             augmentation=augmentation,
+            crop_padding=crop_padding,
             validation=validation,
             patience=patience,
             min_learning_rate=min_learning_rate,
             early_stopping=early_stopping,
+            precision=precision,
         )
 
     def loss(
@@ -82,35 +91,18 @@ class Training(Component):
         """
         raise TypeError(f"{type(self).__name__} does not implement loss")
 
+    def watch(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
+    ) -> dict[str, float]:
+        """Measurements after each epoch, by name; empty: nothing is measured.
 
-@contextlib.contextmanager
-def attack_mode(classifier: nn.Module, mode: str) -> Iterator[None]:
-    """Set the mode for an attack on a network in training, and restore the network afterwards.
+        Args:
+            classifier: in evaluation mode.
+            images, labels, indices: some training images, not augmented, as for :meth:`loss`.
+            seed: the same in each epoch.
+        """
+        return {}
 
-    Args:
-        mode: ``eval``: batch normalisation uses its running statistics. ``train``: it uses those of
-            the batch and does not update the running ones.
-
-    Raises:
-        UserError: any other mode.
-    """
-    if mode not in ("train", "eval"):
-        raise UserError(f"attack_mode is {mode!r}: choose train or eval")
-    norms = [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    counts = [
-        None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms
-    ]
-    modes = [(module, module.training) for module in classifier.modules()]
-    classifier.train(mode == "train")
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum = momentum
-            if count is not None and norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(count)
+    def note(self, watched: Sequence[dict[str, float]]) -> str:
+        """A sentence for every table about what :meth:`watch` found; "" if there is nothing."""
+        return ""

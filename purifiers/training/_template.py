@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
-from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
 
 
@@ -32,7 +31,7 @@ class Template(Training):
         common: see :class:`purifiers.training._base.Training`.
     """
 
-    traits = TrainingTraits(
+    traits = Training.traits.replace(
         version=1,  # raise it whenever the weights change; stored results are then recomputed
         budget=("epochs",),  # parameters that a reduced scale may change: sizes and budgets only
         passes="3 * epochs",  # cost per training image in forward passes; a backward counts two

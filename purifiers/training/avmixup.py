@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from purifiers.core.component import Classifier
 from purifiers.core.noise import uniform
-from purifiers.core.traits import TrainingTraits
 from purifiers.training.madry import Madry
 
 
@@ -28,11 +27,7 @@ class Avmixup(Madry):
         common: see :class:`purifiers.training.madry.Madry`.
     """
 
-    traits = TrainingTraits(
-        version=1,
-        budget=("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule"),
-        passes="3 * epochs * (steps + 1)",
-    )
+    traits = Madry.traits.replace(version=1)
 
     def __init__(
         self, *, gamma: float = 2.0, lambda1: float = 1.0, lambda2: float = 0.1, **common: Any

@@ -10,7 +10,6 @@ from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
 from purifiers.core.target import input_gradient
-from purifiers.core.traits import TrainingTraits
 from purifiers.training.plateau import Plateau
 
 SEED_LABELS = ("dataset", "oracle")
@@ -44,9 +43,17 @@ class JacobianSubstitute(Plateau):
         UserError: no seed image, no round, or an unknown source of the seed images' labels.
     """
 
-    traits = TrainingTraits(
+    traits = Plateau.traits.replace(
         version=1,
-        budget=("epochs", "learning_rate", "optimizer", "schedule", "seed_images", "rounds"),
+        budget=(
+            "epochs",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+            "seed_images",
+            "rounds",
+        ),
         passes="3 * epochs",  # per image and round
         uses_oracle=True,  # trained on labels of the attacked defence, by the stage `substitute`
     )

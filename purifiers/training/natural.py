@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
-from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
 
 
@@ -18,9 +17,8 @@ class Natural(Training):
     The paper gives no recipe; the schedule is that of its adversarial trainings.
     """
 
-    traits = TrainingTraits(
+    traits = Training.traits.replace(
         version=1,
-        budget=("epochs", "learning_rate", "optimizer", "schedule"),
         passes="3 * epochs",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from purifiers.core.traits import TrainingTraits
+from purifiers.training._base import Training
 from purifiers.training.natural import Natural
 
 
@@ -19,9 +19,8 @@ class Plateau(Natural):
     It has its own budget, because values for :class:`Natural`'s SGD do not suit Adam.
     """
 
-    traits = TrainingTraits(
+    traits = Training.traits.replace(
         version=1,
-        budget=("epochs", "learning_rate", "optimizer", "schedule"),
         passes="3 * epochs",
     )
 

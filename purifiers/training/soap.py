@@ -12,7 +12,6 @@ from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.core.noise import generator
 from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, check_task, head_of, rotated
-from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
 
 
@@ -40,9 +39,8 @@ class Soap(Training):
         UserError: an unknown task or a negative alpha.
     """
 
-    traits = TrainingTraits(
+    traits = Training.traits.replace(
         version=1,
-        budget=("epochs", "learning_rate", "optimizer", "schedule"),
         passes="6 * epochs",  # label consistency; 3 for reconstruction, 12 for rotation
     )
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
+from purifiers.core.modes import attack_mode
 from purifiers.core.noise import normal
 from purifiers.core.numbers import Length
 from purifiers.core.target import input_gradient
-from purifiers.core.traits import TrainingTraits
-from purifiers.training._base import Training, attack_mode
+from purifiers.training._base import Training
+from purifiers.training._collapse import collapse_note, compared
 
 START_SPREAD = 0.001  # standard deviation of the inner start, `yaodongyu/TRADES`
 
@@ -27,10 +29,18 @@ class Trades(Training):
         common: see :class:`purifiers.training._base.Training`.
     """
 
-    traits = TrainingTraits(
-        version=1,
-        budget=("epochs", "steps", "step_size", "learning_rate", "optimizer", "schedule"),
-        passes="3 * epochs * (steps + 2)",
+    traits = Training.traits.replace(
+        version=2,
+        budget=(
+            "epochs",
+            "steps",
+            "step_size",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+        ),
+        passes="3 * epochs * (steps + 3)",
     )
 
     def __init__(
@@ -53,7 +63,22 @@ class Trades(Training):
         neighbours = self.neighbours(classifier, images, labels, indices, seed)
         clean_logits = classifier(images)
         natural = functional.cross_entropy(clean_logits, labels)
-        return natural + self.beta * divergence(clean_logits, classifier(neighbours)).mean()
+        adversarial_logits = classifier(neighbours)
+        # a second pass, as upstream, because each one updates the running statistics
+        clean_logits = classifier(images)
+        return natural + self.beta * divergence(clean_logits, adversarial_logits).mean()
+
+    def watch(
+        self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int
+    ) -> dict[str, float]:
+        """Accuracies that reveal catastrophic overfitting; measured if the attack has one step."""
+        if self.steps > 1:
+            return {}
+        adversarial = self.neighbours(classifier, images, labels, indices, seed)
+        return compared(classifier, adversarial, self.eps, images, labels, indices, seed)
+
+    def note(self, watched: Sequence[dict[str, float]]) -> str:
+        return collapse_note(watched)
 
     def neighbours(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int

@@ -72,7 +72,7 @@ def test_an_inner_attack_leaves_no_trace_in_batch_normalisation(training, untrai
         made.loss(network, victim.images, victim.labels, victim.indices, SEED)
         counted.append(counts(network))
     assert counted[0] == counted[1]
-    assert 1 <= max(counted[0]) <= 2
+    assert 1 <= max(counted[0]) <= 3
 
 
 def test_a_few_steps_lower_the_loss(training, untrained, victim, fit_briefly):

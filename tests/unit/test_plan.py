@@ -300,3 +300,15 @@ def test_what_cannot_be_measured_is_refused(root: Path) -> None:
     path.write_text(before + after.partition("\n\n")[2])
     with pytest.raises(UserError, match="needs an `estimator`"):
         make_plan(root, "smoke", ["aid/table_19"])
+
+
+def test_a_data_set_may_have_seeds_of_its_own(root: Path) -> None:
+    edit(
+        root / "workflow" / "scales" / "smoke.yaml",
+        ("cifar10: *digits", "cifar10: {use: digits, train: 1400, test: 256, seeds: [4, 7]}"),
+    )
+    plan = make_plan(root, "smoke", ["aid/table_3"])
+    seeds = {cell.dataset: cell.seeds for cell in plan.documents["aid/table_3"].cells}
+    assert seeds["svhn"] == (0,) and seeds["cifar10"] == (4, 7)
+    of_cell = next(c for c in plan.documents["aid/table_3"].cells if c.dataset == "cifar10")
+    assert len(set(of_cell.scores)) == 2

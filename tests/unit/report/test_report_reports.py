@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from purifiers.core.artifacts import RunFolder
+from purifiers.plan.plan import make_plan
 from purifiers.plan.scale import load_scale
 from purifiers.report.reports import write_reports
 
@@ -53,3 +56,24 @@ def test_an_index_is_not_replaced_by_one_of_nothing(tmp_path):
         (out / name).write_text("earned")
     write_reports(tmp_path, "desk", ["advae"])
     assert all((out / name).read_text() == "earned" for name in ("README.md", "claims.csv"))
+
+
+def test_a_collapsed_training_is_named_under_its_cells(tmp_path):
+    """Cells that use the classifier are flagged, others are not."""
+    for folder in ("benchmarks", "workflow"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    plan = make_plan(tmp_path, "smoke", ["aid/table_3"])
+    run = next(
+        run
+        for run in plan.runs.values()
+        if run.stage == "classifier" and run.spec.training.component == "madry"
+    )
+    folder = RunFolder(plan.runs_root, run.stage, run.id)
+    folder.path.mkdir(parents=True)
+    with folder.lock():
+        folder.finish(run.spec, [], {"note": "catastrophic overfitting: 90 %"}, 0.0, {})
+    write_reports(tmp_path, "smoke", ["aid/table_3"])
+    table = pd.read_csv(tmp_path / "results/tables/smoke/aid/table_3.csv")
+    flagged = table["flags"].str.contains("catastrophic overfitting: 90 %", na=False)
+    assert set(table["training"][flagged]) == {"madry"}
+    assert flagged.sum() == (table["training"] == "madry").sum()

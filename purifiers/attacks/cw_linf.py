@@ -48,7 +48,12 @@ class CwLinf(Attack):
         UserError: no step, or eps 0.
     """
 
-    traits = AttackTraits(version=1, budget=("steps",), passes="9 * steps + 1")
+    traits = AttackTraits(
+        version=1,
+        budget=("steps",),
+        passes="9 * steps + 1",
+        float32_only=True,  # ends on the decision boundary, where rounding decides the label
+    )
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class Spsa(Attack):
         version=1,
         budget=("steps", "samples"),
         passes="steps * (samples + 1) + 1",
+        float32_only=True,  # its finite differences are smaller than rounding
     )
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Refusal of methods that are used before they are bound."""
+"""What all functions of methods share: a check that the method is bound, and the precision."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from purifiers.core.errors import UserError
 from purifiers.core.images import refuse_array
+from purifiers.core.precision import computing
 
 GUARDED = (
     "purify",
@@ -28,7 +29,8 @@ def guard(cls: Any) -> None:
     """Wrap the functions that the class body of a method defines.
 
     ``bind`` sets ``is_bound``. The functions in ``GUARDED`` refuse to run before, if the class or a
-    base overrides ``bind``, and refuse NumPy arrays.
+    base overrides ``bind``, and refuse NumPy arrays. They compute in float32, or in the precision
+    of the attack or training that calls them.
     """
     body = vars(cls)
     if "bind" in body:
@@ -55,8 +57,10 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
         if self.needs_binding and not self.is_bound:
             then = "" if self.traits.fit is None else ", then fit it or load its weights"
             raise UserError(f"{name}: not bound; call .bind(classifier, shape){then}")
-        refuse_array(arguments[0] if arguments else named.get("images"), name)
-        return function(self, *arguments, **named)
+        images = arguments[0] if arguments else named.get("images")
+        refuse_array(images, name)
+        with computing(None, getattr(images, "device", "cpu")):
+            return function(self, *arguments, **named)
 
     return checked
 

@@ -17,6 +17,7 @@ from purifiers.core.images import check_images, check_labels
 from purifiers.core.modes import attackable, refuse_training_mode
 from purifiers.core.noise import derive_seed
 from purifiers.core.numbers import length_kind, read_length
+from purifiers.core.precision import computing
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
 from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
@@ -81,6 +82,7 @@ class Attack(Component):
         labels: Tensor,
         seed: int = 0,
         indices: Sequence[int] | Tensor | None = None,
+        precision: str | None = None,
     ) -> Tensor:
         """Adversarial images against ``logits_fn``.
 
@@ -92,12 +94,16 @@ class Attack(Component):
             labels: true labels, int64 (n,).
             seed: random seed; an image's noise depends on the seed and the image's index alone.
             indices: the images' indices in their data set; 0 ... n-1 by default.
+            precision: of the model, see :func:`purifiers.core.precision.computing`; None: float32,
+                or that of the training that the attack is part of. Successes are confirmed in
+                float32. Attacks that declare ``float32_only`` always use float32.
 
         Returns:
             Adversarial images, float32 (n, C, H, W) in [0, 1].
 
         Raises:
-            UserError: images of the wrong type or range, labels that do not fit, or a module with
+            UserError: images of the wrong type or range, labels that do not fit, an unknown
+                precision, or a module with
                 batch normalisation or dropout in training mode.
             RuntimeError: the adversarial images are not finite or leave [0, 1] or the eps ball.
         """
@@ -107,7 +113,9 @@ class Attack(Component):
         target.largest_label = check_labels(labels, images, name)
         refuse_training_mode(target.model, name)
         rows = default_indices(images, indices)
-        with attackable():
+        if self.traits.float32_only:
+            precision = "float32"
+        with attackable(), computing(precision, images.device):
             # copies, because a model may work in place and the caller's images stay
             images, labels = images.detach().clone(), labels.clone()
             adversarial = self.perturb(target, images, labels, seed, rows).detach()

@@ -13,6 +13,7 @@ from purifiers.core.errors import UserError, check_choice
 from purifiers.core.images import check_input
 from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
+from purifiers.core.precision import computing
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign")
@@ -20,7 +21,7 @@ _SCORES_ONLY = "the attacker sees scores only: choose a gradient other than none
 
 
 class Defence(nn.Module):
-    """Images to logits through ``methods`` in order, then ``classifier``.
+    """Images to logits through ``methods`` in order, then ``classifier``, in float32.
 
     A random defence draws fresh noise at every call, reproducibly from ``seed`` and the number of
     calls. With ``indices`` an image's noise depends on the seed and its index alone.
@@ -111,7 +112,8 @@ class Defence(nn.Module):
             UserError: the images require gradients and ``gradient`` is ``"none"``.
         """
         self._refuse_gradient(images)
-        return as_logits(self.classifier(images), self.classifier)
+        with computing(None, images.device):
+            return as_logits(self.classifier(images), self.classifier)
 
     def detector_logit(self, images: Tensor) -> Tensor:
         """Logit (n,) of the first detector among ``auxiliary`` and ``methods``.
@@ -161,6 +163,10 @@ class Defence(nn.Module):
         """
         if indices is None:  # not the suite's own attacks, which check their images once
             check_input(images, "Defence")
+        with computing(None, images.device):
+            return self._logits(images, indices)
+
+    def _logits(self, images: Tensor, indices: Sequence[int] | Tensor | None) -> Tensor:
         self._refuse_gradient(images)
         if self.straight_through:
             with torch.no_grad():

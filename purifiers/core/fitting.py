@@ -21,6 +21,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
+from purifiers.core.precision import rounding
 from purifiers.core.recipe import Recipe
 from purifiers.core.shards import fill
 from purifiers.core.taps import device_of
@@ -81,21 +82,22 @@ def train(
         images = images.contiguous(memory_format=torch.channels_last)
         return loss(images, labels, indices, seed)
 
-    return loop.fit(
-        module.train(),
-        channels_last_loss,
-        pixels,
-        labels,
-        replace(recipe, checkpoint_seconds=at.checkpoint_seconds),
-        seed,
-        at.folder / "checkpoint",
-        at.identity,
-        at.label,
-        at.device,
-        prepare,
-        at.quiet,
-        watch,
-    )
+    with rounding(recipe.precision):
+        return loop.fit(
+            module.train(),
+            channels_last_loss,
+            pixels,
+            labels,
+            replace(recipe, checkpoint_seconds=at.checkpoint_seconds),
+            seed,
+            at.folder / "checkpoint",
+            at.identity,
+            at.label,
+            at.device,
+            prepare,
+            at.quiet,
+            watch,
+        )
 
 
 def fit_method(

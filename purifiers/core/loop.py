@@ -141,7 +141,7 @@ def fit(
         images = augment(images, augmentation, noise, recipe.crop_padding)
         targets = torch.from_numpy(np.asarray(labels)[rows.numpy()]).to(device)
         torch.manual_seed(noise)
-        with computing(recipe.precision, images):
+        with computing(recipe.precision, device):
             return loss(images, targets, rows, noise)
 
     def finite(value: float, name: str) -> float:

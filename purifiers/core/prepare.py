@@ -16,7 +16,6 @@ from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.logits import as_logits
 from purifiers.core.modes import evaluation
-from purifiers.core.precision import PRECISIONS
 
 CHUNK = 32
 """Images per gradient computation on a CPU. Our choice: activations of 32 small images stay in its
@@ -59,7 +58,7 @@ class Prepared:
     """
 
     def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
-        check_choice("precision", precision, PRECISIONS)
+        check_choice("precision", precision, ("float32", "bfloat16"))
         self.fallback = ""
         self.exact: Callable[[Tensor], Tensor] | None = None
         self._original, graph = classifier, None

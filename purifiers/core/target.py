@@ -11,6 +11,7 @@ from torch import Tensor
 
 from purifiers.core.errors import UserError
 from purifiers.core.logits import as_logits
+from purifiers.core.precision import computing, declared
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to the loss of each image (n,)."""
@@ -116,14 +117,16 @@ class Target:
     def unbroken(self, logits: Tensor, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         """Whether each image is still classified correctly, bool (n,), from its logits.
 
-        Misclassifications by a model in low precision are confirmed in float32.
+        Misclassifications by a model in lower precision are confirmed in float32.
         """
         correct = logits.argmax(dim=1) == labels
         exact = getattr(self.model, "exact", None)
+        if exact is None and declared() != "float32":
+            exact = self.model
         if exact is None or correct.all():
             return correct
         broken = ~correct
-        with torch.no_grad():
+        with torch.no_grad(), computing("float32", images.device):
             exact_logits = self._expected(exact, images[broken], indices[broken.to(indices.device)])
         correct[broken] = exact_logits.argmax(dim=1) == labels[broken]
         return correct

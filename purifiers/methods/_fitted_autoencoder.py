@@ -193,5 +193,5 @@ class FittedAutoencoder(Method):
             steps=self.steps,
             attack_labels=self.attack_labels,
         )
-        with computing(self.attack_precision, images):
+        with computing(self.attack_precision, images.device):
             return pgd(model, images, labels, seed, indices)

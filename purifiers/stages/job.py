@@ -16,7 +16,7 @@ import torch
 from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.fitting import EXAMPLES
-from purifiers.core.precision import float32_everywhere
+from purifiers.core.precision import computing
 from purifiers.core.provenance import provenance
 from purifiers.core.sources import component_sources
 from purifiers.core.spec import read_spec
@@ -40,7 +40,6 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     """
     device = choose_device(batch["device"])
     torch.set_num_threads(threads)
-    float32_everywhere()
     _keep_freed_memory()
     context = Context(runs_root, device, threads, batch["batch_size"], batch["checkpoint_seconds"])
     stage = importlib.import_module(f"purifiers.stages.{batch['stage']}")
@@ -50,7 +49,8 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
         try:
             with folder.lock():
                 if not folder.complete():
-                    _execute(stage, folder, entry, context)
+                    with computing("float32", device):
+                        _execute(stage, folder, entry, context)
         except Exception as error:  # the table must show a failed run, not a score
             failed.append(entry["id"])
             _record_failure(folder, error)

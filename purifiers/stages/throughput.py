@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from purifiers.core import registry
 from purifiers.core.artifacts import write_text
 from purifiers.core.component import Classifier, Method, build, frozen
-from purifiers.core.precision import float32_everywhere
+from purifiers.core.precision import computing
 
 HEAD = """\
 # Measured cost of one forward pass of one image: seconds on the device (of a processor: its
@@ -41,12 +41,12 @@ def measure_networks(networks: Iterable[str], path: Path, device: str = "cpu") -
     if path.exists():
         measurements = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     torch.set_num_threads(1)
-    float32_everywhere()
     for key in sorted(set(networks)):
         if device in measurements.get(key, {}):
             continue
         network, shape = _parse(key, device)
-        seconds = float(f"{_seconds(network, shape, device):.3g}")
+        with computing("float32", device):
+            seconds = float(f"{_seconds(network, shape, device):.3g}")
         measurements.setdefault(key, {})["macs"] = _multiply_adds(network, shape, device)
         measurements[key][device] = seconds
         write_text(path, HEAD + yaml.safe_dump(measurements, sort_keys=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ import purifiers
 from purifiers.core import noise
 from purifiers.core.component import build
 from purifiers.core.errors import UserError
+from purifiers.core.precision import declared
+
+from .conftest import Attackable
 
 
 @pytest.fixture(scope="session")
@@ -153,3 +158,44 @@ def test_unknown_parameter_is_refused_with_a_suggestion(attack):
             attack.description.check_parameters({f"{known}x": 1}, "attack")
         else:
             purifiers.attack(attack.name, **{f"{known}x": 1})
+
+
+class Coarse(nn.Module):
+    """Emulates a GPU that rounds the inputs of convolutions and products to 10 bits, as TF32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        self.exact = network
+        for part in self.network.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.weight.data = rounded(part.weight.data)
+                part.register_forward_pre_hook(lambda _, inputs: (coarsely(inputs[0]),))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images) if declared() == "tf32" else self.exact(images)
+
+
+def rounded(values: Tensor, bits: int = 10) -> Tensor:
+    """Values with ``bits`` bits of mantissa."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent)
+
+
+def coarsely(values: Tensor) -> Tensor:
+    """The same with the gradient of the identity."""
+    return values + (rounded(values.detach()) - values.detach())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_lower_precision_leaves_no_more_unbroken(attack, victim, precision, runs):
+    """Judged in float32: at most one image in 256 more, at least one."""
+    if attack.description.traits.model_free:
+        pytest.skip(f"{attack.name} queries no model (model_free)")
+    network = Coarse(victim.classifier) if precision == "tf32" else victim.classifier
+    model = Attackable(network)
+    unbroken = []
+    for chosen in ("float32", precision):
+        made = attack.make()(model, victim.images, victim.labels, 1, victim.indices, chosen)
+        unbroken.append(round(victim.accuracy(made) * len(victim.images)))
+    assert unbroken[1] <= unbroken[0] + max(1, len(victim.images) // 256)

@@ -399,7 +399,7 @@ def test_defaults_are_the_papers() -> None:
         ({"attack_labels": "ture"}, "did you mean 'true'"),
         (
             {"attack_precision": "bf16"},
-            "attack_precision is 'bf16': choose one of float32, bfloat16",
+            "attack_precision is 'bf16': choose one of float32, tf32, bfloat16",
         ),
         ({"dropout": "on"}, "dropout is 'on': choose one of eval, train"),
         ({"eps_ramp": 2}, "eps_ramp is 2: choose a fraction"),

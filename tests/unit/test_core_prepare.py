@@ -14,7 +14,6 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.convolution import GreyConvolution, convolve
 from purifiers.core.errors import UserError
-from purifiers.core.precision import float32_everywhere
 from purifiers.core.prepare import CHUNK, Prepared
 
 
@@ -355,17 +354,3 @@ def test_the_first_layer_keeps_float32(victim):
 def test_unknown_precision():
     with pytest.raises(UserError, match=r"'bfloat15': choose one of .*did you mean 'bfloat16'"):
         Prepared(small(), "bfloat15")
-
-
-def test_float32_is_not_rounded_on_a_gpu():
-    """Torch's default for convolutions there is TF32."""
-    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = True
-        float32_everywhere()
-        assert [place.allow_tf32 for place in places] == [False, False]
-    finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed

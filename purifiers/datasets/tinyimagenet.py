@@ -104,7 +104,7 @@ class Tinyimagenet(Dataset):
             paths = folder.glob("train/*/images/*.JPEG")
             yield [path.relative_to(folder).as_posix() for path in paths], _reader(folder)
             return
-        looked_for = f"{FOLDER}/ and {self.archive.name} in {root}"
+        looked_for = f"{FOLDER}/, {self.archive.name} and tiny_imagenet*/ in {root}"
         path = obtain(self.archive, root / self.archive.name, looked_for)
         with zipfile.ZipFile(path) as archive:
             prefix = f"{FOLDER}/train/"

@@ -2,6 +2,7 @@
 #   make reproduce SCALE=smoke      every table of every paper
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
 #   make plan                       the price of a scale, without running it
+#   make data SCALE=desk            fetch and check the data sets of a scale
 #   make bench                      attacks and other libraries, methods and plain loops compared
 #   make register                   after a new component: golden output, status page, traits table
 SCALE ?= smoke
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The rules must call the programs of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce table plan bench register test lint env lock clean
+.PHONY: reproduce table plan data bench register test lint env lock clean
 
 reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -35,6 +36,9 @@ table: env
 
 plan: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE)
+
+data: env
+	$(BIN)/python -m purifiers data --scale $(SCALE)
 
 bench: env .peers/.ready
 	$(SNAKEMAKE) results/tables/timing/attacks.csv results/tables/timing/purification.csv

@@ -27,6 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
     plan.set_defaults(function=_plan)
 
+    data = commands.add_parser("data", help="fetch and check the data sets of a scale")
+    data.add_argument("--scale", default="smoke")
+    data.set_defaults(function=_data)
+
     report = commands.add_parser("report", help="write the tables of the finished runs")
     report.add_argument("--scale", default="smoke")
     report.add_argument("documents", nargs="*", help="such as aid/table_3 or aid")
@@ -119,6 +123,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     print(describe_price(make_plan(_repository(), arguments.scale, arguments.documents)))
     return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from purifiers.stages._fetch import fetch_data
+
+    return 1 if fetch_data(_repository(), arguments.scale) else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

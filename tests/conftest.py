@@ -139,6 +139,13 @@ def workspace(tmp_path: Path) -> Workspace:
     return make_workspace(tmp_path / "workspace")
 
 
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all parallel workers share."""
+    base = tmp_path_factory.getbasetemp()
+    # each worker has a folder of its own in this one
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 def made_once(
     tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
 ) -> Path:
@@ -147,9 +154,7 @@ def made_once(
     Args:
         make: is called with the path, where nothing is or what an earlier call left unfinished.
     """
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a folder of its own in this one
-        base = base.parent
+    base = base_folder(tmp_path_factory)
     path, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -167,7 +172,11 @@ class Plans(dict[str, Plan]):
 
     def __missing__(self, scale: str) -> Plan:
         def make(path: Path) -> None:
-            path.write_bytes(pickle.dumps(make_plan(ROOT, scale)))
+            with pytest.MonkeyPatch.context() as patch:  # as if there were official data only
+                empty = base_folder(self.tmp_path_factory) / "no_data"
+                empty.mkdir(exist_ok=True)
+                patch.setenv("PURIFYBENCH_DATA", str(empty))
+                path.write_bytes(pickle.dumps(make_plan(ROOT, scale)))
 
         made = made_once(self.tmp_path_factory, f"{scale}.plan", make)
         self[scale] = pickle.loads(made.read_bytes())

@@ -14,6 +14,7 @@ from purifiers.core.data import data_root
 from purifiers.core.errors import UserError, did_you_mean
 
 FOLDER = "CIFAR-10-C"
+ORIGIN = "unpack CIFAR-10-C.tar (https://zenodo.org/records/2535967) into the data folder"
 CORRUPTIONS = (
     *("brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost"),
     *("gaussian_blur", "gaussian_noise", "glass_blur", "impulse_noise", "jpeg_compression"),
@@ -70,10 +71,7 @@ def read(
 def _open(name: str, remedy: str) -> npt.NDArray:
     path = data_root() / FOLDER / f"{name}.npy"
     if not path.exists():
-        raise UserError(
-            f"{path} is missing: unpack CIFAR-10-C.tar (Zenodo record 2535967) into the data "
-            f"folder, or {remedy}"
-        )
+        raise UserError(f"{path} is missing: {ORIGIN}, or {remedy}")
     stored = np.load(path, mmap_mode="r")
     dimensions = 1 if name == "labels" else 4
     if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:

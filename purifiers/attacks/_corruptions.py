@@ -5,6 +5,11 @@ It returns an image that may leave [0, 1]. Formulas, border rules and constants 
 `hendrycks/robustness`, ImageNet-C/create_c/make_cifar_c.py. Random numbers are drawn in its order,
 but from another generator. Lengths that are multiples of 32 pixels there are fractions of the side
 here.
+
+No library replaces them: imagecorruptions 1.1.2, imagecorruptions-imaug 1.1.5 and corrupt-tta 0.1.7
+have ImageNet-C's constants for every size (Gaussian noise .08 at severity 1, here .04), draw from
+NumPy's global generator and need OpenCV and scikit-image; albumentations 2.0.8 and kornia 0.9.0
+have no such severities; RobustBench 1.1.1 only loads the files.
 """
 
 from __future__ import annotations

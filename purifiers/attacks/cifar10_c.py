@@ -8,7 +8,7 @@ from torch import Tensor
 from purifiers.attacks import _cifar10_c
 from purifiers.core.component import Attack
 from purifiers.core.target import Target
-from purifiers.core.traits import AttackTraits
+from purifiers.core.traits import AttackTraits, Layout
 
 
 class Cifar10C(Attack):
@@ -36,6 +36,7 @@ class Cifar10C(Attack):
         model_free=True,  # checks for weak attacks do not apply
         float32_only=True,
         images_of="cifar10",
+        reads=(Layout(files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy")),),
     )
 
     def __init__(self, *, corruption: str = "gaussian_noise", severity: int = 5) -> None:

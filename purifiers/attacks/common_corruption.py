@@ -13,7 +13,7 @@ from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
 from purifiers.core.target import Target
-from purifiers.core.traits import AttackTraits, Note
+from purifiers.core.traits import AttackTraits, Layout, Note
 
 SOURCES = ("made", "files")
 
@@ -47,6 +47,12 @@ class CommonCorruption(Attack):
         norm="corruption",
         model_free=True,  # checks for weak attacks do not apply
         float32_only=True,
+        reads=(
+            Layout(
+                files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy"),
+                when={"source": ("files",)},
+            ),
+        ),
         refused=(
             Note(
                 when={

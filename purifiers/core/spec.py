@@ -77,7 +77,8 @@ class ComponentSpec(_Json):
     component: str  # name of its file
     version: int
     parameters: dict[str, Any]  # JSON-able; `joined_later` ones are left out at their defaults
-    files: dict[str, str] | None = None  # SHA-256 of the files that it reads, by path
+    files: dict[str, str] | None = None  # SHA-256 of the files that its parameters name, by path
+    content: str | None = None  # of what it reads in the data folder; None: official, or nothing
 
 
 @dataclass(frozen=True, kw_only=True)

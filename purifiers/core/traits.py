@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, ClassVar, Self
 
@@ -48,6 +48,24 @@ class Note(_Declared):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layout(_Declared):
+    """One arrangement of the files that a component reads below the data folder."""
+
+    files: tuple[
+        str, ...
+    ] = ()  # glob patterns; {parameter} and {split} (train, test) are filled in
+    endings: tuple[str, ...] = ()  # endings of the files, in lower case; (): all files
+    columns: str = ""  # pattern of folders of parquet, arrow or npz files, see core/layouts.py
+    verified: bool = False  # loading refuses files that are not the official ones
+    when: Condition = field(default_factory=dict)  # the parameter values under which it is read
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """The parameters in the condition and in the patterns."""
+        fields = (name for text in self.files for _, name, _, _ in Formatter().parse(text) if name)
+        return (*self.when, *(name for name in fields if name != "split"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Traits(_Declared):
     """Fields of every component."""
 
@@ -55,6 +73,8 @@ class Traits(_Declared):
     budget: tuple[str, ...] = ()  # parameters that a reduced scale may change
     joined_later: tuple[str, ...] = ()  # new parameters that leave identities alone by default
     files: tuple[str, ...] = ()  # parameters that name files, whose content is part of identities
+    reads: tuple[Layout, ...] = ()  # files below the data folder; the first layout found is read
+    official: tuple[str, ...] = ()  # SHA-256 of files whose content is left out of identities
 
     def formulas(self) -> dict[str, str]:
         """Fields that hold arithmetic over parameters: name of the field to formula."""
@@ -62,7 +82,9 @@ class Traits(_Declared):
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         """Fields that list parameters: name of the field to parameters."""
-        return {"budget": self.budget, "joined_later": self.joined_later, "files": self.files}
+        named = {"budget": self.budget, "joined_later": self.joined_later, "files": self.files}
+        named["reads"] = tuple(name for layout in self.reads for name in layout.parameter_names())
+        return named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +107,8 @@ class AttackTraits(Traits):
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
-        for field, notes in (("refused", self.refused), ("remarks", self.remarks)):
-            named[field] = tuple(name for note in notes for name in note.parameter_names())
+        for place, notes in (("refused", self.refused), ("remarks", self.remarks)):
+            named[place] = tuple(name for note in notes for name in note.parameter_names())
         return named
 
 
@@ -220,6 +242,7 @@ TRAITS: dict[str, type[Traits]] = {
 PARTS: dict[str, type[_Declared]] = {
     "Fit": Fit,
     "Images": Images,
+    "Layout": Layout,
     "Network": Network,
     "Note": Note,
     "TrainedWith": TrainedWith,

@@ -10,9 +10,9 @@ import numpy as np
 
 from purifiers.core.component import Component
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.layouts import SPLITS, Files, find
 from purifiers.core.traits import DatasetTraits
-
-SPLITS = ("train", "test")
+from purifiers.datasets import _columns
 
 
 class Source(NamedTuple):
@@ -30,8 +30,8 @@ class Source(NamedTuple):
 class Dataset(Component, ABC):
     """A labelled set of images of one shape, with a training and a test split.
 
-    ``traits`` declare shape, classes and numbers of images. Files are read from the data folder; a
-    missing official file is downloaded.
+    ``traits`` declare shape, classes, numbers of images and the layouts of the files. Files are
+    read from the data folder; a missing official file is downloaded.
 
     Attributes:
         shape: (C, H, W).
@@ -97,6 +97,51 @@ class Dataset(Component, ABC):
     def source(self, root: Path) -> Source:
         """Files that :meth:`load` reads or would download, and what differs from the original."""
         return Source(self.origin)
+
+    def found(self, root: Path) -> Files | None:
+        """The files of the first layout of ``traits.reads`` that is there; None: no file is."""
+        return find(self.traits.reads, vars(self), root)
+
+    def read_columns(
+        self, files: Files, split: str, fit: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read a split of parquet, arrow or npz files, which may hold a subset of the images.
+
+        Args:
+            fit: resize and crop the images, see :func:`purifiers.datasets._images.decode`.
+        """
+        table = _columns.read(files, split)
+        setattr(self, split, min(len(table.labels), getattr(self.traits, split)))
+        return table.decoded(self.shape, fit), table.labels
+
+    def subset_note(self, files: Files, before: str = "a subset of ") -> str:
+        """How many images parquet, arrow or npz files hold; empty if they hold all.
+
+        Args:
+            before: begins the note.
+        """
+        train, test = (_columns.count(files, split) for split in SPLITS)
+        complete = (train, test) == (self.traits.train, self.traits.test)
+        return "" if complete else f"{before}{train} training and {test} test images"
+
+    def columns_source(self, files: Files) -> Source:
+        """The source of parquet, arrow or npz files of images that have official checksums.
+
+        They are exact if :meth:`has_official_checksums` holds for both splits.
+        """
+        where = files.described
+        tables = {split: _columns.read(files, split) for split in SPLITS}
+        if any(table.lossy() for table in tables.values()):
+            return Source(where, self.traits.stand_in_note or "recompressed as JPEG")
+        if note := self.subset_note(files):
+            return Source(where, note)
+        if all(self.has_official_checksums(split, table) for split, table in tables.items()):
+            return Source(f"{where}, with the checksums of the official files")
+        return Source(where, "other pixels or another order than the official files")
+
+    def has_official_checksums(self, split: str, table: _columns.Table) -> bool:
+        """Whether images and labels, in the official format, have the official checksums."""
+        return False
 
     @abstractmethod
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,8 @@
-"""Reader of the CIFAR data sets in their binary version, and of the same images in parquet."""
+"""Reader of the CIFAR data sets in their binary version, or in parquet, arrow or npz files."""
 
 from __future__ import annotations
 
+import sys
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -11,104 +12,86 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
-from purifiers.datasets import _checksum, _parquet
-from purifiers.datasets._base import SPLITS, Dataset, Source
+from purifiers.datasets import _checksum, _columns
+from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 
 class CifarBinary(Dataset):
     """Records of label bytes and 3072 pixel bytes (red, green, blue plane, each row by row).
 
-    The folder is read if it exists, else the archive, which is downloaded if it is missing. The
-    archive is read in place: nothing is unpacked. The Python version is pickled and therefore never
-    read.
+    The folder is read if it exists, else the archive, else parquet, arrow or npz files, else the
+    archive is downloaded. The archive is read in place: nothing is unpacked. The Python version is
+    pickled and therefore never read.
 
     Attributes:
         folder: folder of the files, below the data folder and inside the archive.
         archive: the official archive.
         members: split to the names of its files, in order.
         checksums: name to the checksum of the file in the folder.
-        label_columns: columns of a parquet file that are the label bytes of a record, in order; the
-            last one is used.
-        parquet_folders: folders of parquet files, the preferred one first.
+        label_bytes: number of label bytes of a record; the last one is used, one before it is the
+            coarse label.
+        pickled: names of the Python version, as folder and archive.
     """
 
     folder: ClassVar[str]
     archive: ClassVar[Remote]
     members: ClassVar[Mapping[str, tuple[str, ...]]]
     checksums: ClassVar[Mapping[str, str]]
-    label_columns: ClassVar[tuple[str, ...]]
-    parquet_folders: ClassVar[tuple[str, ...]]
+    label_bytes: ClassVar[int]
+    pickled: ClassVar[tuple[str, ...]]
 
     def source(self, root: Path) -> Source:
-        if (folder := self._parquet_folder(root)) is not None:
-            return self._parquet_source(folder)
-        location = f"{self.folder}/" if (root / self.folder).is_dir() else self.archive.name
+        files = self.found(root)
+        if files is not None and files.layout.columns:
+            return self.columns_source(files)
+        location = files.place if files else self.archive.name
         return Source(f"official binary version, {location}")
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        if (parquet := self._parquet_folder(root)) is not None:
-            images, labels = self._decoded(parquet, split)
-            self._accept_subset(split, len(labels))
-            return images, labels[:, -1]
+        files = self.found(root)
+        if files is not None and files.layout.columns:
+            return self.read_columns(files, split)
         names = self.members[split]
-        folder = root / self.folder
-        if folder.is_dir():
+        if files is not None and files.paths[0].parent.name == self.folder:
+            folder = root / self.folder
             data = [_file(folder / name, self.checksums[name]) for name in names]
         else:
-            path = obtain(self.archive, root / self.archive.name, self.looked_for(root))
+            path = obtain(self.archive, root / self.archive.name, self._looked_for(root))
             data = _archived(path, [f"{self.folder}/{name}" for name in names])
         records = [self._records(blob, name) for blob, name in zip(data, names, strict=True)]
         table = np.concatenate(records)
-        images = table[:, len(self.label_columns) :].reshape(-1, *self.shape)
-        return images, table[:, len(self.label_columns) - 1]
+        images = table[:, self.label_bytes :].reshape(-1, *self.shape)
+        return images, table[:, self.label_bytes - 1]
 
-    def looked_for(self, root: Path) -> str:
-        """Possible locations of the files, for messages."""
-        folders = (f"{name}/" for name in (self.folder, *self.parquet_folders))
-        return f"{', '.join(folders)} and {self.archive.name} in {root}"
-
-    def _parquet_folder(self, root: Path) -> Path | None:
-        """The folder of parquet files; None if there is none, or official files are there."""
-        if (root / self.folder).is_dir() or (root / self.archive.name).exists():
-            return None
-        return _parquet.find_folder(root, self.parquet_folders)
-
-    def _decoded(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Images and all label columns (n, columns) of one parquet file."""
-        path = folder / f"{split}.parquet"
-        table = _parquet.read(path, self.label_columns)
-        labels = np.stack([table.labels[name] for name in self.label_columns], axis=1)
-        return table.decoded(self.shape, str(path)), labels
-
-    def _accept_subset(self, split: str, number: int) -> None:
-        """Expect as many images as a parquet file has, at most the official number."""
-        official = getattr(self.traits, split)
-        setattr(self, split, min(number, official))
-
-    def _parquet_source(self, folder: Path) -> Source:
-        """Whether the images of all parquet files are the official ones."""
-        where = f"parquet files in {folder.name}/"
-        if any(_parquet.read(folder / f"{split}.parquet", ()).lossy() for split in SPLITS):
-            return Source(where, self.traits.stand_in_note or "recompressed as JPEG")
-        if note := _parquet.subset_note(folder, self.traits):
-            return Source(where, note)
-        if all(self._official(split, *self._decoded(folder, split)) for split in SPLITS):
-            return Source(f"{where}, with the MD5 of the official binary files")
-        return Source(where, "other pixels or another order than the official files")
-
-    def _official(self, split: str, images: np.ndarray, labels: np.ndarray) -> bool:
-        """Whether the images as binary records, cut into files, have the official checksums."""
+    def has_official_checksums(self, split: str, table: _columns.Table) -> bool:
+        labels = [table.labels] if self.label_bytes == 1 else [table.coarse, table.labels]
+        if any(column is None for column in labels):
+            return False
+        columns = [np.asarray(column)[:, np.newaxis].astype(np.uint8) for column in labels]
+        images = table.decoded(self.shape)
         names = self.members[split]
-        records = np.hstack([labels.astype(np.uint8), images.reshape(len(images), -1)])
+        records = np.hstack([*columns, images.reshape(len(images), -1)])
         parts = np.split(records, len(names))
         return all(
             _checksum.matches(part.tobytes(), self.checksums[name])
             for part, name in zip(parts, names, strict=True)
         )
 
+    def _looked_for(self, root: Path) -> str:
+        """Possible locations of the files, and why the Python version is not read, for messages."""
+        folders = [layout.columns for layout in self.traits.reads if layout.columns]
+        places = ", ".join(f"{name}/" for name in (self.folder, *folders))
+        text = f"{places} and {self.archive.name} in {root}"
+        seen = next((name for name in self.pickled if (root / name).exists()), None)
+        if seen is None:
+            return text
+        reason = f"{seen} is there, but not read: it is pickled, and unpickling can run any code"
+        print(f"{root}: {reason}; downloading {self.archive.name}", file=sys.stderr)
+        return f"{text} ({reason}; get the binary version)"
+
     def _records(self, data: bytes, name: str) -> np.ndarray:
-        width = len(self.label_columns) + int(np.prod(self.shape))
+        width = self.label_bytes + int(np.prod(self.shape))
         if len(data) % width:
             raise UserError(
                 f"{name}: {len(data)} bytes are not a multiple of the {width} bytes of a record; "

@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
-from purifiers.datasets import _checksum
-from purifiers.datasets._base import Dataset
+from purifiers.datasets import _checksum, _columns
+from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 _UNSIGNED_BYTE = 8
@@ -49,8 +49,17 @@ def parse(data: bytes, dimensions: int, path: Path) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
+def _header(array: np.ndarray) -> bytes:
+    shape = struct.pack(f">{array.ndim}i", *array.shape)
+    return bytes((0, 0, _UNSIGNED_BYTE, array.ndim)) + shape
+
+
 class IdxDataset(Dataset):
     """Grey images in torchvision's folders: ``<folder>/raw/train-images-idx3-ubyte[.gz]`` ...
+
+    Where these are missing, parquet, arrow or npz files are read, see
+    :mod:`purifiers.core.layouts`. They are exact if their images and labels, written as idx files,
+    have the official checksums.
 
     Attributes:
         folder: folder below the data folder.
@@ -63,7 +72,28 @@ class IdxDataset(Dataset):
     remotes: ClassVar[Mapping[str, Remote]]
     checksums: ClassVar[Mapping[str, str]]
 
+    def source(self, root: Path) -> Source:
+        files = self.found(root)
+        return (
+            self.columns_source(files) if files and files.layout.columns else super().source(root)
+        )
+
+    def has_official_checksums(self, split: str, table: _columns.Table) -> bool:
+        images = table.decoded(self.shape)[:, 0]
+        prefix = _PREFIXES[split]
+        written = {
+            f"{prefix}-images-idx3-ubyte": images,
+            f"{prefix}-labels-idx1-ubyte": table.labels.astype(np.uint8),
+        }
+        return all(
+            _checksum.matches(_header(array) + array.tobytes(), self.checksums[name])
+            for name, array in written.items()
+        )
+
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        files = self.found(root)
+        if files and files.layout.columns:
+            return self.read_columns(files, split)
         raw = root / self.folder / "raw"
         images = self._array(f"{_PREFIXES[split]}-images-idx3-ubyte", 3, raw)
         labels = self._array(f"{_PREFIXES[split]}-labels-idx1-ubyte", 1, raw)
@@ -76,7 +106,11 @@ class IdxDataset(Dataset):
         else:
             path = raw / f"{name}.gz"
             if not path.exists():
-                obtain(self.remotes[name], path, f"{name} and {name}.gz in {raw}")
+                folders = " and ".join(
+                    f"{layout.columns}/" for layout in self.traits.reads if layout.columns
+                )
+                places = f"{name} and {name}.gz in {raw}, {folders} in {raw.parents[1]}"
+                obtain(self.remotes[name], path, places)
             try:
                 data = gzip.decompress(path.read_bytes())
             except (OSError, EOFError, zlib.error) as error:

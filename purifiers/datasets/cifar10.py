@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from purifiers.core.traits import DatasetTraits
+from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets._cifar import CifarBinary
 from purifiers.datasets._download import Remote
 
@@ -35,8 +33,8 @@ class Cifar10(CifarBinary):
 
     1. ``cifar-10-batches-bin/``, the official binary version;
     2. ``cifar-10-binary.tar.gz``, the same as an archive;
-    3. ``cifar10/`` or ``cifar10_jpeg/`` with ``train.parquet`` and ``test.parquet``: columns
-       ``img`` or ``image`` {bytes, path} and ``label``;
+    3. ``cifar10/`` or ``cifar10_jpeg/`` with parquet, arrow or npz files in one of the layouts of
+       :mod:`purifiers.core.layouts`;
     4. the archive, downloaded.
 
     Images of a parquet file are exact if, written in the official binary format, they have the
@@ -50,8 +48,19 @@ class Cifar10(CifarBinary):
         train=50_000,
         test=10_000,
         stand_in_note="recompressed as JPEG, not bit-exact",  # only if the files contain JPEG
+        reads=(
+            Layout(files=("cifar-10-batches-bin/*.bin",), verified=True),
+            Layout(files=("cifar-10-binary.tar.gz",), verified=True),
+            Layout(columns="cifar10"),
+            Layout(columns="cifar10_jpeg"),
+        ),
+        # Lossless WebP in parquet files: written as binary files, they have the official MD5.
+        official=(
+            "2a1d111f43fc6457442a44d962afeb5383ab919371a6fac344cf9478aa674b05",  # train.parquet
+            "2aa39aa9a32f275a72c0e7bf291cdd4a50049985c3441f478bee881bdbdb1524",  # test.parquet
+        ),
     )
 
     folder, archive, members, checksums = "cifar-10-batches-bin", ARCHIVE, MEMBERS, CHECKSUMS
-    label_columns = ("label",)
-    parquet_folders: ClassVar[tuple[str, ...]] = ("cifar10", "cifar10_jpeg")
+    label_bytes = 1
+    pickled = ("cifar-10-batches-py", "cifar-10-python.tar.gz")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from purifiers.core.traits import DatasetTraits
+from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets._cifar import CifarBinary
 from purifiers.datasets._download import Remote
 
@@ -27,17 +25,28 @@ class Cifar100(CifarBinary):
 
     1. ``cifar-100-binary/``, the official binary version;
     2. ``cifar-100-binary.tar.gz``, the same as an archive;
-    3. ``cifar100/`` with ``train.parquet`` and ``test.parquet``: columns ``img`` or ``image``
-       {bytes, path}, ``fine_label`` and ``coarse_label``, all images or a subset;
+    3. ``cifar100/`` with parquet, arrow or npz files in one of the layouts of
+       :mod:`purifiers.core.layouts`, with fine labels, all images or a subset;
     4. the archive, downloaded.
 
-    A record has a coarse and a fine label; the fine one is used. Images of a parquet file are exact
-    if, written in the official binary format, they have the official MD5. Otherwise every table
-    states how they differ.
+    A record has a coarse and a fine label; the fine one is used. Images of parquet files are exact
+    if they have coarse labels and, written in the official binary format, the official MD5.
+    Otherwise every table states how they differ.
     """
 
-    traits = DatasetTraits(version=2, shape=(3, 32, 32), classes=100, train=50_000, test=10_000)
+    traits = DatasetTraits(
+        version=2,
+        shape=(3, 32, 32),
+        classes=100,
+        train=50_000,
+        test=10_000,
+        reads=(
+            Layout(files=("cifar-100-binary/*.bin",), verified=True),
+            Layout(files=("cifar-100-binary.tar.gz",), verified=True),
+            Layout(columns="cifar100"),
+        ),
+    )
 
     folder, archive, members, checksums = "cifar-100-binary", ARCHIVE, MEMBERS, CHECKSUMS
-    label_columns = ("coarse_label", "fine_label")
-    parquet_folders: ClassVar[tuple[str, ...]] = ("cifar100",)
+    label_bytes = 2
+    pickled = ("cifar-100-python", "cifar-100-python.tar.gz")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from purifiers.core.traits import DatasetTraits
+from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets._download import Remote
 from purifiers.datasets._idx import IdxDataset
 
@@ -46,9 +46,25 @@ REMOTES = {
 
 
 class FashionMnist(IdxDataset):
-    """Fashion-MNIST below ``FashionMNIST/raw/`` (torchvision's folders), compressed or not."""
+    """Fashion-MNIST below ``FashionMNIST/raw/`` (torchvision's folders), compressed or not.
 
-    traits = DatasetTraits(version=1, shape=(1, 28, 28), classes=10, train=60_000, test=10_000)
+    Otherwise ``fashion_mnist/`` with parquet, arrow or npz files, or ``fashion_mnist.npz``.
+    """
+
+    traits = DatasetTraits(
+        version=1,
+        shape=(1, 28, 28),
+        classes=10,
+        train=60_000,
+        test=10_000,
+        reads=(
+            Layout(
+                files=("FashionMNIST/raw/*-idx?-ubyte", "FashionMNIST/raw/*-idx?-ubyte.gz"),
+                verified=True,
+            ),
+            Layout(columns="fashion_mnist"),
+        ),
+    )
 
     folder, remotes, checksums = "FashionMNIST", REMOTES, CHECKSUMS
     origin = "Fashion-MNIST, idx files, byte-identical to the original"

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.traits import DatasetTraits
+from purifiers.core.files import check_readable
+from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 
 
 class ImageFolder(Dataset):
@@ -20,14 +19,15 @@ class ImageFolder(Dataset):
 
     Classes are numbered in the order of the training folders' names. Images are ordered by class,
     then file name; each is resized to cover the shape and its centre is cropped. Hidden files and
-    files with other endings are ignored.
+    files with other endings are ignored. The content of the images is part of a run's identity.
 
     Args:
         path: folder with ``train/`` and ``test/``, below the data folder.
         shape: (C, H, W) of the result; one channel is grey, three are RGB.
 
     Raises:
-        UserError: a shape with other channels or sides below 1.
+        UserError: a shape with other channels or sides below 1. On reading: a folder in a class's
+            folder, or a file that cannot be read as an image.
     """
 
     traits = DatasetTraits(
@@ -36,6 +36,12 @@ class ImageFolder(Dataset):
         classes=None,
         train=None,
         test=None,
+        reads=(
+            Layout(
+                files=("{path}/{split}/*/*",),
+                endings=(".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp"),
+            ),
+        ),
     )
 
     def __init__(self, path: str = "image_folder", shape: Sequence[int] = (3, 32, 32)) -> None:
@@ -56,24 +62,38 @@ class ImageFolder(Dataset):
         names = _class_names(folder / "train")
         self.classes = len(names)
         numbers = {name: number for number, name in enumerate(names)}
-        images: list[np.ndarray] = []
-        labels: list[int] = []
         for name in _class_names(folder / split):
             if name not in numbers:
                 raise UserError(
                     f"{folder / split / name} is no class of {folder / 'train'}"
                     f"{did_you_mean(name, names)}; rename or remove it"
                 )
-            files = [p for p in _visible(folder / split / name) if p.suffix.lower() in SUFFIXES]
-            if not files:
-                endings = " ".join(SUFFIXES)
-                raise UserError(
-                    f"{folder / split / name} holds no image ({endings}); add images or remove it"
-                )
-            for file in files:
-                images.append(_images.decode(file.read_bytes(), self.shape, str(file), fit=True))
-                labels.append(numbers[name])
+            _check_class(folder / split / name)
+        files = self.found(root)
+        paths = files.of[split] if files else ()
+        images = [_images.decode(p.read_bytes(), self.shape, str(p), fit=True) for p in paths]
+        labels = [numbers[path.parent.name] for path in paths]
         return np.stack(images), np.array(labels)
+
+
+def _check_class(folder: Path) -> None:
+    """Refuse a class without images, and whatever would otherwise be left out or fail later."""
+    (layout,) = ImageFolder.traits.reads
+    images = 0
+    for path in _visible(folder):
+        is_image = path.suffix.lower() in layout.endings
+        if path.is_dir() and not is_image:
+            raise UserError(
+                f"{path}: is a folder in a class's folder, and would be left out: move its images "
+                f"to {folder}, or remove it"
+            )
+        if is_image:
+            check_readable(path)
+            images += 1
+    if not images:
+        raise UserError(
+            f"{folder} holds no image ({' '.join(layout.endings)}); add images or remove it"
+        )
 
 
 def _class_names(folder: Path) -> list[str]:

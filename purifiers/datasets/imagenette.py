@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
-from purifiers.core.traits import DatasetTraits
-from purifiers.datasets import _images, _parquet
+from purifiers.core.traits import DatasetTraits, Layout
+from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
@@ -30,8 +30,8 @@ class Imagenette(Dataset):
     """Imagenette v2, read in place from the first of these locations that exists.
 
     1. ``imagenette2-320.tgz``, the official images with a shorter side of 320 pixels;
-    2. ``imagenette/`` with ``train.parquet`` and ``test.parquet``: columns ``img`` or ``image``
-       {bytes, path} and ``label``, all images or a subset;
+    2. ``imagenette/`` with parquet, arrow or npz files in one of the layouts of
+       :mod:`purifiers.core.layouts`, all images or a subset;
     3. the archive, downloaded.
 
     Classes are numbered in the order of their WordNet ids; the test split is the validation set.
@@ -44,7 +44,17 @@ class Imagenette(Dataset):
         UserError: a shape with other channels or sides below 1.
     """
 
-    traits = DatasetTraits(version=1, shape=(3, 224, 224), classes=10, train=9_469, test=3_925)
+    traits = DatasetTraits(
+        version=1,
+        shape=(3, 224, 224),
+        classes=10,
+        train=9_469,
+        test=3_925,
+        reads=(
+            Layout(files=("imagenette2-320.tgz",), verified=True),
+            Layout(columns="imagenette"),
+        ),
+    )
 
     archive: ClassVar[Remote] = ARCHIVE
 
@@ -54,30 +64,16 @@ class Imagenette(Dataset):
         self.shape = (3, shape[1], shape[2])
 
     def source(self, root: Path) -> Source:
-        folder = self._parquet_folder(root)
-        if folder is None:
+        files = self.found(root)
+        if files is None or files.layout.verified:
             return Source(f"official images, {self.archive.name}; test is the validation set")
-        note = _parquet.subset_note(folder, self.traits)
-        return Source(f"parquet files in {folder.name}/, without a checksum", note)
+        return Source(f"{files.described}, without a checksum", self.subset_note(files))
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        folder = self._parquet_folder(root)
-        if folder is None:
+        files = self.found(root)
+        if files is None or files.layout.verified:
             return self._read_archive(split, root)
-        table = self._table(folder, split)
-        setattr(self, split, len(table.images))
-        pixels = table.decoded(self.shape, str(folder / f"{split}.parquet"), fit=True)
-        return pixels, table.labels["label"]
-
-    def _parquet_folder(self, root: Path) -> Path | None:
-        """The folder of parquet files; None if there is none, or the archive is there."""
-        if (root / self.archive.name).exists():
-            return None
-        return _parquet.find_folder(root, ("imagenette",))
-
-    @staticmethod
-    def _table(folder: Path, split: str) -> _parquet.Table:
-        return _parquet.read(folder / f"{split}.parquet", ("label",))
+        return self.read_columns(files, split, fit=True)
 
     def _read_archive(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
         places = f"imagenette/ and {self.archive.name} in {root}"

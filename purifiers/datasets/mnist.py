@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from purifiers.core.traits import DatasetTraits
+from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets._download import Remote
 from purifiers.datasets._idx import IdxDataset
 
@@ -46,9 +46,22 @@ REMOTES = {
 
 
 class Mnist(IdxDataset):
-    """MNIST below ``MNIST/raw/`` (torchvision's folders), compressed or not."""
+    """MNIST below ``MNIST/raw/`` (torchvision's folders), compressed or not.
 
-    traits = DatasetTraits(version=1, shape=(1, 28, 28), classes=10, train=60_000, test=10_000)
+    Otherwise ``mnist/`` with parquet, arrow or npz files, or ``mnist.npz``.
+    """
+
+    traits = DatasetTraits(
+        version=1,
+        shape=(1, 28, 28),
+        classes=10,
+        train=60_000,
+        test=10_000,
+        reads=(
+            Layout(files=("MNIST/raw/*-idx?-ubyte", "MNIST/raw/*-idx?-ubyte.gz"), verified=True),
+            Layout(columns="mnist"),
+        ),
+    )
 
     folder, remotes, checksums = "MNIST", REMOTES, CHECKSUMS
     origin = "MNIST, idx files, byte-identical to the original"

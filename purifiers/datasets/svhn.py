@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
-from purifiers.core.traits import DatasetTraits
+from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets import _checksum
-from purifiers.datasets._base import Dataset
+from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
 # Sizes and SHA-256: tensorflow/datasets, url_checksums/svhn_cropped.txt.
@@ -33,21 +33,40 @@ class Svhn(Dataset):
     """SVHN from ``train_32x32.mat`` and ``test_32x32.mat`` in ``svhn/`` or the data folder itself.
 
     torchvision stores them in the data folder. The files give the digit 0 the label 10; here it is
-    0.
+    0. Otherwise ``svhn/`` with parquet, arrow or npz files, where the digit 0 has the label 0.
     """
 
-    traits = DatasetTraits(version=1, shape=(3, 32, 32), classes=10, train=73_257, test=26_032)
+    traits = DatasetTraits(
+        version=1,
+        shape=(3, 32, 32),
+        classes=10,
+        train=73_257,
+        test=26_032,
+        reads=(
+            Layout(files=("{split}_32x32.mat", "svhn/{split}_32x32.mat"), verified=True),
+            Layout(columns="svhn"),
+        ),
+    )
 
     origin = "SVHN cropped digits, official .mat files"
     remotes: ClassVar[Mapping[str, Remote]] = REMOTES
 
+    def source(self, root: Path) -> Source:
+        files = self.found(root)
+        if files is None or files.layout.verified:
+            return Source(self.origin)
+        return Source(f"{files.described}, without a checksum", self.subset_note(files))
+
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+        files = self.found(root)
+        if files is not None and not files.layout.verified:
+            return self.read_columns(files, split)
         remote = self.remotes[split]
         path = root / remote.name
         if path.exists():
             _checksum.check(path, remote.checksum, path)
         else:
-            places = f"{remote.name} in {root / 'svhn'} and {root}"
+            places = f"{remote.name} in {root / 'svhn'} and {root}, parquet files in svhn/"
             path = obtain(remote, root / "svhn" / remote.name, places)
         return _parse(path)
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
-from purifiers.core.traits import DatasetTraits
-from purifiers.datasets import _images, _parquet
+from purifiers.core.traits import DatasetTraits, Layout
+from purifiers.datasets import _columns, _images
 from purifiers.datasets._base import Dataset, Source
 from purifiers.datasets._download import Remote, obtain
 
@@ -33,32 +33,53 @@ class Tinyimagenet(Dataset):
 
     1. ``tiny-imagenet-200/``, the official files;
     2. ``tiny-imagenet-200.zip``, the same as an archive;
-    3. a folder ``tiny_imagenet*/`` with ``train.parquet`` and ``test.parquet``: columns ``img`` or
-       ``image`` {bytes, path} and ``label``, all classes or a subset, numbered from 0;
+    3. a folder ``tiny_imagenet*/`` with parquet, arrow or npz files in one of the layouts of
+       :mod:`purifiers.core.layouts`, all classes or a subset, numbered from 0;
     4. the archive, downloaded.
 
     The test split is the official validation set (the official test set has no labels), in the
     order of ``val_annotations.txt``. Training images are ordered by class, then file name.
     Classes are numbered in the order of their WordNet ids, as by torchvision's ImageFolder.
-    Grey images become RGB. The folder's images have no checksum; their numbers are checked.
+    Grey images become RGB. The numbers of the folder's images are checked; they have no official
+    checksum, so that runs on them are other runs than those on the archive.
     """
 
-    traits = DatasetTraits(version=2, shape=(3, 64, 64), classes=200, train=100_000, test=10_000)
+    traits = DatasetTraits(
+        version=2,
+        shape=(3, 64, 64),
+        classes=200,
+        train=100_000,
+        test=10_000,
+        reads=(
+            Layout(
+                files=(
+                    "tiny-imagenet-200/wnids.txt",
+                    "tiny-imagenet-200/train/*/images/*.JPEG",
+                    "tiny-imagenet-200/val/val_annotations.txt",
+                    "tiny-imagenet-200/val/images/*.JPEG",
+                )
+            ),
+            Layout(files=("tiny-imagenet-200.zip",), verified=True),
+            Layout(columns="tiny_imagenet*"),
+        ),
+    )
 
     archive: ClassVar[Remote] = ARCHIVE
 
     def source(self, root: Path) -> Source:
-        if (folder := self._parquet_folder(root)) is not None:
-            classes = len(set(self._table(folder, "train").labels["label"].tolist()))
-            before = f"{classes} of {self.traits.classes} classes, "
-            note = _parquet.subset_note(folder, self.traits, before)
-            return Source(f"parquet files in {folder.name}/, without a checksum", note)
+        files = self.found(root)
+        if files is not None and files.layout.columns:
+            classes = len(set(_columns.read(files, "train").labels.tolist()))
+            note = self.subset_note(files, f"{classes} of {self.traits.classes} classes, ")
+            return Source(f"{files.described}, without a checksum", note)
         location = f"{FOLDER}/" if (root / FOLDER).is_dir() else self.archive.name
         return Source(f"official files, {location}; the test split is the validation set")
 
     def read(self, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-        if (folder := self._parquet_folder(root)) is not None:
-            return self._read_parquet(folder, split)
+        files = self.found(root)
+        if files is not None and files.layout.columns:
+            self.classes = int(_columns.read(files, "train").labels.max()) + 1
+            return self.read_columns(files, split)
         with self._open(root) as (names, read):
             wordnet_ids = sorted(_lines(read, "wnids.txt"))
             numbers = {wordnet_id: number for number, wordnet_id in enumerate(wordnet_ids)}
@@ -75,23 +96,6 @@ class Tinyimagenet(Dataset):
                 labels[index] = numbers[wordnet_id]
         return images, labels
 
-    def _parquet_folder(self, root: Path) -> Path | None:
-        """The folder of parquet files; None if there is none, or official files are there."""
-        if (root / FOLDER).is_dir() or (root / self.archive.name).exists():
-            return None
-        return _parquet.find_folder(root, ("tiny_imagenet*",))
-
-    @staticmethod
-    def _table(folder: Path, split: str) -> _parquet.Table:
-        return _parquet.read(folder / f"{split}.parquet", ("label",))
-
-    def _read_parquet(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-        table = self._table(folder, split)
-        self.classes = int(self._table(folder, "train").labels["label"].max()) + 1
-        setattr(self, split, len(table.images))
-        pixels = table.decoded(self.shape, str(folder / f"{split}.parquet"))
-        return pixels, table.labels["label"]
-
     @contextmanager
     def _open(self, root: Path) -> Iterator[tuple[list[str], Read]]:
         """Names of the training images, and a reader, both relative to ``tiny-imagenet-200/``."""
@@ -100,7 +104,7 @@ class Tinyimagenet(Dataset):
             paths = folder.glob("train/*/images/*.JPEG")
             yield [path.relative_to(folder).as_posix() for path in paths], _reader(folder)
             return
-        looked_for = f"{FOLDER}/ and {self.archive.name} in {root}"
+        looked_for = f"{FOLDER}/, {self.archive.name} and tiny_imagenet*/ in {root}"
         path = obtain(self.archive, root / self.archive.name, looked_for)
         with zipfile.ZipFile(path) as archive:
             prefix = f"{FOLDER}/train/"

@@ -217,8 +217,8 @@ def _check_seeds(setting: Setting, seeds: int) -> None:
     Evaluated images are the first of the shuffled test split, seed images the last.
     """
     used = setting.used
-    available = registry.dataset_traits(used.name).test
-    if available is not None and used.test + seeds > available:
+    available = used.available["test"]
+    if used.test + seeds > available:
         raise UserError(
             f"{setting.where}: {used.test} evaluated images and {seeds} seed images of the "
             f"substitute exceed the {available} test images of {used.name}; set test to at "

@@ -87,7 +87,8 @@ def network_key(spec: ComponentSpec, shape: tuple[int, ...]) -> str:
 
 def shape_of(used: UsedDataset) -> tuple[int, ...]:
     """Shape (C, H, W) of the data set's images."""
-    return registry.dataset_traits(used.name).shape
+    declared = registry.dataset_traits(used.name).shape
+    return tuple(used.parameters.get("shape", declared))
 
 
 def float_bytes(used: UsedDataset) -> int:

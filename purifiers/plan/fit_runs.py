@@ -39,8 +39,7 @@ class Defended(NamedTuple):
 
 def dataset_run(graph: Graph, used: UsedDataset) -> Run:
     """Plan the run that prepares a data set."""
-    traits = registry.dataset_traits(used.name)
-    pixels = math.prod(traits.shape) * ((traits.train or 0) + (traits.test or 0))
+    pixels = math.prod(shape_of(used)) * sum(used.available.values())
     spec = DatasetSpec(dataset=component_spec("dataset", used.name, used.parameters))
     return graph.add(spec, used.name, size_bytes=pixels)
 
@@ -124,6 +123,7 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
         version=method.version,
         parameters=method.parameters,
         files=method.files,
+        content=method.content,
         run=run_id,
     )
 

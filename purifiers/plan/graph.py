@@ -9,6 +9,7 @@ from typing import Any
 from purifiers.core import registry
 from purifiers.core.artifacts import short_hash
 from purifiers.core.files import digests
+from purifiers.core.layouts import content_of
 from purifiers.core.spec import ComponentSpec, Spec
 
 Cost = Mapping[str, float]
@@ -105,22 +106,27 @@ def component_spec(
     """Build a component spec with defaults filled in.
 
     Parameters in ``joined_later`` are left out at their defaults, so that older runs keep their
-    identity. The content of files is part of the spec.
+    identity. The content of files is part of the spec, except that of official data.
 
     Args:
         where: begins the error message; by default kind and name.
 
     Raises:
-        UserError: a parameter names a file that does not exist.
+        UserError: a parameter names a file that does not exist, or a file cannot be read.
     """
     described = registry.describe(kind, name)
     filled = {**described.parameters, **parameters}
     files = digests(filled, described.traits.files, where or f"{kind} {name}")
+    content = content_of(described.traits, filled)
     for parameter in described.traits.joined_later:
         if filled[parameter] == described.parameters[parameter]:
             del filled[parameter]
     return ComponentSpec(
-        component=name, version=described.version, parameters=_plain(filled), files=files
+        component=name,
+        version=described.version,
+        parameters=_plain(filled),
+        files=files,
+        content=content,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_json
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.files import remembered
 from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
 from purifiers.plan.declarations import Paper, load_paper, paper_names
@@ -137,15 +138,16 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
     papers = {name: load_paper(root, name) for name in all_papers if not names or name in stems_of}
     expander = Expander(scale)
     documents: dict[str, Document] = {}
-    for name, declared in papers.items():
-        stems = stems_of.get(name)
-        for stem in stems or ():
-            if stem not in declared.documents:
-                hint = did_you_mean(stem, declared.documents)
-                raise UserError(f"paper {name!r} declares no {stem!r}{hint}")
-        for stem in declared.documents:
-            if stems is None or stem in stems:
-                documents[f"{name}/{stem}"] = expander.document(declared, stem)
+    with remembered(root / "results" / "runs"):
+        for name, declared in papers.items():
+            stems = stems_of.get(name)
+            for stem in stems or ():
+                if stem not in declared.documents:
+                    hint = did_you_mean(stem, declared.documents)
+                    raise UserError(f"paper {name!r} declares no {stem!r}{hint}")
+            for stem in declared.documents:
+                if stems is None or stem in stems:
+                    documents[f"{name}/{stem}"] = expander.document(declared, stem)
     runs = expander.graph.runs
     return Plan(root, scale, papers, documents, runs, gather(runs.values(), scale))
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from purifiers.core import registry
+from purifiers.core.data import data_root
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.layouts import SPLITS, found_once
 from purifiers.plan.cells import ScaleInfo
 from purifiers.plan.declarations import read_checked
 
@@ -21,6 +23,7 @@ class UsedDataset:
         parameters: its parameters.
         train, test: number of images used.
         seeds: seeds of training, attack and purification.
+        available: number of images that there are, by split.
         budgets: parameter changes for this data set only, by ``kind.component``.
         stand_in: whether it replaces the paper's data set.
     """
@@ -30,6 +33,7 @@ class UsedDataset:
     train: int
     test: int
     seeds: tuple[int, ...]
+    available: dict[str, int]
     budgets: dict[str, dict[str, Any]]
     stand_in: bool
 
@@ -58,21 +62,44 @@ class Scale:
         """Look up the data set used for a paper's data set; None if the scale leaves it out.
 
         Raises:
-            UserError: the scale uses a data set that does not exist.
+            UserError: the scale uses a data set that does not exist, or more images than it has;
+                or only the files can tell the number of images, and there are none.
         """
         entry = self.declared["datasets"].get(name)
         if entry is None:
             return None
-        described = registry.describe("dataset", entry["use"])
+        available = self._available(name, entry)
         return UsedDataset(
             entry["use"],
             entry.get("parameters", {}),
-            entry.get("train") or described.traits.train,
-            entry.get("test") or described.traits.test,
+            entry.get("train") or available["train"],
+            entry.get("test") or available["test"],
             tuple(entry.get("seeds", self.declared["seeds"])),
+            available,
             entry.get("budgets", {}),
             stand_in=entry["use"] != name,
         )
+
+    def _available(self, name: str, entry: dict[str, Any]) -> dict[str, int]:
+        """Number of images by split: the declared one, else the number of files."""
+        described = registry.describe("dataset", entry["use"])
+        declared = {split: getattr(described.traits, split) for split in SPLITS}
+        if None not in declared.values():
+            return declared
+        where = f"workflow/scales/{self.name}.yaml: datasets.{name}"
+        parameters = {**described.parameters, **entry.get("parameters", {})}
+        files = found_once(described.traits, parameters)
+        counted = {split: len(files.of[split]) if files else 0 for split in SPLITS}
+        for split, count in counted.items():
+            if not count:
+                layout = described.traits.reads[0].files[0]
+                place = layout.format(**{**parameters, "split": split})
+                raise UserError(
+                    f"{where}: no {split} images in {data_root()}: put them at {place}, or set "
+                    "PURIFYBENCH_DATA to the folder that holds them"
+                )
+            _check_size(entry, split, count, where)
+        return counted
 
     def budget(self, kind: str, component: str, used: UsedDataset) -> dict[str, Any]:
         """Parameter changes for a component; those of the data set override the scale's."""
@@ -127,9 +154,14 @@ def _check_dataset(entry: dict[str, Any], where: str) -> None:
     """Check the parameters and the number of images of a data set."""
     described = registry.describe("dataset", entry["use"])
     described.check_parameters(entry.get("parameters", {}), where)
-    for split in ("train", "test"):
+    for split in SPLITS:
         available = getattr(described.traits, split)
-        if available is not None and (entry.get(split) or 0) > available:
-            raise UserError(
-                f"{where}.{split} is {entry[split]}, but there are {available} images: lower it"
-            )
+        if available is not None:
+            _check_size(entry, split, available, where)
+
+
+def _check_size(entry: dict[str, Any], split: str, available: int, where: str) -> None:
+    if entry.get(split, 0) > available:
+        raise UserError(
+            f"{where}.{split} is {entry[split]}, but there are {available} images: lower it"
+        )

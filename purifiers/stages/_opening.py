@@ -15,6 +15,7 @@ from purifiers.core import registry
 from purifiers.core.component import Classifier, Method, build, frozen
 from purifiers.core.errors import UserError
 from purifiers.core.files import verify_files
+from purifiers.core.layouts import verify_content
 from purifiers.core.loop import to_float
 from purifiers.core.spec import (
     AttackSpec,
@@ -133,6 +134,8 @@ def new_component(kind: str, spec: ComponentSpec, *context: Any) -> Any:
         UserError: a file that the component reads has changed since planning.
     """
     verify_files(spec)
+    described = registry.describe(kind, spec.component)
+    verify_content(described.traits, {**described.parameters, **spec.parameters}, spec)
     return build(registry.load(kind, spec.component), *context, **spec.parameters)
 
 

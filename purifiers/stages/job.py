@@ -15,6 +15,7 @@ import torch
 
 from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
+from purifiers.core.files import remembered
 from purifiers.core.fitting import EXAMPLES
 from purifiers.core.precision import computing
 from purifiers.core.provenance import provenance
@@ -47,7 +48,7 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     for entry in batch["runs"]:
         folder = RunFolder(runs_root, batch["stage"], entry["id"])
         try:
-            with folder.lock():
+            with folder.lock(), remembered(runs_root):
                 if not folder.complete():
                     with computing("float32", device):
                         _execute(stage, folder, entry, context)

@@ -14,10 +14,13 @@ stores everything anew; CHANGELOG.md must then name the reason.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,6 +32,20 @@ from purifiers.plan.scale import scale_names
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "results" / "reference" / "identities.json"
 COMMAND = "python tests/regression/identities.py --moved"
+
+
+@contextlib.contextmanager
+def official_data_only() -> Iterator[None]:
+    """An empty data folder, so that subsets or copies in one's own move no identity."""
+    before = os.environ.get("PURIFYBENCH_DATA")
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["PURIFYBENCH_DATA"] = empty
+        try:
+            yield
+        finally:
+            del os.environ["PURIFYBENCH_DATA"]
+            if before is not None:
+                os.environ["PURIFYBENCH_DATA"] = before
 
 
 class Digests(TypedDict):
@@ -84,7 +101,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moved", action="store_true", help="store moved identities, too")
     arguments = parser.parse_args()
-    by_scale = {name: digests(make_plan(ROOT, name)) for name in scale_names(ROOT)}
+    with official_data_only():
+        by_scale = {name: digests(make_plan(ROOT, name)) for name in scale_names(ROOT)}
     before = stored() if STORED.exists() else {}
     for scale, now in by_scale.items():
         names = [] if arguments.moved else moved(now, before.get(scale, {}))

@@ -283,7 +283,7 @@ class Cifar:
         names = [name for split in ("train", "test") for name in base.members[split]]
         self.images = {name: pixels(2, 3, 32, 32) for name in names}
         self.labels = {name: np.array([i, base.classes - 1 - i]) for i, name in enumerate(names)}
-        coarse = [np.array([19, 3])] * (len(base.label_columns) - 1)
+        coarse = [np.array([19, 3])] * (base.label_bytes - 1)
         self.files = {n: records(self.images[n], *coarse, self.labels[n]) for n in names}
         self.archive = tar(base.folder, self.files)
 
@@ -383,10 +383,8 @@ def write_parquet(folder: Path, cifar: Cifar, column: str = "img") -> None:
         ]
         images = np.concatenate([cifar.images[n] for n in cifar.dataset.members[split]])
         blobs = [encoded(image.transpose(1, 2, 0)) for image in images]
-        labels = {
-            name: [int(row[k]) for row in rows]
-            for k, name in enumerate(cifar.dataset.label_columns)
-        }
+        names = ("coarse_label", "fine_label") if cifar.dataset.label_bytes == 2 else ("label",)
+        labels = {name: [int(row[k]) for row in rows] for k, name in enumerate(names)}
         structs = [{"bytes": blob, "path": None} for blob in blobs]
         table = pyarrow.table({column: structs, **labels})
         pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
@@ -398,10 +396,10 @@ def test_cifar_parquet_is_exact_if_it_has_the_official_checksums(base, column, t
     cifar = Cifar(base)
     train, test = cifar.dataset.train, cifar.dataset.test
     type(cifar.dataset).traits = base.traits.replace(train=train, test=test)
-    folder = tmp_path / base.parquet_folders[0]
+    folder = tmp_path / base.__name__.lower()
     write_parquet(folder, cifar, column)
     cifar.check(tmp_path)
-    assert "with the MD5 of the official" in cifar.dataset.source(tmp_path).text
+    assert "with the checksums of the official" in cifar.dataset.source(tmp_path).text
 
     table = pyarrow.parquet.read_table(folder / "train.parquet")
     swapped = table.take([1, 0, *range(2, len(table))])
@@ -457,7 +455,7 @@ def test_cifar10_parquet_errors_name_the_file(tmp_path):
     dataset = TinyCifar10()
     path.parent.mkdir()
     parquet(path.with_name("train.parquet"), [encoded(pixels(32, 32, 3))], [0])
-    with pytest.raises(UserError, match=r"cifar10/test.parquet: expected a parquet file"):
+    with pytest.raises(UserError, match=r"cifar10: has no file of the test split beside train"):
         dataset.load("test", tmp_path)
     path.write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match=r"test.parquet: expected a parquet file"):
@@ -733,7 +731,7 @@ def test_real_cifar10_is_exact():
     # Mean per channel of the test set: .494, .485, .450 of 255.
     assert np.allclose(images.mean(axis=(0, 2, 3)) / 255, [0.494, 0.485, 0.450], atol=0.005)
     source = Cifar10().source(root)
-    assert source.note == "" and "MD5" in source.text
+    assert source.note == "" and "checksums of the official" in source.text
 
 
 @real

@@ -41,7 +41,7 @@ class Soap(Training):
     """
 
     traits = TrainingTraits(
-        version=1,
+        version=2,
         budget=("epochs", "learning_rate", "optimizer", "schedule"),
         passes="6 * epochs",  # label consistency; 3 for reconstruction, 12 for rotation
     )

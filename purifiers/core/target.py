@@ -185,7 +185,7 @@ def contribution(gradient: Tensor, images: Tensor, combine: str, step_size: floa
 
     ``"displacement"`` is that of `jmyoon1/adp` (``attacks/bpda_strong.py``): each draw's image
     takes a signed step of its own, clipped to [0, 1]. A saturated pixel that the gradient pushes
-    outwards thus contributes nothing.
+    outwards thus contributes nothing. The unit is one step.
 
     Args:
         gradient: of each draw, (n, C, H, W).
@@ -196,18 +196,19 @@ def contribution(gradient: Tensor, images: Tensor, combine: str, step_size: floa
             signed steps.
 
     Raises:
-        UserError: a displacement without a step size.
+        UserError: a displacement without a step size, or with one of 0.
     """
     if combine == "sign":
         return gradient.sign()
     if combine != "displacement":
         return gradient
-    if step_size is None:
+    if not step_size:
         raise UserError(
             "eot: combine is displacement, which needs an attack of signed steps such as pgd or "
             "joint_score; set `combine: mean`"
         )
-    return torch.clamp(step_size * gradient.sign(), -images, 1.0 - images)
+    # in steps, so that opposite draws cancel exactly
+    return torch.clamp(gradient.sign(), -images / step_size, (1.0 - images) / step_size)
 
 
 def input_gradient(

@@ -143,7 +143,14 @@ def test_a_displacement_is_the_step_within_the_image():
     slopes = torch.tensor([-3.0, 3.0, -3.0, 3.0, -3.0, -3.0, 3.0, -3.0, 3.0, 0.0])
     moved = contribution(slopes, pixels, "displacement", step_size=0.02)
     expected = torch.tensor([0.0, 0.02, -0.01, 0.02, -0.02, -0.02, 0.01, -0.02, 0.0, 0.0])
-    torch.testing.assert_close(moved, expected)
+    torch.testing.assert_close(0.02 * moved, expected)
+
+
+def test_opposite_displacements_cancel_exactly():
+    """In steps of 2/255 their sums would leave a residue, whose sign would count."""
+    slopes = torch.cat([torch.ones(6, 9), -torch.ones(6, 9)])
+    moved = contribution(slopes, torch.full((12, 9), 0.4), "displacement", step_size=2 / 255)
+    assert torch.equal(moved.mean(dim=0), torch.zeros(9))
 
 
 @pytest.mark.parametrize("combine", ["mean", "sign", "displacement"])
@@ -170,8 +177,8 @@ def test_saturated_draws_have_no_vote(combine):
         lambda logits, labels: logits[:, 0],
         step_size=0.03,
     )
-    # slopes of .6, .6 and -.4
-    expected = {"mean": 0.8 / 3, "sign": 1 / 3, "displacement": -0.01}
+    # slopes of .6, .6 and -.4; displacements in steps
+    expected = {"mean": 0.8 / 3, "sign": 1 / 3, "displacement": -1 / 3}
     assert gradient.item() == pytest.approx(expected[combine])
 
 

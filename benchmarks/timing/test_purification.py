@@ -72,17 +72,28 @@ LEAST_CACHED = 10.0
 """Required speed-up of cached decoding over the plain loop, on a processor."""
 
 
+class Crop(nn.Module):
+    """Keep the last rows and columns."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden[..., -self.size :, -self.size :]
+
+
 def plain(method: DefenseGan) -> nn.Sequential:
     """Copy the generator layer by layer, with trainable parameters."""
     source = method.generator
     layers: list[nn.Module] = [nn.Linear(*reversed(source.dense.weight.shape)), nn.ReLU()]
     layers[0].load_state_dict(source.dense.state_dict())
     layers.append(nn.Unflatten(1, source.first))
-    for source_layer in source.layers:
+    for source_layer, size in zip(source.layers, source.sizes, strict=True):
         inputs, outputs = source_layer.weight.shape[:2]
         layer = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, source_layer.output_padding)
         layer.load_state_dict(source_layer.state_dict())
-        layers += [layer, nn.ReLU()]
+        layers += [layer, Crop(size), nn.ReLU()]
     network = nn.Sequential(*layers[:-1], nn.Sigmoid()).to(source.dense.weight.device)
     return network.to(memory_format=torch.contiguous_format)
 
@@ -97,7 +108,7 @@ def sequential(method: DefenseGan, network: nn.Sequential, images: Tensor) -> Te
         ) / math.sqrt(method.latent)
         latent = start.to(images.device).requires_grad_(True)
         optimizer = torch.optim.SGD([latent], lr=method.learning_rate, momentum=method.momentum)
-        for _ in range(method.steps):
+        for _ in range(method.steps - 1):
             optimizer.zero_grad()
             (network(latent) - images).square().flatten(1).mean(dim=1).sum().backward()
             optimizer.step()

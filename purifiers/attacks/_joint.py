@@ -18,6 +18,9 @@ class Joint(Attack):
     g is the cross-entropy gradient of the threat model. r is the direction in which the purifier
     would move the image (:meth:`restoring`). Pixels on which the two signs disagree stay unchanged.
 
+    With ``eot_combine="displacement"`` g is the sum of the draws' clipped steps, as in
+    `jmyoon1/adp`. Upstream's steps are eps / 4 long, which equals its ``step_size`` at 8/255.
+
     Args:
         eps: L-infinity radius on the [0, 1] scale.
         step_size: step length on the same scale.
@@ -49,7 +52,9 @@ class Joint(Attack):
         lower, upper = (images - self.eps).clamp_(min=0.0), (images + self.eps).clamp_(max=1.0)
         current = images.clone()
         for _ in range(self.steps if len(images) else 0):
-            gradient, _, _ = input_gradient(target, current, labels, indices, cross_entropy)
+            gradient, _, _ = input_gradient(
+                target, current, labels, indices, cross_entropy, self.step_size
+            )
             with torch.no_grad():
                 restoring = self.restoring(target, current, indices)
             signs = gradient.sign() + restoring.sign()

@@ -63,11 +63,18 @@ def check_count(owner: str, **counts: int) -> None:
             raise UserError(f"{owner}: {name} is {value}: choose at least 1")
 
 
-def cross_entropy_gradient(target: Target) -> Gradient:
-    """Return a function that computes the gradient of each image's cross entropy."""
+def cross_entropy_gradient(target: Target, step_size: float | None = None) -> Gradient:
+    """Return a function that computes the gradient of each image's cross entropy.
+
+    Args:
+        step_size: of an attack that only uses the gradient's sign, see
+            :func:`purifiers.core.target.contribution`.
+    """
 
     def gradient_of(images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, logits, _ = input_gradient(target, images, labels, indices, cross_entropy)
+        gradient, logits, _ = input_gradient(
+            target, images, labels, indices, cross_entropy, step_size
+        )
         return gradient, logits
 
     return gradient_of
@@ -110,7 +117,7 @@ def ascend(
     Returns:
         Each image's last iterate (n, C, H, W).
     """
-    gradient_of = gradient_of or cross_entropy_gradient(target)
+    gradient_of = gradient_of or cross_entropy_gradient(target, step_size)
     lower, upper = (images - eps).clamp_(min=0.0), (images + eps).clamp_(max=1.0)
     current, result = start.clone(), start.clone()
     rows = torch.arange(len(images), device=images.device)

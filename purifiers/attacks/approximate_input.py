@@ -9,7 +9,7 @@ from purifiers.attacks._linf import check_count
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
-from purifiers.core.target import Target, input_gradient
+from purifiers.core.target import Target, contribution, input_gradient
 from purifiers.core.traits import AttackTraits
 
 
@@ -23,8 +23,9 @@ class ApproximateInput(Attack):
     purifier this is PGD.
 
     With several draws (EOT), each draw is purified and differentiated separately. p is then the
-    mean of the purified images, and the gradient the mean of the gradients or of their signs. This
-    is our choice; the papers attack single draws.
+    mean of the purified images, and the gradient the mean of the gradients, of their signs or of
+    the displacements (:func:`purifiers.core.target.contribution`). This is our choice; the papers
+    attack single draws.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.
@@ -65,7 +66,7 @@ class ApproximateInput(Attack):
                     classifier, purified, labels, indices, cross_entropy
                 )
                 base += purified / draws
-                direction += gradient.sign() if target.eot_combine == "sign" else gradient
+                direction += contribution(gradient, purified, target.eot_combine, self.step_size)
             current = base.add_(direction.sign(), alpha=self.step_size)
             torch.clamp(current, lower, upper, out=current)
         return current

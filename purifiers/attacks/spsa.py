@@ -26,9 +26,13 @@ class Spsa(Attack):
 
     Algorithm 1: simultaneous perturbation by random signs v. The estimate is the mean of (f(x +
     delta v) - f(x - delta v)) / (2 delta) * v, where f is the logit of the true class minus the
-    largest other one. Each step is projected onto the ball and [0, 1]. The attack starts at the
-    image, uses no gradient of the model, and returns the iterate with the lowest margin. Perturbed
-    images are clipped to [0, 1], because a defence accepts images only.
+    largest other one. Each step is projected onto the ball and [0, 1]. The attack uses no gradient
+    of the model.
+
+    It starts at the image, as Algorithm 1 does; ``cleverhans-lab/cleverhans`` starts at a random
+    point of the ball. It returns the iterate with the lowest margin (our choice: never weaker on a
+    defence that is not random); both return the last one. Perturbed images are clipped to [0, 1],
+    because a defence accepts images only.
 
     Args:
         eps: L-infinity radius on the [0, 1] scale.

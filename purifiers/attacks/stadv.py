@@ -29,7 +29,8 @@ class Stadv(Attack):
 
     Roughness is the sum over all pixels and their four neighbours of the L2 distance between the
     two flows. The attack returns a misclassified iterate if there is one, and among equals that of
-    the lowest objective. Upstream compares the objective only and returns the flow one step later.
+    the lowest objective, which is never weaker (our choice). Upstream returns the last flow; it
+    also records the flow of the lowest objective, but does not return it.
 
     Args:
         bound: largest flow along each axis in grid coordinates, in which the image extends from -1

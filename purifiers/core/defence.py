@@ -16,7 +16,7 @@ from purifiers.core.noise import derive_seed
 from purifiers.core.precision import computing
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
-COMBINES = ("mean", "sign")
+COMBINES = ("mean", "sign", "displacement")
 _SCORES_ONLY = "the attacker sees scores only: choose a gradient other than none"
 
 
@@ -43,7 +43,8 @@ class Defence(nn.Module):
             - ``"none"``: none; the attacker sees scores only.
         seed: random seed of the purifiers' noise.
         eot_samples: draws per output and gradient of an attacked random defence.
-        eot_combine: ``"mean"`` or ``"sign"``, as in :class:`purifiers.core.target.Target`.
+        eot_combine: ``"mean"``, ``"sign"`` or ``"displacement"``, what is averaged over the draws,
+            see :func:`purifiers.core.target.contribution`.
         auxiliary: a method whose detector is attacked together with the classifier; it need not be
             one of ``methods``.
 

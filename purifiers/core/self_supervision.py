@@ -121,23 +121,36 @@ class Views:
         return cls(torch.cat([offset, side], dim=1), draws[:, 4] < 0.5, scaled)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The views (n, C, H, W), differentiable; nearest-neighbour interpolation as upstream."""
+        """The views (n, C, H, W), differentiable.
+
+        Nearest-neighbour interpolation, as upstream's: pixel i of a crop that begins at pixel t
+        and has the share s of the side is the source's pixel floor(t + s i).
+        """
         if self.noise is not None:
             images = (images + self.noise).clamp(0.0, 1.0)
-        top, left, height, width = self.boxes.to(images.device).unbind(dim=1)
-        mirrored = torch.where(self.mirrored.to(images.device), -1.0, 1.0)
-        zero = torch.zeros_like(width)
-        # coordinates run from -1 to 1; mirroring the image also mirrors the position of its crop
-        rows = (
-            torch.stack([mirrored * width, zero, mirrored * (2.0 * left + width - 1.0)], dim=1),
-            torch.stack([zero, height, 2.0 * top + height - 1.0], dim=1),
-        )
-        grid = functional.affine_grid(
-            torch.stack(rows, dim=1).to(images.dtype), list(images.shape), align_corners=False
-        )
+        height, width = images.shape[2:]
+        top, left, tall, wide = self.boxes.unbind(dim=1)
+        rows, columns = _sources(top, tall, height), _sources(left, wide, width)
+        # the image is mirrored before it is cropped
+        columns = torch.where(self.mirrored[:, None], width - 1 - columns, columns)
+        # centres of the pixels, where coordinates run from -1 to 1
+        across = ((2 * columns + 1) / width - 1)[:, None, :].expand(-1, height, -1)
+        down = ((2 * rows + 1) / height - 1)[:, :, None].expand(-1, -1, width)
+        grid = torch.stack([across, down], dim=3).to(images.device, images.dtype)
         return functional.grid_sample(
             images, grid, mode="nearest", padding_mode="border", align_corners=False
         )
+
+
+def _sources(offset: Tensor, side: Tensor, count: int) -> Tensor:
+    """Source pixel of each of ``count`` pixels along a side, (n, count).
+
+    Args:
+        offset, side: of the crops as shares of the image's side, (n,).
+    """
+    steps = torch.arange(count, dtype=torch.float64, device=offset.device)
+    positions = offset.double()[:, None] * count + side.double()[:, None] * steps
+    return positions.floor().clamp_(max=count - 1)
 
 
 def rotated(images: Tensor) -> Tensor:
@@ -157,8 +170,8 @@ def auxiliary_losses(
     """Auxiliary loss of each image (n,) at purification, never negative.
 
     - Reconstruction: mean squared error of the pixels.
-    - Rotation: squared error of the softmax, summed over the four classes and averaged over the
-      four rotations (as upstream purifies).
+    - Rotation: squared error of the softmax, averaged over the four classes and the four rotations
+      (upstream's ``rotate_criterion_l2``).
     - Label consistency: mean squared difference of the logits of an image and of its view.
 
     Args:
@@ -173,4 +186,4 @@ def auxiliary_losses(
         return (head.joint(images)[1] - images).square().flatten(1).mean(dim=1)
     predicted = torch.softmax(head.joint(rotated(images))[1], dim=1).view(ROTATIONS, -1, ROTATIONS)
     truth = torch.eye(ROTATIONS, dtype=predicted.dtype, device=predicted.device)[:, None]
-    return (predicted - truth).square().sum(dim=2).mean(dim=0)
+    return (predicted - truth).square().mean(dim=2).mean(dim=0)

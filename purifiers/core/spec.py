@@ -113,7 +113,7 @@ class Eot(_Json):
     """Expectation over a random defence's draws (Athalye et al. 2018, section 4.2)."""
 
     samples: int  # draws behind each gradient
-    combine: str  # mean or sign
+    combine: str  # mean, sign or displacement
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ class Target:
         stochastic: whether two queries of one image may differ.
         eot_samples: draws per gradient and per output (expectation over transformation, Athalye
             et al. 2018, section 4.2).
-        eot_combine: ``"mean"`` averages the draws' gradients, ``"sign"`` their signs (as
-            ``jmyoon1/adp`` does).
+        eot_combine: what is averaged over the draws, see :func:`contribution`: ``"mean"``,
+            ``"sign"`` or ``"displacement"``.
         chunk: images per gradient computation, so that activations stay in the CPU's cache; None:
             all at once.
         largest_label: largest label of the attacked images, which the logits must cover; -1: their
@@ -183,20 +183,59 @@ def as_target(model: Callable[..., Tensor] | Target) -> Target:
     return model if isinstance(model, Target) else Target(model)
 
 
+def contribution(gradient: Tensor, images: Tensor, combine: str, step_size: float | None) -> Tensor:
+    """What one draw of a random defence contributes to the direction of a signed step.
+
+    ``"displacement"`` is that of `jmyoon1/adp` (``attacks/bpda_strong.py``): each draw's image
+    takes a signed step of its own, clipped to [0, 1]. A saturated pixel that the gradient pushes
+    outwards thus contributes nothing. The unit is one step.
+
+    Args:
+        gradient: of each draw, (n, C, H, W).
+        images: where the gradient was taken, in [0, 1], same shape.
+        combine: ``"mean"`` for the gradient, ``"sign"`` for its sign, ``"displacement"`` for the
+            clipped step.
+        step_size: length of the attack's signed step on the [0, 1] scale; None: the attack takes no
+            signed steps.
+
+    Raises:
+        UserError: a displacement without a step size, or with one of 0.
+    """
+    if combine == "sign":
+        return gradient.sign()
+    if combine != "displacement":
+        return gradient
+    if not step_size:
+        raise UserError(
+            "eot: combine is displacement, which needs an attack of signed steps such as pgd or "
+            "joint_score; set `combine: mean`"
+        )
+    # in steps, so that opposite draws cancel exactly
+    return torch.clamp(gradient.sign(), -images / step_size, (1.0 - images) / step_size)
+
+
 def input_gradient(
-    target: Callable[..., Tensor], images: Tensor, labels: Tensor, indices: Tensor, loss: Loss
+    target: Callable[..., Tensor],
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    loss: Loss,
+    step_size: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of each image's loss with respect to that image alone.
 
     Args:
         target: a :class:`Target`, or any function of images and indices to logits.
         images, labels, indices: (n, C, H, W), (n,) and (n,).
+        step_size: of an attack that only uses the gradient's sign, see :func:`contribution`.
 
     Returns:
         Gradient (n, C, H, W), logits (n, classes) and losses (n,), all detached. With several draws
-        per image these are means over the draws, or the mean of the gradients' signs.
+        per image these are means over the draws. If the target combines signs or displacements,
+        their mean replaces the gradient; one draw's displacement also does.
 
     Raises:
+        UserError: the target combines displacements, and ``step_size`` is None.
         RuntimeError: logits or gradients are not finite. A broken model must not count as robust.
     """
     if not isinstance(target, Target):
@@ -212,10 +251,10 @@ def input_gradient(
         for rows in zip(images.split(size), labels.split(size), indices.split(size), strict=True)
     ]
     gradient, logits, losses = (torch.cat(part) for part in zip(*parts, strict=True))
+    if draws > 1 or target.eot_combine == "displacement":
+        gradient = contribution(gradient, images, target.eot_combine, step_size)
     if draws == 1:
         return gradient, logits, losses
-    if target.eot_combine == "sign":
-        gradient = gradient.sign()
     return _mean(gradient, draws), _mean(logits, draws), _mean(losses, draws)
 
 

@@ -39,7 +39,8 @@ class FittedAutoencoder(Method):
             it).
         width: channels of the first level.
         norm_momentum: weight of a new batch in the running statistics of batch normalisation; .01
-            is Keras's default. Trainings of a few hundred steps need a larger one.
+            is Keras's default. Trainings of a few hundred steps need a larger one. Variant
+            ``mnist`` only.
         eps, steps, step_size: PGD attack for the training examples, L-infinity, random start. 0.3,
             40 x 0.01; on CIFAR-10 8/255, 10 x 1/255 (upstream: 2/255).
         attack_labels: as in :class:`purifiers.attacks.pgd.Pgd`; upstream uses ``predicted``.

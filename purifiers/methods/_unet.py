@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from purifiers.methods._autoencoder import Autoencoder, NormedConvolution, start_as_keras
 
+NORM_MOMENTUM = 0.1  # of DUNET, PyTorch's default
 LEVELS = (1, 2, 4, 8, 16)  # channels per level over the width: 32, 64, 128, 256, 512 in AdvAE
 
 
@@ -90,7 +91,8 @@ class DenoisingUnet(Autoencoder):
     `lfz/Guided-Denoise`: conv 3x3, BN, ReLU; (64, 128, 256, 256, 256) x (2, 3, 3, 3, 3) down, each
     level but the first with a stride of 2; (256, 256, 128, 64) x (3, 3, 3, 2) up, after bilinear
     upsampling and concatenation; conv 1x1. 11,033,984 parameters with 3 channels and width 32.
-    Initial weights are PyTorch's.
+    Initial weights and the momentum of batch normalisation (.1) are PyTorch's. Upsampling maps
+    corners to corners, as PyTorch did by default when upstream was written (before 0.4).
 
     The output is clamped to [0, 1], except in training, where a clamp would remove gradients (our
     choice; upstream never clamps).
@@ -98,12 +100,11 @@ class DenoisingUnet(Autoencoder):
     Args:
         channels: channels of the images.
         width: half the channels of the first level; 32 upstream.
-        norm_momentum: weight of a new batch in the running statistics.
     """
 
     reduction = 16
 
-    def __init__(self, channels: int, width: int, norm_momentum: float) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         sizes = [2 * width, 4 * width, 8 * width, 8 * width, 8 * width]
 
@@ -112,7 +113,7 @@ class DenoisingUnet(Autoencoder):
             for position in range(count):
                 step = stride if position == 0 else 1
                 convolution = NormedConvolution(
-                    inputs, outputs, norm_momentum, stride=step, bias=False, norm_eps=1e-5
+                    inputs, outputs, NORM_MOMENTUM, stride=step, bias=False, norm_eps=1e-5
                 )
                 layers += [convolution, nn.ReLU()]
                 inputs = outputs
@@ -135,7 +136,9 @@ class DenoisingUnet(Autoencoder):
             hidden = level(hidden)
             skips.append(hidden)
         for level, skip in zip(self.up, skips[-2::-1], strict=True):
-            upsampled = functional.interpolate(hidden, size=skip.shape[-2:], mode="bilinear")
+            upsampled = functional.interpolate(
+                hidden, size=skip.shape[-2:], mode="bilinear", align_corners=True
+            )
             hidden = level(torch.cat([upsampled, skip], dim=1))
         return self.output(hidden)
 

@@ -25,11 +25,11 @@ class Generator(nn.Module):
     """Map latent codes (n, latent) to pixels (n, C, H, W), in [0, 1] if C is 1, else in [-1, 1].
 
     A linear layer, then deconvolutions 5x5 of stride 2, from 4x4 up. 28x28 is reached through 7x7,
-    cropped from 8x8. 64x64 has no ReLU between its last two deconvolutions. No normalisation.
-    Upstream has networks for 28x28 (1,554,177 parameters) and 64x64; other sizes continue their
-    pattern.
+    cropped from 8x8 (upstream: ``[:7]``). 64x64 has no ReLU between its last two deconvolutions.
+    No normalisation. Upstream has networks for 28x28 (1,554,177 parameters) and 64x64; other sizes
+    continue their pattern.
 
-    The padding is TensorFlow's, mirrored: the odd row is above, not below.
+    Padding and crop are TensorFlow's, mirrored: the odd row is above, not below.
 
     Args:
         shape: (C, H, W), square.
@@ -44,19 +44,17 @@ class Generator(nn.Module):
         self.first = (channels[0], sizes[0], sizes[0])
         self.dense = nn.Linear(latent, math.prod(self.first))
         self.layers = nn.ModuleList(
-            _Deconvolution(inputs, outputs, KERNEL, 2, 2, larger - (2 * smaller - 1))
-            for (inputs, outputs), (smaller, larger) in zip(
-                pairwise([*channels, shape[0]]), pairwise(sizes), strict=True
-            )
+            _Deconvolution(inputs, outputs) for inputs, outputs in pairwise([*channels, shape[0]])
         )
+        self.sizes = sizes[1:]
         self.last = torch.sigmoid if shape[0] == 1 else torch.tanh
         _initialise(self)
 
     def forward(self, latent: Tensor) -> Tensor:
         hidden = functional.relu(self.dense(latent)).unflatten(1, self.first)
         hidden = hidden.contiguous(memory_format=torch.channels_last)
-        for position, layer in enumerate(self.layers):
-            hidden = layer(hidden)
+        for position, (layer, size) in enumerate(zip(self.layers, self.sizes, strict=True)):
+            hidden = layer(hidden)[..., -size:, -size:]
             if position < min(2, len(self.layers) - 1):
                 hidden = functional.relu(hidden)
         return self.last(hidden)
@@ -126,8 +124,11 @@ class _Deconvolution(nn.ConvTranspose2d):
     the time on a processor.
     """
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, KERNEL, stride=2, padding=2, output_padding=1)
+
     def forward(self, hidden: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.out_channels > 4 or self.output_padding[0] == 0:
+        if self.out_channels > 4:
             return super().forward(hidden, output_size)
         # tap 2 a + r of a row belongs to the pixels of phase r, at offset 1 - a
         taps = functional.pad(self.weight, (0, 1, 0, 1)).unflatten(3, (3, 2)).unflatten(2, (3, 2))

@@ -37,7 +37,8 @@ class DefenseGan(Method):
         critic_steps: steps of the critic per step of the generator.
         gradient_penalty: weight of the gradient penalty.
         batch_size: of the training.
-        steps, restarts: L and R of the paper; upstream's R is 2 for 64x64 images.
+        steps, restarts: L and R of the paper; upstream's R is 2 for 64x64 images. As upstream, the
+            L-th step is not taken: restarts are compared, and the best one is returned, at z_{L-1}.
         learning_rate, momentum: of the descent. It begins at z0 ~ N(0, 1 / latent), although the
             generator is trained on N(0, 1).
         learning_rate_decay: factor on the learning rate from 80 % of the steps on. Upstream has .1,
@@ -51,7 +52,7 @@ class DefenseGan(Method):
     """
 
     traits = MethodTraits(
-        version=1,
+        version=2,
         budget=(
             "latent",
             "width",
@@ -77,7 +78,7 @@ class DefenseGan(Method):
         # measured by us; the cost of the fit does not depend on the number of images
         network=Network(
             sized_by=("latent", "width"),
-            passes="3 * steps * restarts",
+            passes="3 * steps * restarts",  # upper bound
             fit_passes="generator_iterations * batch_size * (8 * critic_steps + 4) / images",
         ),
         images=Images(square_above=4),  # the generator's smallest feature map
@@ -183,9 +184,13 @@ class DefenseGan(Method):
             return (torch.cat(reconstructions)[best_rows] - self.darkest) / (1.0 - self.darkest)
 
     def _descend(self, latent: Tensor, targets: Tensor) -> Tensor:
-        """Minimise each code's mean squared error by gradient descent with momentum."""
+        """Minimise each code's mean squared error by gradient descent with momentum.
+
+        Returns:
+            The code before the last step, which upstream's graph evaluates.
+        """
         velocity = torch.zeros_like(latent)
-        for step in range(self.steps):
+        for step in range(self.steps - 1):
             late = step >= math.ceil(DECAY_FROM * self.steps)
             rate = self.learning_rate * (self.learning_rate_decay if late else 1.0)
             velocity = self.momentum * velocity + self._slope(latent, targets)

@@ -18,6 +18,10 @@ from purifiers.methods._unet import DenoisingUnet
 GUIDANCES = ("class", "logits")
 
 
+def _dunet(channels: int, width: int, _: float) -> DenoisingUnet:
+    return DenoisingUnet(channels, width)
+
+
 class Hgd(FittedAutoencoder):
     """Fit AE on PGD examples x' of the bare classifier F; F(AE(.)) itself is never attacked.
 
@@ -30,7 +34,8 @@ class Hgd(FittedAutoencoder):
             mean of |F(AE(x')) - F(x)|, without labels, which Liao et al. propose (section 3.3,
             LGD).
         common: see :class:`FittedAutoencoder`. The variant may also be ``dunet``, Liao's own
-            denoiser, whose first level has twice ``width`` channels. Liao's training is Adam .01,
+            denoiser, whose first level has twice ``width`` channels and which ignores
+            ``norm_momentum``. Liao's training is Adam .01,
             divided by 10 at 60 % and by 100 at 90 % of 100 epochs.
 
     Raises:
@@ -38,12 +43,12 @@ class Hgd(FittedAutoencoder):
     """
 
     traits = FittedAutoencoder.traits.replace(
-        version=1,
+        version=2,
         fit=Fit(passes="3 * steps + 4 * epochs", several_classifiers=True, stored_examples=True),
         network=Network(sized_by=("variant", "width"), passes="1", fit_passes="3 * epochs"),
     )
 
-    VARIANTS: ClassVar[Makers] = {**FittedAutoencoder.VARIANTS, "dunet": DenoisingUnet}
+    VARIANTS: ClassVar[Makers] = {**FittedAutoencoder.VARIANTS, "dunet": _dunet}
 
     def __init__(self, *, guidance: str = "class", **common: Any) -> None:
         super().__init__(**common)

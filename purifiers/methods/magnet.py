@@ -198,7 +198,8 @@ def thresholds(marks: Tensor, drop_rate: float) -> Tensor:
     """Threshold of each detector, (detectors,): the largest mark that is not dropped.
 
     floor(drop_rate n) images are above it, as upstream counts. If that is 0, upstream takes the
-    *smallest* mark and drops everything (``marks[-0]``); here nothing is dropped.
+    *smallest* mark and drops everything (``marks[-0]``); here nothing is dropped. Upstream's
+    threshold is the smallest mark that is dropped; a mark between the two is kept there only.
 
     Args:
         marks: of the held-out images, (n, detectors).

@@ -42,7 +42,7 @@ class Soap(Method):
     """
 
     traits = MethodTraits(
-        version=1,
+        version=2,
         budget=("steps", "levels"),
         passes="3 * steps * (steps + 1)",  # of two views; steps shared by radii are computed once
         random={"task": ("label_consistency",)},  # the only task with random views

@@ -40,7 +40,7 @@ class Soap(Training):
     """
 
     traits = Training.traits.replace(
-        version=1,
+        version=2,
         passes="6 * epochs",  # label consistency; 3 for reconstruction, 12 for rotation
     )
 

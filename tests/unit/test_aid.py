@@ -423,3 +423,20 @@ def test_only_upstream_normalises(toy):
     for variant, normalised in (("paper", False), ("upstream", True)):
         kinds = {type(module) for module in aid(toy, variant=variant).modules()}
         assert (nn.BatchNorm1d in kinds) is normalised
+
+
+@pytest.mark.parametrize("variant", ["paper", "upstream"])
+def test_weights_start_with_variance_2_over_fan_in(toy, variant):
+    """`yelobean/AIDPurifier`: normal, and a zero bias in the last layer."""
+    torch.manual_seed(5)
+    method = Aid(variant=variant, width=256)
+    method.bind(toy, toy.shape)
+    layers = [part for part in method.modules() if isinstance(part, nn.Linear)]
+    large = [layer for layer in layers if layer.weight.numel() > 10_000]
+    assert large
+    for layer in large:
+        spread = layer.weight * (layer.in_features / 2) ** 0.5
+        assert float(spread.std()) == pytest.approx(1.0, abs=0.03)
+        assert float(spread.abs().max()) > 3.0  # a uniform draw ends at 1.7
+    (last,) = [layer for layer in layers if layer.out_features == 1]
+    assert torch.equal(last.bias, torch.zeros(1))

@@ -207,6 +207,40 @@ def test_joint_purification_adds_up_the_draws(linear, images, climb):
     assert Three.drawn == 3
 
 
+class Bleach(Method):
+    """Every second pixel turns white, and the others black."""
+
+    def purify(self, images, seed=0, indices=None):
+        white = torch.arange(images[0].numel()).view(images.shape[1:]) % 2
+        return white + 0 * images
+
+    def score(self, images):
+        return 0.4 - images
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+@pytest.mark.parametrize("attack", [Pgd, JointScore, ApproximateInput])
+def test_displacements_leave_saturated_pixels_to_the_rest_of_the_attack(
+    linear, images, climb, attack, draws
+):
+    """Pixels that all draws saturate, and that the loss pushes outwards, get no classifier step."""
+    white = Bleach().purify(images)
+    inward = torch.where(climb > 0, 1 - white, white) * climb
+    expected = images
+    for _ in range(STEPS):
+        if attack is JointScore:
+            step = STEP / 2 * (inward + (0.4 - expected).sign())
+        else:
+            step = STEP * inward
+        start = white if attack is ApproximateInput else expected
+        expected = project(start + step, images)
+    defence = Defence(
+        linear, [Bleach()], gradient="bpda", eot_samples=draws, eot_combine="displacement"
+    )
+    settings = BUDGET | ({"random_start": False} if attack is Pgd else {})
+    torch.testing.assert_close(attack(**settings)(defence, images, LABELS), expected)
+
+
 def test_joint_score_needs_a_score(linear, images):
     with pytest.raises(UserError, match="goes against a method's score"):
         JointScore(**BUDGET)(Defence(linear, [Halve()], gradient="bpda"), images, LABELS)

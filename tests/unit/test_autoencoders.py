@@ -24,7 +24,7 @@ MAKERS: dict[str, Make] = {
     "mnist": MnistAutoencoder,
     "unet": lambda channels, width, _: Unet(channels, width),
     "unet_paper": lambda channels, width, _: PaperUnet(channels, width),
-    "dunet": DenoisingUnet,
+    "dunet": lambda channels, width, _: DenoisingUnet(channels, width),
 }
 
 
@@ -178,12 +178,53 @@ def test_papers_unet_adds_no_image() -> None:
 
 
 def test_dunet_adds_the_image_and_clamps_outside_of_training() -> None:
-    made = DenoisingUnet(3, 2, 0.1)
+    made = DenoisingUnet(3, 2)
     made.output = Constant(torch.zeros_like(IMAGES))  # type: ignore[assignment]
     assert torch.equal(made(IMAGES), IMAGES)
     made.output = Constant(torch.full_like(IMAGES, 2.0))  # type: ignore[assignment]
     torch.testing.assert_close(made.train()(IMAGES), IMAGES + 2.0)
     assert torch.equal(made.eval()(IMAGES), torch.ones_like(IMAGES))
+
+
+def corner_to_corner(hidden: Tensor, size: int) -> Tensor:
+    """Bilinear upsampling of squares; pixel i of the result is at i (n - 1) / (size - 1)."""
+    count = hidden.shape[-1]
+    places = torch.arange(size, dtype=hidden.dtype) * (count - 1) / (size - 1)
+    weights = (1 - (places[:, None] - torch.arange(count)).abs()).clamp_min(0)
+    return weights @ hidden @ weights.T
+
+
+def test_dunet_by_hand() -> None:
+    """`lfz/Guided-Denoise`: corners to corners on the way up, BN eps 1e-5 and momentum .1."""
+    torch.manual_seed(0)
+    made = DenoisingUnet(3, 2).double().train()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+
+    def run(level: nn.Module, hidden: Tensor) -> Tensor:
+        for layer in level:
+            if isinstance(layer, NormedConvolution):
+                weight, stride = layer.convolution.weight, layer.convolution.stride
+                hidden = functional.conv2d(hidden, weight, None, stride, 1)
+                means.append((layer.norm, hidden.mean(dim=(0, 2, 3))))
+                centred = hidden - means[-1][1].view(1, -1, 1, 1)
+                variance = centred.square().mean(dim=(0, 2, 3), keepdim=True)
+                hidden = torch.relu(centred / (variance + 1e-5).sqrt())
+        return hidden
+
+    means: list[tuple[nn.BatchNorm2d, Tensor]] = []
+    skips = [run(made.down[0], images)]
+    for level in made.down[1:]:
+        skips.append(run(level, skips[-1]))
+    assert [skip.shape[-1] for skip in skips] == [32, 16, 8, 4, 2]
+    hidden = skips.pop()
+    for level in made.up:
+        skip = skips.pop()
+        raised = corner_to_corner(hidden, skip.shape[-1])
+        hidden = run(level, torch.cat([raised, skip], dim=1))
+    expected = images + functional.conv2d(hidden, made.output.weight)
+    torch.testing.assert_close(made(images), expected)
+    for norm, mean in means:
+        torch.testing.assert_close(norm.running_mean, 0.1 * mean)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -180,7 +180,10 @@ def test_eot_reaches_the_attack():
     ("arguments", "message"),
     [
         ({"eot_samples": 0}, "eot_samples is 0, but at least 1"),
-        ({"eot_combine": "sgn"}, r"eot_combine is 'sgn': choose one of mean, sign \(did you mean"),
+        (
+            {"eot_combine": "sgn"},
+            r"eot_combine is 'sgn': choose one of mean, sign, displacement \(did you mean",
+        ),
     ],
 )
 def test_impossible_draws_are_refused(arguments, message):

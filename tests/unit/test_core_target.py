@@ -11,7 +11,7 @@ from purifiers.core.component import Method, default_indices
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.noise import uniform
-from purifiers.core.target import Target, as_target, input_gradient
+from purifiers.core.target import Target, as_target, contribution, input_gradient
 from purifiers.core.traits import MethodTraits
 
 INDICES = torch.tensor([5, 9, 70, 3])
@@ -135,6 +135,57 @@ def test_eot_gradient_is_the_mean_of_gradients_or_of_their_signs(classifier, ima
     torch.testing.assert_close(found[0], stacked.mean(dim=0))
     torch.testing.assert_close(found[1], torch.stack(logits).mean(dim=0))
     torch.testing.assert_close(found[2], torch.stack(losses).mean(dim=0))
+
+
+def test_a_displacement_is_the_step_within_the_image():
+    """A step of .02 from pixels at and near the ends of [0, 1], worked by hand."""
+    pixels = torch.tensor([0.0, 0.0, 0.01, 0.01, 0.5, 0.99, 0.99, 1.0, 1.0, 0.3])
+    slopes = torch.tensor([-3.0, 3.0, -3.0, 3.0, -3.0, -3.0, 3.0, -3.0, 3.0, 0.0])
+    moved = contribution(slopes, pixels, "displacement", step_size=0.02)
+    expected = torch.tensor([0.0, 0.02, -0.01, 0.02, -0.02, -0.02, 0.01, -0.02, 0.0, 0.0])
+    torch.testing.assert_close(0.02 * moved, expected)
+
+
+def test_opposite_displacements_cancel_exactly():
+    """In steps of 2/255 their sums would leave a residue, whose sign would count."""
+    slopes = torch.cat([torch.ones(3, 4), -torch.ones(3, 4)])
+    moved = contribution(slopes, torch.full((6, 4), 0.4), "displacement", step_size=2 / 255)
+    assert torch.equal(moved.mean(dim=0), torch.zeros(4))
+
+
+@pytest.mark.parametrize("combine", ["mean", "sign", "displacement"])
+def test_saturated_draws_have_no_vote(combine):
+    """Two draws of 1 are pushed upwards, one of .5 downwards: the displacements point down."""
+
+    class Uneven(Method):
+        traits = MethodTraits(version=1, random=True)
+
+        def purify(self, images, seed=0, indices=None):
+            return torch.tensor([1.0, 1.0, 0.5]).view(3, 1, 1, 1) + 0 * images
+
+    def rises_only_at_1(images: Tensor) -> Tensor:
+        return ((images - 0.7) ** 2).flatten(1)
+
+    defence = Defence(
+        rises_only_at_1, [Uneven()], gradient="bpda", eot_samples=3, eot_combine=combine
+    )
+    gradient, _, _ = input_gradient(
+        Target(defence),
+        torch.full((1, 1, 1, 1), 0.6),
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([0]),
+        lambda logits, labels: logits[:, 0],
+        step_size=0.03,
+    )
+    # slopes of .6, .6 and -.4; displacements in steps
+    expected = {"mean": 0.8 / 3, "sign": 1 / 3, "displacement": -1 / 3}
+    assert gradient.item() == pytest.approx(expected[combine])
+
+
+def test_displacements_need_signed_steps(classifier, images):
+    target = shaken(classifier, eot_combine="displacement")
+    with pytest.raises(UserError, match="combine is displacement, which needs an attack of signed"):
+        input_gradient(target, images, LABELS, INDICES, cross_entropy)
 
 
 def test_signs_and_means_can_disagree():

@@ -47,7 +47,7 @@ def test_a_new_table_makes_the_status_out_of_date(
 
 def test_links_lead_somewhere() -> None:
     """Links inside the repository, from every page beside the code."""
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/README.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/**/*.md")]
     links = [
         (page, target)
         for page in pages
@@ -59,3 +59,11 @@ def test_links_lead_somewhere() -> None:
         f"{page.relative_to(ROOT)}: {to}" for page, to in links if not (page.parent / to).exists()
     ]
     assert dangling == []
+
+
+def test_the_fidelity_page_names_existing_tests() -> None:
+    page = (ROOT / "benchmarks/FIDELITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 30
+    files = {file: (ROOT / "tests/unit" / file).read_text(encoding="utf-8") for file, _ in named}
+    assert [f"{file}::{name}" for file, name in named if f"def {name}(" not in files[file]] == []

@@ -122,9 +122,21 @@ def test_a_box_is_cut_out_and_enlarged_as_torch_does(mirrored):
     made = Views(box, torch.tensor([mirrored]))(given)
     source = given.flip(3) if mirrored else given
     cut = source[..., 3:27, 5:31]
-    # "nearest-exact" rounds from the middle of a pixel, as grid_sample does
-    expected = functional.interpolate(cut, (32, 32), mode="nearest-exact")
-    assert float((made != expected).float().mean()) < 0.02  # ties are rounded either way
+    # `Mishne-Lab/SOAP` calls interpolate with its default mode
+    assert torch.equal(made, functional.interpolate(cut, (32, 32)))
+
+
+@pytest.mark.parametrize("side", [32, 28])
+def test_the_fixed_view_is_upstreams(side):
+    """Mirrored, then 28 of 32 pixels from the third on, enlarged: pixel i is 2 + floor(.875 i)."""
+    given = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
+    sources = [int(2 / 32 * side + 0.875 * place) for place in range(side)]
+    expected = given.flip(3)[..., sources, :][..., sources]
+    assert torch.equal(Views.fixed(given)(given), expected)
+    if side == 32:
+        assert sources[:9] == [2, 2, 3, 4, 5, 6, 7, 8, 9] and sources[-1] == 29
+        cut = given.flip(3)[..., 2:30, 2:30]
+        assert torch.equal(expected, functional.interpolate(cut, [32, 32]))
 
 
 @pytest.mark.parametrize("indices", [torch.arange(400), None])
@@ -175,7 +187,7 @@ def test_auxiliary_losses_at_purification(images):
         for turns in range(4):
             guess = guesser.joint(torch.rot90(image[None], turns, (2, 3)))[1].softmax(dim=1)[0]
             total = total + (guess - torch.eye(4)[turns]).square().sum()
-        torch.testing.assert_close(loss, total / 4)
+        torch.testing.assert_close(loss, total / 16)
 
     views = Views.drawn(images, 0, INDICES, "tag")
     found = auxiliary_losses(classifier, None, images, views)
@@ -322,6 +334,13 @@ def test_the_verdict_is_a_hundred_losses(images):
     network = cae()
     verdict = soap(network, task="reconstruction").detector_logit(images)
     torch.testing.assert_close(verdict, 100 * auxiliary_losses(network, network, images, None))
+    guesser = resnet()
+    turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
+    guesses = guesser.joint(turned)[1].softmax(dim=1)
+    truth = torch.eye(4).repeat_interleave(len(images), dim=0)
+    verdict = soap(guesser, task="rotation").detector_logit(images)
+    # upstream: -100 beta F.mse_loss, a mean over images, classes and rotations
+    torch.testing.assert_close(verdict.mean(), 100 * functional.mse_loss(guesses, truth))
     consistency = soap(toy()).detector_logit(images)
     views = Views.fixed(images)
     torch.testing.assert_close(consistency, 100 * auxiliary_losses(toy(), None, images, views))

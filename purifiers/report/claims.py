@@ -25,6 +25,9 @@ COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 UNANSWERED = ("not implemented", "failed", "not run")
 """Verdicts of cells without a number, in the order of precedence for a claim."""
 
+PER_IMAGE = ("accuracy", "smoothed_accuracy")
+"""Metrics in percent of the images."""
+
 LOWER_IS_BETTER = (
     *("seconds_per_image", "seconds_per_image_batched", "train_minutes"),
     *("mean_l2", "mean_linf"),
@@ -146,7 +149,7 @@ def _judge(question: Question, results: Results) -> Part:
 def _bound(question: Question, results: Results) -> Part:
     """Test whether an accuracy lies on one side of a bound in percent."""
     (cell,) = question.better
-    if cell.metric != "accuracy":
+    if cell.metric not in PER_IMAGE:
         raise UserError(
             f"claims: {question.bound} needs an accuracy, but {name_of(cell)} has metric "
             f"{cell.metric}: choose another cell"
@@ -175,7 +178,7 @@ def _compare(question: Question, results: Results) -> Part:
     label = contrast(question, factors)
     if not seeds:
         return Part("not run", f"{label}: not run, the two sides have no seed in common")
-    if metric != "accuracy":
+    if metric not in PER_IMAGE:
         return _compare_values(question, by_cell, seeds, label, factors)
     per_cell, images = _correct(question.cells, by_cell, seeds)
     if images.empty:

@@ -36,7 +36,7 @@ from purifiers.plan.fit_runs import (
 )
 from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import NotImplementedHere, Setting
-from purifiers.plan.threats import eot, is_random, queries_defence
+from purifiers.plan.threats import attacked_methods, eot, is_random, queries_defence
 
 SUBSET_SEED = 0  # chooses the test images of a reduced scale; fixed, so all seeds share them
 
@@ -95,7 +95,7 @@ def _attack_run(
     """Plan the run that makes an adversarial set; return it with its words for run ids."""
     cell, used = setting.cell, setting.used
     threat = cell.get("threat_model", "oblivious")
-    attacked = defence.methods if queries_defence(cell) else ()
+    attacked = _attacked_methods(graph, setting, defence, seed) if queries_defence(cell) else ()
     source = cell.get("source") if threat in ("transfer", "black_box") else None
     random = any(is_random(method) for method in attacked)
     if traits.stops_at_first_success and random:
@@ -136,6 +136,16 @@ def _attack_run(
         slug_parts.append(f"{gradient}_{chain}" if gradient != "none" else f"scores_{chain}")
     slug = slug_of(victim, slug_parts, seed)
     return graph.add(spec, slug, cost, victim, float_bytes(used)), tuple(slug_parts)
+
+
+def _attacked_methods(
+    graph: Graph, setting: Setting, defence: Defended, seed: int
+) -> tuple[MethodSpec, ...]:
+    """The fitted methods that the attack goes through."""
+    if "attacked_methods" not in setting.cell:
+        return defence.methods
+    names = attacked_methods(setting.cell)
+    return tuple(fitted_method(graph, setting, name, seed) for name in names)
 
 
 def _auxiliary(graph: Graph, setting: Setting, seed: int) -> MethodSpec | None:

@@ -15,7 +15,7 @@ from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
 from purifiers.plan.score_runs import MEASURED
-from purifiers.plan.threats import CellMethod, CellParts, check_threat, eot
+from purifiers.plan.threats import CellMethod, CellParts, attacked_methods, check_threat, eot
 
 COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
 """Keys that declare a cell as the lowest value or the mean of several."""
@@ -23,7 +23,7 @@ METRICS = ("accuracy", "mean_l2", "mean_linf", *STAGE_OF)
 """Implemented metrics; the first is the default."""
 SUPPORTED = frozenset(
     "dataset classifier training methods attack threat_model gradient metric unit "  # noqa: SIM905
-    "eot source auxiliary detector fit_classifiers override quoted flags".split()
+    "eot source auxiliary detector fit_classifiers attacked_methods override quoted flags".split()
 )
 """Keys of a cell that are implemented, beside those of ``COMBINED``."""
 
@@ -77,7 +77,7 @@ class Expander:
     ) -> Cell:
         where = f"{document_where}: {block['id']}/{row['id']}/{column['id']}"
         base = merge(content.get("defaults", {}), block.get("cell", {}), row.get("cell", {}))
-        declared = merge(base, column.get("cell", {}))
+        declared = _completed(merge(base, column.get("cell", {})))
         state, reason, used = "planned", "", None
         scores: tuple[tuple[str, ...], ...] = ()
         flags = [Flag("note", text) for text in declared.get("flags", ())]
@@ -230,7 +230,7 @@ def _threat_parts(paper: Paper, cell: dict[str, Any], where: str) -> CellParts:
     name = cell.get("attack", "none")
     attack = None if name == "none" else paper.recipe("attack", name, where)["component"]
     return CellParts(
-        methods=_methods(paper, cell, cell.get("methods", ()), where),
+        methods=_methods(paper, cell, attacked_methods(cell), where),
         attack=None if attack is None else registry.attack_traits(attack),
         auxiliary=method_at("auxiliary") if attack else None,
         detector=method_at("detector"),
@@ -242,6 +242,13 @@ def _image_grid(content: dict[str, Any]) -> ImageGrid | None:
         return None
     rows, columns = (tuple(declared.get(axis, ())) for axis in ("rows", "columns"))
     return ImageGrid(declared["each"], rows, columns)
+
+
+def _completed(declared: dict[str, Any]) -> dict[str, Any]:
+    """Give a transfer attack's source the cell's own training if it declares none."""
+    if "source" not in declared or "training" not in declared:
+        return declared
+    return {**declared, "source": {"training": declared["training"], **declared["source"]}}
 
 
 def _parts(
@@ -264,7 +271,7 @@ def _parts(
                 raise UserError(
                     f"{where}: {key}: there is no column {name!r}{did_you_mean(name, by_id)}"
                 )
-            part = merge(base, by_id[name])
+            part = _completed(merge(base, by_id[name]))
             inner = next((inner for inner in COMBINED if inner in part), None)
             if inner and inner != key.replace("_of", "_over"):
                 raise UserError(
@@ -321,7 +328,9 @@ def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:
     """Kind and recipe name of every component that a cell uses."""
     components = [("classifier", cell["classifier"]), ("training", cell["training"])]
     components += [("classifier", name) for name in cell.get("fit_classifiers", ())]
-    components += [("method", name) for name in cell.get("methods", ())]
+    components += [
+        ("method", name) for key in ("methods", "attacked_methods") for name in cell.get(key, ())
+    ]
     if "detector" in cell:
         components.append(("method", cell["detector"]))
     if cell.get("attack", "none") != "none":

@@ -25,6 +25,15 @@ def queries_defence(cell: dict[str, Any]) -> bool:
     return threat == "white_box" or (threat == "black_box" and "source" not in cell)
 
 
+def attacked_methods(cell: dict[str, Any]) -> list[str]:
+    """Recipes of the methods that a defence contains for its attacker, first to last.
+
+    They are the cell's own unless it declares others, such as a single draw of an ensemble.
+    """
+    names: list[str] = cell.get("attacked_methods", cell.get("methods", []))
+    return names
+
+
 @dataclass(frozen=True)
 class CellMethod:
     """A method of a cell.
@@ -50,7 +59,7 @@ class CellParts:
     """The components of a cell that decide which attacks are possible.
 
     Attributes:
-        methods: the purifiers, first to last.
+        methods: the purifiers, first to last, as the attack meets them.
         attack: traits of the attack; None for clean images.
         auxiliary: the method whose detector the attack evades as well.
         detector: the method whose detections count as correct on attacked images.
@@ -81,6 +90,7 @@ def check_threat(cell: dict[str, Any], parts: CellParts, where: str) -> None:
             - a random defence attacked without a declared ``eot``,
             - a gradient through a method that is not differentiable,
             - a transfer attack without a source,
+            - attacked methods under a threat model whose attack meets none,
             - an auxiliary method under a threat model that excludes it,
             - an attack on a part that no attacked method provides,
             - a corruption with a threat model other than oblivious,
@@ -104,6 +114,11 @@ def check_threat(cell: dict[str, Any], parts: CellParts, where: str) -> None:
         raise UserError(
             f"{where}: threat model transfer needs a `source`: add the classifier and training "
             "that the adversarial examples are made on"
+        )
+    if "attacked_methods" in cell and not queries_defence(cell):
+        raise UserError(
+            f"{where}: threat model {threat} queries no method, so attacked_methods does not "
+            "apply: remove it or set threat_model to white_box"
         )
     attacked = list(parts.methods) if threat == "white_box" else []
     if parts.auxiliary is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ import numpy as np
 import pandas as pd
 
 from purifiers.core.artifacts import write_text
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
+from purifiers.report.claim_parts import Question, Side, contrast, name_of, questions_of
 from purifiers.report.results import FailureOf, Results
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
-KEYS = ("table", "figure", "block", "row", "column")
 
 UNANSWERED = ("not implemented", "failed", "not run")
 """Verdicts of cells without a number, in the order of precedence for a claim."""
+
+PER_IMAGE = ("accuracy", "smoothed_accuracy")
+"""Metrics in percent of the images."""
 
 LOWER_IS_BETTER = (
     *("seconds_per_image", "seconds_per_image_batched", "train_minutes"),
@@ -32,20 +35,6 @@ LOWER_IS_BETTER = (
 """Metrics for which lower values are better."""
 
 HOLDS, CONTRADICTED, UNDECIDED = "holds", "contradicted", "undecided"
-
-
-@dataclass(frozen=True)
-class Question:
-    """One comparison: the first of two cells exceeds the second by more than ``by``, or a single
-    cell is below ``by``.
-
-    Attributes:
-        cells: one or two cells.
-        by: margin or upper bound in the cells' unit; percentage points for accuracies.
-    """
-
-    cells: tuple[Cell, ...]
-    by: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,13 +65,16 @@ def write_claims(
     A claim's ``decide`` lists parts of three forms:
 
     - ``{better: cell, than: cell, by: points}``: the first cell exceeds the second by more than
-      ``by`` (default 0; negative: it is at most that far below).
+      ``by`` (default 0; negative: it is at most that far below). Two such parts with the cells
+      exchanged mean that the cells are the same within a margin. With ``times: factor`` the first
+      cell exceeds the second by more than that factor. A list of cells stands for their mean.
     - ``{better: cell, better_than_all: [cells], by: points}``: the same against each of the cells.
-    - ``{at_most: percent, of: cell}``: an accuracy does not exceed a bound.
+    - ``{at_most: percent, of: cell}`` or ``at_least``: an accuracy does not pass a bound.
 
     A part holds when the 95 % interval of the paired difference lies above ``by``, or that of the
-    accuracy below ``at_most``. It is contradicted when the interval lies on the other side, else
-    undecided.
+    accuracy on the right side of its bound. It is contradicted when the interval lies on the
+    other side, else undecided. ``each`` repeats a part, see
+    :func:`purifiers.report.claim_parts.parts_of`.
 
     The verdict of a claim is the first that applies: ``contradicted`` if any part is; the verdict
     of a missing cell (``not implemented``, ``failed``, ``not run``, in this order), with the cell
@@ -106,8 +98,8 @@ def write_claims(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for claim in paper_claims:
-        questions = list(_questions(claim, cells))
-        parts = [_judge(question, results, claim["id"]) for question in questions]
+        questions = list(questions_of(claim, cells))
+        parts = [_judge(question, results) for question in questions]
         stand_ins = sorted(
             {stand_in(cell) for question in questions for cell in question.cells} - {""}
         )
@@ -129,7 +121,7 @@ def _evidence(parts: Sequence[Part]) -> str:
     texts = [part.evidence for part in parts if part.evidence]
     missing: dict[str, dict[str, None]] = {}
     for reason, cell in (entry for part in parts for entry in part.missing):
-        missing.setdefault(reason, {})[_name(cell)] = None
+        missing.setdefault(reason, {})[name_of(cell)] = None
     texts += [f"{reason}: {', '.join(names)}" for reason, names in missing.items()]
     return "; ".join(dict.fromkeys(texts)) or "no cell tests this claim"
 
@@ -141,52 +133,7 @@ def _verdict(outcomes: Sequence[str]) -> str:
     return "supported" if outcomes and set(outcomes) == {HOLDS} else UNDECIDED
 
 
-def _questions(claim: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[Question]:
-    where = f"claim {claim['id']!r}"
-    for part in claim.get("decide", ()):
-        if "at_most" in part:
-            yield Question((_cell(part["of"], cells, where),), float(part["at_most"]))
-            continue
-        others = part["better_than_all"] if "better_than_all" in part else [part["than"]]
-        better = _cell(part["better"], cells, where)
-        for other in others:
-            yield Question((better, _cell(other, cells, where)), float(part.get("by", 0.0)))
-
-
-def _cell(reference: Mapping[str, Any], cells: Sequence[Cell], where: str) -> Cell:
-    """Look up the cell that a reference names; keys that are not needed may be missing."""
-    matches = list(cells)
-    for key in KEYS:
-        if key in reference:
-            value = str(reference[key])
-            options = {_value(cell, key) for cell in matches}
-            matches = [cell for cell in matches if _value(cell, key) == value]
-            if not matches:
-                hint = did_you_mean(value, options)
-                raise UserError(f"{where}: there is no {key} {value!r} in {dict(reference)}{hint}")
-    if len(matches) > 1:
-        raise UserError(
-            f"{where}: {dict(reference)} matches {len(matches)} cells, not one: "
-            f"add more of the keys {', '.join(KEYS)}"
-        )
-    return matches[0]
-
-
-def _value(cell: Cell, key: str) -> str:
-    if key in ("table", "figure"):
-        kind, _, number = cell.document.partition("_")
-        return number if kind == key else cell.document
-    return str(getattr(cell, key))
-
-
-def _judge(question: Question, results: Results, claim_id: str) -> Part:
-    first, *others = question.cells
-    for other in others:
-        if (first.dataset, first.metric) != (other.dataset, other.metric):
-            raise UserError(
-                f"claim {claim_id!r}: {_name(first)} and {_name(other)} differ in data set or "
-                "metric: compare cells that share both"
-            )
+def _judge(question: Question, results: Results) -> Part:
     by_cell = [(cell, results.find(cell)) for cell in question.cells]
     missing = [(cell, runs) for cell, runs in by_cell if runs.missing]
     if missing:
@@ -196,49 +143,65 @@ def _judge(question: Question, results: Results, claim_id: str) -> Part:
         verdicts = [runs.missing for _, runs in missing]
         outcome = next((name for name in UNANSWERED if name in verdicts), "not run")
         return Part(outcome, "", reasons)
-    if not others:
-        return _bound(first, question.by, results)
-    return _compare(first, others[0], question.by, results)
+    return _bound(question, results) if question.bound else _compare(question, results)
 
 
-def _bound(cell: Cell, at_most: float, results: Results) -> Part:
-    """Test whether an accuracy is at most ``at_most`` percent."""
-    if cell.metric != "accuracy":
+def _bound(question: Question, results: Results) -> Part:
+    """Test whether an accuracy lies on one side of a bound in percent."""
+    (cell,) = question.better
+    if cell.metric not in PER_IMAGE:
         raise UserError(
-            f"claims: at_most needs an accuracy, but {_name(cell)} has metric {cell.metric}: "
-            "choose another cell"
+            f"claims: {question.bound} needs an accuracy, but {name_of(cell)} has metric "
+            f"{cell.metric}: choose another cell"
         )
-    sides = [results.find(cell).seeds]
-    seeds = sorted(sides[0])
-    (correct,), images = _correct((cell,), sides, seeds)
-    bound = [np.full((1, len(images)), at_most / 100) for _ in seeds]
-    margin = paired_difference(bound, correct)
-    value, low, high = (at_most - 100 * end for end in (margin.estimate, margin.high, margin.low))
-    numbers = f"{value:.1f} [{low:.1f}, {high:.1f}] %, at most {at_most:g} required"
-    evidence = f"{_name(cell)}: {numbers} ({len(images)} images x {_seeds(seeds)})"
-    return Part(_outcome(margin.low, margin.high), evidence)
+    runs = [results.find(cell).seeds]
+    seeds = sorted(runs[0])
+    (correct,), images = _correct((cell,), runs, seeds)
+    bound = [np.full((1, len(images)), question.by / 100) for _ in seeds]
+    above = paired_difference(correct, bound)
+    value, low, high = (question.by + 100 * end for end in (above.estimate, above.low, above.high))
+    required = f"{question.bound.replace('_', ' ')} {question.by:g} required"
+    numbers = f"{value:.1f} [{low:.1f}, {high:.1f}] %, {required}"
+    evidence = f"{name_of(cell)}: {numbers} ({len(images)} images x {_seeds(seeds)})"
+    if question.bound == "at_least":
+        return Part(_outcome(above.low, above.high), evidence)
+    return Part(_outcome(-above.high, -above.low), evidence)
 
 
-def _compare(better: Cell, than: Cell, by: float, results: Results) -> Part:
-    """Test whether one cell exceeds another by more than ``by``, on common seeds and images."""
-    sides = [results.find(cell).seeds for cell in (better, than)]
-    seeds = sorted(set(sides[0]) & set(sides[1]))
-    label = _contrast(better, than)
+def _compare(question: Question, results: Results) -> Part:
+    """Test whether one side exceeds another by a margin, on common seeds and images."""
+    by_cell = [results.find(cell).seeds for cell in question.cells]
+    seeds = sorted(set.intersection(*map(set, by_cell)))
+    metric, lower = question.better[0].metric, question.better[0].metric in LOWER_IS_BETTER
+    # a factor of times as good: a higher accuracy, or a lower time
+    factors = (question.times, 1.0) if lower else (1.0, question.times)
+    label = contrast(question, factors)
     if not seeds:
         return Part("not run", f"{label}: not run, the two sides have no seed in common")
-    if better.metric != "accuracy":
-        return _compare_values(better, than, sides, seeds, label, by)
-    arrays, images = _correct((better, than), sides, seeds)
+    if metric not in PER_IMAGE:
+        return _compare_values(question, by_cell, seeds, label, factors)
+    per_cell, images = _correct(question.cells, by_cell, seeds)
     if images.empty:
         return Part("not run", f"{label}: not run, the two sides have no image in common")
-    result = paired_difference(*arrays)
+    result = paired_difference(*_sides(question, per_cell, factors))
     numbers = f"{100 * result.estimate:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}] pp"
-    evidence = f"{label}: {numbers} ({len(images)} images x {_seeds(seeds)}){_margin(by)}"
-    return Part(_outcome(100 * result.low - by, 100 * result.high - by), evidence)
+    evidence = f"{label}: {numbers} ({len(images)} images x {_seeds(seeds)}){_margin(question.by)}"
+    return Part(_outcome(100 * result.low - question.by, 100 * result.high - question.by), evidence)
+
+
+def _sides(
+    question: Question, per_cell: list[list[np.ndarray]], factors: tuple[float, float]
+) -> list[list[np.ndarray]]:
+    """Average the cells of each side and apply its factor; per seed an array (runs, images)."""
+    split = len(question.better)
+    sides: list[list[np.ndarray]] = []
+    for cells, factor in zip((per_cell[:split], per_cell[split:]), factors, strict=True):
+        sides.append([factor * np.mean(arrays, axis=0) for arrays in zip(*cells, strict=True)])
+    return sides
 
 
 def _correct(
-    cells: Sequence[Cell], sides: Sequence[Any], seeds: Sequence[int]
+    cells: Side, sides: Sequence[Any], seeds: Sequence[int]
 ) -> tuple[list[list[np.ndarray]], pd.Index]:
     """Correctness on the images that all runs share.
 
@@ -257,18 +220,24 @@ def _correct(
 
 
 def _compare_values(
-    better: Cell, than: Cell, sides: list[Any], seeds: list[int], label: str, by: float
+    question: Question,
+    by_cell: list[Any],
+    seeds: list[int],
+    label: str,
+    factors: tuple[float, float],
 ) -> Part:
     """Compare a metric that has no value per image; the bootstrap resamples seeds only."""
-    values = [[[run.value(better.metric) for run in side[s]] for s in seeds] for side in sides]
-    if any(value is None for side in values for runs in side for value in runs):
-        return Part("not run", f"{label}: not run, {better.metric} was not measured")
-    sign = -1.0 if better.metric in LOWER_IS_BETTER else 1.0
-    arrays = [[sign * np.array(runs, dtype=float)[:, None] for runs in side] for side in values]
-    arrays = [_combined(cell, side) for cell, side in zip((better, than), arrays, strict=True)]
-    result = paired_difference(*arrays)
-    gain = f"{result.estimate:+.3g} [{result.low:+.3g}, {result.high:+.3g}] {better.unit}"
+    first = question.better[0]
+    values = [[[run.value(first.metric) for run in runs[s]] for s in seeds] for runs in by_cell]
+    if any(value is None for runs in values for seed in runs for value in seed):
+        return Part("not run", f"{label}: not run, {first.metric} was not measured")
+    sign = -1.0 if first.metric in LOWER_IS_BETTER else 1.0
+    arrays = [[sign * np.array(seed, dtype=float)[:, None] for seed in runs] for runs in values]
+    per_cell = [_combined(cell, runs) for cell, runs in zip(question.cells, arrays, strict=True)]
+    result = paired_difference(*_sides(question, per_cell, factors))
+    gain = f"{result.estimate:+.3g} [{result.low:+.3g}, {result.high:+.3g}] {first.unit}"
     # A single seed gives an interval of zero width.
+    by = question.by
     outcome = _outcome(result.low - by, result.high - by) if len(seeds) > 1 else UNDECIDED
     return Part(outcome, f"{label}: better by {gain} ({_seeds(seeds)}){_margin(by)}")
 
@@ -288,23 +257,3 @@ def _outcome(low: float, high: float) -> str:
 
 def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-
-
-def _name(cell: Cell) -> str:
-    labels = (cell.block_label, cell.row_label, cell.column_label)
-    return f"{cell.document.replace('_', ' ')} ({', '.join(label for label in labels if label)})"
-
-
-def _contrast(better: Cell, than: Cell) -> str:
-    """Name a comparison, shared labels last: ``"Madry + AID over Madry (SVHN, Worst)"``."""
-    sides = [
-        (cell.document.replace("_", " "), cell.block_label, cell.row_label, cell.column_label)
-        for cell in (better, than)
-    ]
-    pairs = list(zip(*sides, strict=True))
-    shared = [first for first, second in pairs[1:] if first == second and first]
-    first_name, second_name = (
-        " ".join(pair[side] for pair in pairs if pair[0] != pair[1]) for side in (0, 1)
-    )
-    contrast = f"{first_name} over {second_name}"
-    return f"{contrast} ({', '.join(shared)})" if shared else contrast

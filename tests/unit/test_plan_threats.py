@@ -43,6 +43,7 @@ PAPER = {
 }
 DEFAULTS = {"dataset": "digits", "classifier": "small", "training": "natural", "methods": []}
 SOURCE = {"classifier": "small", "training": "natural", "seed_offset": 1}
+MADRY = {"training": "madry"}
 
 Make = Callable[..., Plan]
 
@@ -136,6 +137,41 @@ def test_a_metric_of_a_paper_may_not_be_implemented_yet(make: Make) -> None:
     (cell,) = make(row={"metric": "score_norm"}).documents["toy/table_1"].cells
     assert cell.state == "not implemented"
     assert cell.reason == "metric score_norm is not implemented"
+
+
+def test_an_attack_may_meet_other_methods_than_the_scored_ones(make: Make) -> None:
+    """As a single draw of an ensemble; one set serves every cell that declares it."""
+    cell = {"threat_model": "white_box", "gradient": "bpda", "eot": 3}
+    plan = make(
+        own={**cell, "methods": ["random"]},
+        scored={**cell, "methods": ["identity"], "attacked_methods": ["random"]},
+        other={**cell, "methods": ["aid"], "attacked_methods": ["random"]},
+    )
+    made = attacks(plan)
+    assert len({run.id for run in made.values()}) == 1
+    spec = made["scored"].spec
+    assert [method.component for method in spec.methods] == ["random_sign"] and spec.eot is not None
+    scores = {cell.row: cell.scores for cell in plan.documents["toy/table_1"].cells}
+    assert scores["own"] != scores["scored"] != scores["other"]
+
+
+def test_attacked_methods_are_checked_like_the_cells_own(make: Make) -> None:
+    cell = {"methods": ["identity"], "attacked_methods": ["random"]}
+    with pytest.raises(UserError, match="attacked white_box without EOT"):
+        make(row={**cell, "threat_model": "white_box"})
+    with pytest.raises(UserError, match="threat model oblivious queries no method"):
+        make(row=cell)
+    with pytest.raises(UserError, match="method 'aidd' is not in"):
+        make(row={**cell, "attacked_methods": ["aidd"], "threat_model": "white_box"})
+
+
+def test_a_source_is_trained_like_its_target_by_default(make: Make) -> None:
+    cell = {"threat_model": "transfer", "training": "madry"}
+    unsaid, said = ({"classifier": "small", "seed_offset": 1} | more for more in ({}, MADRY))
+    plan = make(unsaid={**cell, "source": unsaid}, said={**cell, "source": said})
+    made = attacks(plan)
+    assert made["unsaid"].id == made["said"].id
+    assert {cell.source for cell in plan.documents["toy/table_1"].cells} == {"small, madry"}
 
 
 def test_a_query_attack_gets_no_gradient(make: Make) -> None:

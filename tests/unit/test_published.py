@@ -10,18 +10,21 @@ import yaml
 from purifiers.core import registry
 from purifiers.core.numbers import fraction, length_kind
 from purifiers.plan.declarations import RECIPES, blocks_of
+from purifiers.plan.plan import Plan
+from purifiers.report.claim_parts import questions_of
 
 from .published import DOCUMENTS, MEASURED, PAPERS, PLACES, ROOT, cells, numbers
 
 EXPECTED = {
     "aid": "table_1 table_2 table_3 table_4 table_5 table_6 table_7 table_8 table_9 table_10 "
     "table_11a table_11b table_12 table_13 table_14a table_14b table_14c table_15 table_16 "
-    "table_17 table_18 table_19 figure_4 figure_5 figure_6 audit audit_eps audit_strong",
+    "table_17 table_18 table_19 figure_4 figure_5 figure_6 audit audit_eps audit_strong "
+    "audit_variants",
     "advae": "table_1 table_2 table_3 table_4 audit audit_strong audit_eps audit_distance "
     "audit_variants",
     "adp": "table_5 table_6 table_7 table_8 table_9 table_10 table_11 figure_5 figure_6 figure_7 "
     "figure_8 figure_9 figure_10 audit",
-    "atop": "table_1 table_6 table_7 figure_1 figure_3 figure_4a audit",
+    "atop": "table_1 table_6 table_7 figure_1 figure_3 figure_4a audit audit_cost",
     "idfr": "table_1 table_2 table_3 table_4 table_5 table_6 table_7 figure_1 figure_2 figure_3 "
     "audit",
 }
@@ -119,6 +122,16 @@ def test_lengths_lie_on_the_pixel_scale(paper: str) -> None:
                     assert all(0 < fraction(length) <= 1 for length in by_name or [value])
                     lengths += 1
     assert lengths
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_claims_name_cells_that_exist_and_compare(paper: str, plans: dict[str, Plan]) -> None:
+    documents = plans["smoke"].documents
+    cells = [
+        cell for name in documents if name.startswith(f"{paper}/") for cell in documents[name].cells
+    ]
+    for claim in PAPERS[paper].claims:
+        assert list(questions_of(claim, cells)), claim["id"]
 
 
 def test_claims_have_different_names_and_say_where_they_stand() -> None:

@@ -18,6 +18,7 @@ Make = Callable[..., Any]
 Judge = Callable[..., dict[str, str]]
 HIGH, LOW = [1] * 90 + [0] * 10, [1] * 50 + [0] * 50
 PLACES = {"madry": "Madry", "aid": "Madry + AID", "noise": "Noise"}
+PLACES_IN_ORDER = ("aid", "madry", "noise")
 
 
 def part(better: str, than: str | list[str], column: str = "pgd") -> dict[str, Any]:
@@ -98,6 +99,42 @@ class TestScored:
         assert row["evidence"].startswith("table 3 (MNIST, Madry, PGD): 50.0 [4")
         assert row["evidence"].endswith(f" %, at most {most} required (100 images x 2 seeds)")
 
+    @pytest.mark.parametrize(
+        ("least", "verdict"), [(30, "supported"), (50, "undecided"), (70, "contradicted")]
+    )
+    def test_at_least(self, judge: Judge, least: float, verdict: str) -> None:
+        row = judge({"at_least": least, "of": part("madry", "aid")["better"]})
+        assert row["verdict"] == verdict
+        assert row["evidence"].startswith("table 3 (MNIST, Madry, PGD): 50.0 [4")
+        assert row["evidence"].endswith(f" %, at least {least} required (100 images x 2 seeds)")
+
+    @pytest.mark.parametrize(
+        ("times", "verdict"), [(1.5, "supported"), (1.8, "undecided"), (2.2, "contradicted")]
+    )
+    def test_a_factor(self, judge: Judge, times: float, verdict: str) -> None:
+        """90 % is 1.8 times 50 %."""
+        row = judge({**part("aid", "madry"), "times": times})
+        assert row["verdict"] == verdict
+        assert row["evidence"].startswith(f"Madry + AID over {times:g} x Madry (MNIST, PGD): ")
+
+    def test_a_mean_of_cells(self, judge: Judge) -> None:
+        """The mean of 90 and 50 % is 20 points above 50 %."""
+        aid, madry, noise = (part(row, "noise")["better"] for row in PLACES_IN_ORDER)
+        row = judge({"better": [aid, madry], "than": noise, "by": 10})
+        assert row["verdict"] == "supported"
+        assert row["evidence"].startswith("mean of 2 cells from table 3 (MNIST, Madry + AID, PGD) ")
+        assert ": +20.0 [" in row["evidence"]
+        assert judge({"better": [aid, madry], "than": noise, "by": 30})["verdict"] == "contradicted"
+        assert judge({"better": [aid, madry], "than": [aid, noise]})["verdict"] == "undecided"
+
+    def test_each_repeats_a_part_and_leaves_named_keys_alone(self, judge: Judge) -> None:
+        base = {"table": "3", "block": "mnist", "column": "pgd"}
+        repeated = {"each": {"row": ["madry", "noise"]}, "better": {**base, "row": "aid"}}
+        row = judge({**repeated, "than": base})
+        assert row["verdict"] == "supported"
+        assert "Madry + AID over Madry (MNIST" in row["evidence"]
+        assert "Madry + AID over Noise (MNIST" in row["evidence"]
+
     def test_contradicted_by_one_part(self, judge: Judge) -> None:
         row = judge(part("aid", "madry"), part("madry", "aid"))
         assert row["verdict"] == "contradicted"
@@ -168,6 +205,9 @@ def test_worst_of_side(judge: Judge, score: Make, a_cell: Make, a_document: Make
     row = judge(part("aid", "madry", "worst"), other=a_document(worst, base))
     assert row["verdict"] == "contradicted"
     assert "-20.0 [" in row["evidence"]
+    mean = {**part("aid", "madry", "worst"), "better": [part("aid", "", "worst")["better"]] * 2}
+    with pytest.raises(UserError, match="minimum over several attacks"):
+        judge(mean, other=a_document(worst, base))
 
 
 def test_stand_in_is_named(judge: Judge, score: Make, a_cell: Make, a_document: Make) -> None:
@@ -212,3 +252,6 @@ def test_less_time_is_better_and_one_seed_decides_nothing(
     assert judge(part("aid", "pd"), other=cells((0, 1)))["verdict"] == "supported"
     assert judge(part("pd", "aid"), other=cells((0, 1)))["verdict"] == "contradicted"
     assert judge(part("aid", "pd"), other=cells((0,)))["verdict"] == "undecided"
+    faster = {**part("aid", "pd"), "times": 30}  # about 38 times
+    assert judge(faster, other=cells((0, 1)))["verdict"] == "supported"
+    assert judge(faster | {"times": 50}, other=cells((0, 1)))["verdict"] == "contradicted"

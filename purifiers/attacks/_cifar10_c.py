@@ -23,8 +23,8 @@ CORRUPTIONS = (
 SEVERITIES = 5
 
 
-def check(owner: str, corruption: str, severity: int) -> None:
-    """Raise an error unless the files hold this corruption at this severity.
+def check(owner: str, corruption: str) -> None:
+    """Raise an error unless the files hold this corruption.
 
     Args:
         owner: name of the attack, for the error message.
@@ -32,8 +32,6 @@ def check(owner: str, corruption: str, severity: int) -> None:
     if corruption not in CORRUPTIONS:
         hint = did_you_mean(corruption, CORRUPTIONS)
         raise UserError(f"{owner}: there is no corruption {corruption!r}{hint}")
-    if severity not in range(1, SEVERITIES + 1):
-        raise UserError(f"{owner}: severity is {severity}: choose one of 1 to 5")
 
 
 def read(

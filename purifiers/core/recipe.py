@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import nn
 
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.parameters import alternatives, checked, is_ranged
+from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 
 AUGMENTATIONS = ("none", "flip", "crop_flip")
 SCHEDULES = ("step", "one_cycle", "plateau")
@@ -54,33 +56,32 @@ class Recipe:
             other.
     """
 
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    steps: int = 0
+    epochs: NonNegative
+    batch_size: Count
+    learning_rate: Positive
+    steps: Whole = 0
     optimizer: str = "sgd"
-    momentum: float = 0.0
+    momentum: Share = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     schedule: str = "step"
-    milestones: tuple[float, ...] = ()
-    learning_rate_decay: float = 0.1
+    milestones: tuple[Fraction, ...] = ()
+    learning_rate_decay: Fraction = 0.1
     augmentation: str = "none"
-    validation: float = 0.0
-    patience: int = 4
-    min_learning_rate: float = 0.0
-    early_stopping: int = 0
+    validation: Share = 0.0
+    patience: Count = 4
+    min_learning_rate: NonNegative = 0.0
+    early_stopping: Whole = 0
     turns: tuple[tuple[str, int], ...] = ()
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: NonNegative = 60.0
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        if not 0.0 <= self.validation < 1.0:
-            raise UserError(f"validation is {self.validation}: a share of the images, below 1")
-        if self.patience < 1:
-            raise UserError(f"patience is {self.patience}: at least 1 epoch")
+        for field in fields(self):
+            if is_ranged(types := alternatives(str(field.type))):
+                checked(types, getattr(self, field.name), field.name)
         if self.validation == 0.0 and (self.schedule == "plateau" or self.early_stopping):
             raise UserError("plateau and early_stopping need held-out images: set validation")
         if self.turns and self.validation:

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count
 from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _images, _parquet
 from purifiers.datasets._base import Dataset, Source
@@ -41,15 +42,15 @@ class Imagenette(Dataset):
         shape: (3, H, W) of the result; 224x224 is ImageNet's usual size.
 
     Raises:
-        UserError: a shape with other channels or sides below 1.
+        UserError: a shape with other channels.
     """
 
     traits = DatasetTraits(version=1, shape=(3, 224, 224), classes=10, train=9_469, test=3_925)
 
     archive: ClassVar[Remote] = ARCHIVE
 
-    def __init__(self, shape: Sequence[int] = (3, 224, 224)) -> None:
-        if len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
+    def __init__(self, shape: Sequence[Count] = (3, 224, 224)) -> None:
+        if len(shape) != 3 or shape[0] != 3:
             raise UserError(f"imagenette: shape is {tuple(shape)}: choose (3, height, width)")
         self.shape = (3, shape[1], shape[2])
 

@@ -14,6 +14,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
+from purifiers.core.ranges import Fraction, NonNegative
 from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder
 
@@ -60,13 +61,9 @@ class AdvAe(FittedAutoencoder):
     batches: Tensor
 
     def __init__(
-        self, *, reconstruction_weight: float = 0.0, eps_ramp: float = 0.0, **common: Any
+        self, *, reconstruction_weight: NonNegative = 0.0, eps_ramp: Fraction = 0.0, **common: Any
     ) -> None:
         super().__init__(**common)
-        if not 0.0 <= eps_ramp <= 1.0:
-            raise UserError(
-                f"adv_ae: eps_ramp is {eps_ramp}: choose a fraction of the training in [0, 1]"
-            )
         self.reconstruction_weight = reconstruction_weight
         self.eps_ramp = eps_ramp
         self._planned: float | None = None  # number of batches of the training

@@ -128,7 +128,10 @@ def load_scale(root: Path, name: str) -> Scale:
 def _check_dataset(entry: dict[str, Any], where: str) -> None:
     """Check the parameters and the number of images of a data set."""
     described = registry.describe("dataset", entry["use"])
-    described.check_parameters(entry.get("parameters", {}), where)
+    parameters = entry.get("parameters", {})
+    described.check_parameters(parameters, where)
+    for parameter, value in parameters.items():
+        parameters[parameter] = described.checked(parameter, value, where)
     for split in ("train", "test"):
         available = getattr(described.traits, split)
         if available is not None and (entry.get(split) or 0) > available:

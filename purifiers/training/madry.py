@@ -10,6 +10,7 @@ from torch.nn import functional
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Classifier
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training, attack_mode
 
@@ -34,7 +35,7 @@ class Madry(Training):
         self,
         *,
         eps: Length = "8/255",
-        steps: int = 10,
+        steps: Count = 10,
         step_size: Length = "2/255",
         attack_mode: str = "train",
         **common: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError
 from purifiers.core.noise import generator
+from purifiers.core.ranges import Fraction, NonNegative, Positive
 from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, check_task, head_of, rotated
 from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training
@@ -50,16 +51,14 @@ class Soap(Training):
         self,
         *,
         task: str = "label_consistency",
-        alpha: float = 1.0,
-        epochs: float = 100,
-        weight_decay: float = 1e-4,
-        milestones: tuple[float, ...] = (),
+        alpha: NonNegative = 1.0,
+        epochs: Positive = 100,
+        weight_decay: NonNegative = 1e-4,
+        milestones: Sequence[Fraction] = (),
         **common: Any,
     ) -> None:
         super().__init__(epochs=epochs, weight_decay=weight_decay, milestones=milestones, **common)
         check_task("soap", task)
-        if alpha < 0.0:
-            raise UserError(f"soap: alpha is {alpha}: choose a weight of at least 0")
         self.task, self.alpha = task, alpha
 
     def loss(

@@ -10,6 +10,7 @@ from torch.nn import functional
 from purifiers.core.component import Classifier
 from purifiers.core.noise import normal
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative
 from purifiers.core.target import input_gradient
 from purifiers.core.traits import TrainingTraits
 from purifiers.training._base import Training, attack_mode
@@ -36,9 +37,9 @@ class Trades(Training):
     def __init__(
         self,
         *,
-        beta: float = 6.0,
+        beta: NonNegative = 6.0,
         eps: Length = 0.031,
-        steps: int = 10,
+        steps: Count = 10,
         step_size: Length = 0.007,
         attack_mode: str = "eval",
         **common: Any,

@@ -71,7 +71,7 @@ def test_a_missing_file_names_its_place(official: Path) -> None:
 def test_wrong_parameters() -> None:
     with pytest.raises(UserError, match=r"cifar10_c: .*'snwo'.*did you mean 'snow'"):
         purifiers.attack("cifar10_c", corruption="snwo")
-    with pytest.raises(UserError, match="cifar10_c: severity is 6: choose one of 1 to 5"):
+    with pytest.raises(UserError, match=r"Cifar10C: severity is 6, but takes .* from 1 to 5"):
         purifiers.attack("cifar10_c", severity=6)
 
 

@@ -73,7 +73,7 @@ class Recipe:
     min_learning_rate: NonNegative = 0.0
     early_stopping: Whole = 0
     turns: tuple[tuple[str, int], ...] = ()
-    checkpoint_seconds: NonNegative = 60.0
+    checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)

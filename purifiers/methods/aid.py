@@ -85,7 +85,7 @@ class Aid(Method):
         extra_layers: Whole = 1,
         eps: Length = "8/255",
         step_size: Length = "2/255",
-        iterations: Count = 10,
+        iterations: Whole = 10,
         gamma: Positive = 1.5,
         train_eps: Length = 0.031,
         train_step: Length = 0.004,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
+from purifiers.core.layout import as_taken_by
 from purifiers.core.noise import generator
 from purifiers.core.ranges import Fraction, NonNegative, Positive
 from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, check_task, head_of, rotated
@@ -71,10 +72,11 @@ class Soap(Training):
             first_logits, second_logits = logits.chunk(2)
             auxiliary = functional.mse_loss(first_logits, second_logits)
         elif self.task == "reconstruction":
-            logits, reconstruction = head.joint(self._noisy(images, seed))
+            logits, reconstruction = head.joint(as_taken_by(head, self._noisy(images, seed)))
             auxiliary = functional.mse_loss(reconstruction, images)
         else:
-            logits, rotation_logits = head.joint(self._noisy(rotated(images), seed))
+            turned = as_taken_by(head, self._noisy(rotated(images), seed))
+            logits, rotation_logits = head.joint(turned)
             truth = torch.arange(ROTATIONS, device=images.device).repeat_interleave(len(images))
             auxiliary = functional.cross_entropy(rotation_logits, truth)
         repeated = labels.repeat(len(logits) // len(labels))

@@ -6,6 +6,8 @@ CIFAR-10 in their order at severity 1, then 2 and so on. ``labels.npy`` holds th
 
 from __future__ import annotations
 
+from zipfile import BadZipFile
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -49,6 +51,11 @@ def read(
         UserError: a file is missing or no file of CIFAR-10-C, or the images are others.
     """
     stored, official_labels = (_open(name, remedy) for name in (corruption, "labels"))
+    if len(stored) != len(official_labels):
+        raise UserError(
+            f"{data_root() / FOLDER}: {len(stored)} images in {corruption}.npy, but "
+            f"{len(official_labels)} labels in labels.npy; unpack CIFAR-10-C.tar again"
+        )
     n_images = len(stored) // SEVERITIES
     where = indices.cpu().numpy()
     shape = (stored.shape[3], *stored.shape[1:3])
@@ -72,11 +79,15 @@ def _open(name: str, remedy: str) -> npt.NDArray:
             f"{path} is missing: unpack CIFAR-10-C.tar (Zenodo record 2535967) into the data "
             f"folder, or {remedy}"
         )
-    stored = np.load(path, mmap_mode="r")
+    try:
+        stored: npt.NDArray = np.load(path, mmap_mode="r", allow_pickle=False)
+        content = f"{stored.dtype} {stored.shape}"
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, BadZipFile) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: cannot be read ({reason}); unpack CIFAR-10-C.tar again") from None
     dimensions = 1 if name == "labels" else 4
     if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:
         raise UserError(
-            f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C; "
-            "unpack CIFAR-10-C.tar again"
+            f"{path}: {content} is not a file of CIFAR-10-C; unpack CIFAR-10-C.tar again"
         )
     return stored

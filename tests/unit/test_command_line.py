@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,6 +75,21 @@ def test_snakemake_from_elsewhere(tmp_path: Path) -> None:
         f"--directory {ROOT}"
     ]
     assert not (tmp_path / "results").exists()
+
+
+def test_an_apostrophe_in_the_path_of_the_environment() -> None:
+    """Jobs find this environment's programs first, whatever characters its path has."""
+    lines = (ROOT / "workflow" / "rules" / "plan.smk").read_text().splitlines()
+    prefix: list[str] = []
+    places = {
+        "sys": SimpleNamespace(executable="/home/o'hara/my env$/bin/python"),
+        "shell": SimpleNamespace(prefix=prefix.append),
+        **{"shlex": shlex, "Path": Path},
+    }
+    exec("\n".join(line for line in lines if line.startswith(("PROGRAMS", "shell."))), places)
+    command = ["bash", "-c", prefix[0] + "echo $PATH"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.startswith("/home/o'hara/my env$/bin:") and done.stderr == ""
 
 
 def test_ctrl_c_is_one_line(

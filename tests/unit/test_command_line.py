@@ -47,7 +47,7 @@ def test_the_backend_of_a_notebook_that_is_not_installed(module: str) -> None:
         f"import {module}; from matplotlib.figure import Figure; import io; figure = Figure(); "
         "figure.subplots().plot([1, 2]); figure.savefig(io.BytesIO(), format='png')"
     )
-    environment = os.environ | {"MPLBACKEND": "module://no_such_notebook.backend_inline"}
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
     )

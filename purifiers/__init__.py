@@ -88,7 +88,7 @@ def attack(name: str, **parameters: Any) -> Attack:
     """Create an attack by name; lengths may be written as ``"8/255"``.
 
     Raises:
-        UserError: no such attack or parameter (with a suggestion), or a length out of range.
+        UserError: no such attack or parameter (with a suggestion), or a number out of range.
     """
     return _make("attack", name, **parameters)
 

@@ -12,10 +12,10 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.ranges import Count
 from purifiers.core.target import FIRST_DRAW, Target, finite
 from purifiers.core.traits import AttackTraits
 
@@ -50,19 +50,12 @@ class Ensemble(Attack):
         size: float,
         *,
         version: str = "standard",
-        apgd_steps: int = 100,
-        fab_steps: int = 100,
-        targets: int = 9,
-        square_queries: int = 5000,
+        apgd_steps: Count = 100,
+        fab_steps: Count = 100,
+        targets: Count = 9,
+        square_queries: Count = 5000,
     ) -> None:
         check_choice(f"{owner}: version", version, VERSIONS)
-        check_count(
-            owner,
-            apgd_steps=apgd_steps,
-            fab_steps=fab_steps,
-            targets=targets,
-            square_queries=square_queries,
-        )
         self._owner = owner
         self._size = size
         self.version = version

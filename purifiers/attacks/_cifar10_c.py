@@ -6,6 +6,8 @@ CIFAR-10 in their order at severity 1, then 2 and so on. ``labels.npy`` holds th
 
 from __future__ import annotations
 
+from zipfile import BadZipFile
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -24,8 +26,8 @@ CORRUPTIONS = (
 SEVERITIES = 5
 
 
-def check(owner: str, corruption: str, severity: int) -> None:
-    """Raise an error unless the files hold this corruption at this severity.
+def check(owner: str, corruption: str) -> None:
+    """Raise an error unless the files hold this corruption.
 
     Args:
         owner: name of the attack, for the error message.
@@ -33,8 +35,6 @@ def check(owner: str, corruption: str, severity: int) -> None:
     if corruption not in CORRUPTIONS:
         hint = did_you_mean(corruption, CORRUPTIONS)
         raise UserError(f"{owner}: there is no corruption {corruption!r}{hint}")
-    if severity not in range(1, SEVERITIES + 1):
-        raise UserError(f"{owner}: severity is {severity}: choose one of 1 to 5")
 
 
 def read(
@@ -52,6 +52,11 @@ def read(
         UserError: a file is missing or no file of CIFAR-10-C, or the images are others.
     """
     stored, official_labels = (_open(name, remedy) for name in (corruption, "labels"))
+    if len(stored) != len(official_labels):
+        raise UserError(
+            f"{data_root() / FOLDER}: {len(stored)} images in {corruption}.npy, but "
+            f"{len(official_labels)} labels in labels.npy; unpack CIFAR-10-C.tar again"
+        )
     n_images = len(stored) // SEVERITIES
     where = indices.cpu().numpy()
     shape = (stored.shape[3], *stored.shape[1:3])
@@ -72,11 +77,15 @@ def _open(name: str, remedy: str) -> npt.NDArray:
     path = data_root() / FOLDER / f"{name}.npy"
     if not path.exists():
         raise UserError(f"{path} is missing: {ORIGIN}, or {remedy}")
-    stored = np.load(path, mmap_mode="r")
+    try:
+        stored: npt.NDArray = np.load(path, mmap_mode="r", allow_pickle=False)
+        content = f"{stored.dtype} {stored.shape}"
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, BadZipFile) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: cannot be read ({reason}); unpack CIFAR-10-C.tar again") from None
     dimensions = 1 if name == "labels" else 4
     if stored.dtype != np.uint8 or stored.ndim != dimensions or len(stored) % SEVERITIES:
         raise UserError(
-            f"{path}: {stored.dtype} {stored.shape} is not a file of CIFAR-10-C; "
-            "unpack CIFAR-10-C.tar again"
+            f"{path}: {content} is not a file of CIFAR-10-C; unpack CIFAR-10-C.tar again"
         )
     return stored

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count
 from purifiers.core.errors import UserError
 from purifiers.core.target import Target, finite
 
@@ -16,13 +15,12 @@ from purifiers.core.target import Target, finite
 MARGIN = 1e-4
 
 
-def check_deepfool(owner: str, steps: int, candidates: int) -> None:
-    """Check that there is at least one step and at least two candidates.
+def check_candidates(owner: str, candidates: int) -> None:
+    """Check that there are at least two candidates.
 
     Raises:
-        UserError: one of them is too small.
+        UserError: there are fewer.
     """
-    check_count(owner, steps=steps)
     if candidates < 2:
         raise UserError(
             f"{owner}: candidates is {candidates}; it includes the true class, choose at least 2"

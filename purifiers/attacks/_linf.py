@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core import noise
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import check_choice
 from purifiers.core.target import Target, finite, input_gradient
 
 STOPS = ("never", "success")
@@ -50,17 +50,6 @@ def attacked_labels(
         return labels
     with torch.no_grad():
         return finite(target(images, indices)).argmax(dim=1)
-
-
-def check_count(owner: str, **counts: int) -> None:
-    """Check that counts (steps, queries ...) are at least one.
-
-    Raises:
-        UserError: naming the first count that is too small.
-    """
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{owner}: {name} is {value}: choose at least 1")
 
 
 def cross_entropy_gradient(target: Target, step_size: float | None = None) -> Gradient:

@@ -17,6 +17,7 @@ from torch import Tensor
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.core.target import Target, input_gradient
 from purifiers.core.traits import AttackTraits
 
@@ -36,7 +37,7 @@ class Template(Attack):
         norm="linf",  # of the perturbation: linf, l2, or a name of its own
     )
 
-    def __init__(self, *, eps: Length = "8/255", steps: int = 4) -> None:
+    def __init__(self, *, eps: Length = "8/255", steps: Count = 4) -> None:
         self.eps = eps
         self.steps = steps
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count, check_stop
+from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import cross_entropy, margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, Fraction
 from purifiers.core.target import Target, finite, input_gradient
 from purifiers.core.traits import AttackTraits
 
@@ -66,16 +67,15 @@ class Apgd(Attack):
         self,
         *,
         eps: Length = "8/255",
-        steps: int = 100,
+        steps: Count = 100,
         loss: str = "ce",
-        targets: int = 1,
-        restarts: int = 1,
-        rho: float = 0.75,
+        targets: Count = 1,
+        restarts: Count = 1,
+        rho: Fraction = 0.75,
         every_other: bool = False,
         stop: str = "never",
     ) -> None:
         check_choice("apgd: loss", loss, LOSSES)
-        check_count("apgd", steps=steps, targets=targets, restarts=restarts)
         if targets > 1 and loss != "dlr_targeted":
             raise UserError(
                 f"apgd: targets is {targets}, but only loss 'dlr_targeted' has targets; "

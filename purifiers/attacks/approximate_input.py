@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.core.target import Target, contribution, input_gradient
 from purifiers.core.traits import AttackTraits
 
@@ -43,9 +43,8 @@ class ApproximateInput(Attack):
         *,
         eps: Length = "8/255",
         step_size: Length = "2/255",
-        steps: int = 40,
+        steps: Count = 40,
     ) -> None:
-        check_count("approximate_input", steps=steps)
         self.eps = eps
         self.step_size = step_size
         self.steps = steps

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from purifiers.attacks._linf import ascend, check_count, cross_entropy_gradient, random_start
+from purifiers.attacks._linf import ascend, cross_entropy_gradient, random_start
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, Fraction
 from purifiers.core.target import Target, finite
 from purifiers.core.traits import AttackTraits
 
@@ -44,13 +45,10 @@ class AuxiliaryAware(Attack):
         *,
         eps: Length = "8/255",
         step_size: Length = "1/255",
-        steps: int = 20,
-        trade_off: float = 0.5,
+        steps: Count = 20,
+        trade_off: Fraction = 0.5,
         random_start: bool = True,
     ) -> None:
-        check_count("auxiliary_aware", steps=steps)
-        if not 0 <= trade_off <= 1:
-            raise UserError(f"auxiliary_aware: trade_off is {trade_off}, choose a value in [0, 1]")
         self.eps = eps
         self.step_size = step_size
         self.steps = steps

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, check_count, check_stop
+from purifiers.attacks._linf import ascend, check_stop
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -34,10 +35,9 @@ class Bim(Attack):
         *,
         eps: Length = "8/255",
         step_size: Length = "1/255",
-        steps: int = 10,
+        steps: Count = 10,
         stop: str = "never",
     ) -> None:
-        check_count("bim", steps=steps)
         self.eps = eps
         self.step_size = step_size
         self.steps = steps

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from purifiers.attacks import _cifar10_c
 from purifiers.core.component import Attack
+from purifiers.core.ranges import Severity
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits, Layout
 
@@ -39,8 +40,8 @@ class Cifar10C(Attack):
         reads=(Layout(files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy")),),
     )
 
-    def __init__(self, *, corruption: str = "gaussian_noise", severity: int = 5) -> None:
-        _cifar10_c.check("cifar10_c", corruption, severity)
+    def __init__(self, *, corruption: str = "gaussian_noise", severity: Severity = 5) -> None:
+        _cifar10_c.check("cifar10_c", corruption)
         self.corruption, self.severity = corruption, severity
 
     def perturb(

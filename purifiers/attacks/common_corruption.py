@@ -12,6 +12,7 @@ from purifiers.attacks._corruptions import MADE
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
+from purifiers.core.ranges import Severity
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits, Layout, Note
 
@@ -77,9 +78,9 @@ class CommonCorruption(Attack):
     )
 
     def __init__(
-        self, *, corruption: str = "gaussian_noise", severity: int = 5, source: str = "made"
+        self, *, corruption: str = "gaussian_noise", severity: Severity = 5, source: str = "made"
     ) -> None:
-        _cifar10_c.check("common_corruption", corruption, severity)
+        _cifar10_c.check("common_corruption", corruption)
         if source not in SOURCES:
             raise UserError(f"common_corruption: source is {source!r}: choose made or files")
         if source == "made" and corruption not in MADE:

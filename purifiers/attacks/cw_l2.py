@@ -7,9 +7,9 @@ from torch import Tensor
 
 from purifiers.attacks._coasting import Descent
 from purifiers.attacks._l2 import project
-from purifiers.attacks._linf import check_count
 from purifiers.core.component import Attack
 from purifiers.core.errors import check_choice
+from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -57,16 +57,15 @@ class CwL2(Attack):
     def __init__(
         self,
         *,
-        steps: int = 1000,
-        search_steps: int = 9,
-        initial_const: float = 0.001,
-        learning_rate: float = 0.01,
-        confidence: float = 0.0,
+        steps: Count = 1000,
+        search_steps: Count = 9,
+        initial_const: Positive = 0.001,
+        learning_rate: Positive = 0.01,
+        confidence: NonNegative = 0.0,
         abort_early: bool = True,
-        max_l2: float | None = None,
+        max_l2: Positive | None = None,
         on_failure: str = "original",
     ) -> None:
-        check_count("cw_l2", steps=steps, search_steps=search_steps)
         check_choice("cw_l2: on_failure", on_failure, FAILURES)
         self.steps = steps
         self.search_steps = search_steps

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count
 from purifiers.attacks._tanh import hinge, to_image, to_tanh
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.target import Target, finite, input_gradient
 from purifiers.core.traits import AttackTraits
 
@@ -59,11 +59,10 @@ class CwLinf(Attack):
         self,
         *,
         eps: Length = "8/255",
-        steps: int = 10,
-        learning_rate: float = 0.01,
-        confidence: float = 0.0,
+        steps: Count = 10,
+        learning_rate: Positive = 0.01,
+        confidence: NonNegative = 0.0,
     ) -> None:
-        check_count("cw_linf", steps=steps)
         self.eps = eps
         if not self.eps > 0.0:
             raise UserError(f"cw_linf: eps is {self.eps:g}: choose a radius above 0")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._deepfool import check_deepfool, deepfool
+from purifiers.attacks._deepfool import check_candidates, deepfool
 from purifiers.attacks._l2 import direction, project
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Radius
+from purifiers.core.ranges import Count, NonNegative
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -52,12 +53,12 @@ class DeepfoolL2(Attack):
         self,
         *,
         radius: Radius | None = None,
-        steps: int = 50,
-        candidates: int = 10,
-        overshoot: float = 0.02,
+        steps: Count = 50,
+        candidates: Count = 10,
+        overshoot: NonNegative = 0.02,
         clip_sum: bool = False,
     ) -> None:
-        check_deepfool("deepfool_l2", steps, candidates)
+        check_candidates("deepfool_l2", candidates)
         self.radius = radius
         self.steps = steps
         self.candidates = candidates

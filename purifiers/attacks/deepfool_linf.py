@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._deepfool import check_deepfool, deepfool
+from purifiers.attacks._deepfool import check_candidates, deepfool
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -47,12 +48,12 @@ class DeepfoolLinf(Attack):
         self,
         *,
         eps: Length | None = "8/255",
-        steps: int = 50,
-        candidates: int = 10,
-        overshoot: float = 0.02,
+        steps: Count = 50,
+        candidates: Count = 10,
+        overshoot: NonNegative = 0.02,
         clip_sum: bool = False,
     ) -> None:
-        check_deepfool("deepfool_linf", steps, candidates)
+        check_candidates("deepfool_linf", candidates)
         self.eps = eps
         self.steps = steps
         self.candidates = candidates

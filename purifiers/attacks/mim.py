@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, check_count, check_stop
+from purifiers.attacks._linf import ascend, check_stop
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -34,11 +35,10 @@ class Mim(Attack):
         *,
         eps: Length = "16/255",
         step_size: Length = "1.6/255",
-        steps: int = 10,
-        decay: float = 1.0,
+        steps: Count = 10,
+        decay: NonNegative = 1.0,
         stop: str = "never",
     ) -> None:
-        check_count("mim", steps=steps)
         self.eps = eps
         self.step_size = step_size
         self.steps = steps

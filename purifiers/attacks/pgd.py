@@ -8,7 +8,6 @@ from torch import Tensor
 from purifiers.attacks._linf import (
     ascend,
     attacked_labels,
-    check_count,
     check_labels,
     check_stop,
     random_start,
@@ -16,6 +15,7 @@ from purifiers.attacks._linf import (
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.core.target import Target, finite
 from purifiers.core.traits import AttackTraits
 
@@ -51,13 +51,12 @@ class Pgd(Attack):
         *,
         eps: Length = "8/255",
         step_size: Length = "2/255",
-        steps: int = 20,
+        steps: Count = 20,
         random_start: bool = True,
-        restarts: int = 1,
+        restarts: Count = 1,
         attack_labels: str = "true",
         stop: str = "never",
     ) -> None:
-        check_count("pgd", steps=steps, restarts=restarts)
         if restarts > 1 and not random_start:
             raise UserError(
                 f"pgd: restarts is {restarts}, but they would all be the same without a random "

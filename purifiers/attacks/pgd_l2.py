@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._l2 import direction, project, random_start
-from purifiers.attacks._linf import check_count, check_stop
+from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Radius
+from purifiers.core.ranges import Count
 from purifiers.core.target import Target, input_gradient
 from purifiers.core.traits import AttackTraits
 
@@ -39,11 +40,10 @@ class PgdL2(Attack):
         *,
         radius: Radius = 0.5,
         step_length: Radius = 0.0625,
-        steps: int = 20,
+        steps: Count = 20,
         random_start: bool = True,
         stop: str = "never",
     ) -> None:
-        check_count("pgd_l2", steps=steps)
         self.radius = radius
         self.step_length = step_length
         self.steps = steps

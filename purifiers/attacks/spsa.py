@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._adam import Adam
-from purifiers.attacks._linf import check_count, check_stop
+from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, Positive
 from purifiers.core.target import Target, finite
 from purifiers.core.traits import AttackTraits
 
@@ -58,19 +59,16 @@ class Spsa(Attack):
         self,
         *,
         eps: Length = "8/255",
-        steps: int = 100,
-        delta: float = 0.01,
-        learning_rate: float = 0.01,
-        samples: int = 128,
+        steps: Count = 100,
+        delta: Positive = 0.01,
+        learning_rate: Positive = 0.01,
+        samples: Count = 128,
         stop: str = "never",
     ) -> None:
-        check_count("spsa", steps=steps, samples=samples)
         if samples % 2:
             raise UserError(
                 f"spsa: samples is {samples}, but they come in pairs; choose an even number"
             )
-        if delta <= 0:
-            raise UserError(f"spsa: delta is {delta}: choose a size above 0")
         self.eps = eps
         self.steps = steps
         self.delta = delta

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_count, check_stop
+from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, Positive
 from purifiers.core.target import Target, finite
 from purifiers.core.traits import AttackTraits
 
@@ -55,12 +56,11 @@ class Square(Attack):
         self,
         *,
         eps: Length = "8/255",
-        queries: int = 5000,
-        p_init: float = 0.8,
+        queries: Count = 5000,
+        p_init: Positive = 0.8,
         stop: str = "never",
     ) -> None:
-        check_count("square", queries=queries)
-        if not 0 < p_init <= 1:
+        if p_init > 1:
             raise UserError(f"square: p_init is {p_init}: choose a fraction of pixels in (0, 1]")
         self.eps = eps
         self.queries = queries

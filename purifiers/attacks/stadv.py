@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from purifiers.attacks._adam import Adam
-from purifiers.attacks._linf import check_count, check_stop
+from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.target import Target, finite, input_gradient
 from purifiers.core.traits import AttackTraits
 
@@ -51,14 +52,13 @@ class Stadv(Attack):
     def __init__(
         self,
         *,
-        bound: float = 0.05,
-        steps: int = 100,
-        learning_rate: float = 0.01,
-        smoothness: float = 0.05,
+        bound: Positive = 0.05,
+        steps: Count = 100,
+        learning_rate: Positive = 0.01,
+        smoothness: NonNegative = 0.05,
         stop: str = "never",
     ) -> None:
-        check_count("stadv", steps=steps)
-        if not 0 < bound <= 2:
+        if bound > 2:
             raise UserError(
                 f"stadv: bound is {bound}: choose a fraction of half the image's side, "
                 "above 0 and at most 2"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -44,7 +45,7 @@ class Template(Classifier):
     # names of the inner representations, shallow to deep
     TAPS: ClassVar[tuple[str, ...]] = ("early", "late")
 
-    def __init__(self, shape: Sequence[int], classes: int, *, width: int = 16) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, *, width: Count = 16) -> None:
         super().__init__(shape, classes)
         self.early = _convolution(self.shape[0], width, stride=1)
         self.late = _convolution(width, 2 * width, stride=2)

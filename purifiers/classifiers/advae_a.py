@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from purifiers.classifiers._layered import Layered
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -30,7 +31,7 @@ class AdvaeA(Layered):
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "dense1")
 
-    def __init__(self, shape: Sequence[int], classes: int, *, width: int = 64) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, *, width: Count = 64) -> None:
         super().__init__(shape, classes)
         self.conv1 = self.convolution(width, 5, same=True)
         self.conv2 = self.convolution(width, 5, stride=2, dropout=0.25)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from purifiers.classifiers._layered import Layered
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -35,7 +36,7 @@ class AdvaeB(Layered):
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3")
 
     def __init__(
-        self, shape: Sequence[int], classes: int, *, width: int = 64, first_stride: int = 2
+        self, shape: Sequence[int], classes: int, *, width: Count = 64, first_stride: Count = 2
     ) -> None:
         super().__init__(shape, classes)
         first = self.convolution(width, 8, stride=first_stride, same=True)

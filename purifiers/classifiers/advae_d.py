@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from purifiers.classifiers._layered import Layered
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -27,7 +28,7 @@ class AdvaeD(Layered):
 
     TAPS: ClassVar[tuple[str, ...]] = ("dense1", "dense2")
 
-    def __init__(self, shape: Sequence[int], classes: int, *, width: int = 200) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, *, width: Count = 200) -> None:
         super().__init__(shape, classes)
         self.dense1 = self.dense(width, dropout=0.5)
         self.dense2 = self.dense(width, dropout=0.5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from purifiers.classifiers._layered import Layered
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -30,7 +31,7 @@ class AdvaeX(Layered):
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3", "conv4", "dense1", "dense2")
 
-    def __init__(self, shape: Sequence[int], classes: int, *, width: int = 32) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, *, width: Count = 32) -> None:
         super().__init__(shape, classes)
         self.conv1 = self.convolution(width, 3)
         self.conv2 = self.convolution(width, 3, pool=True)

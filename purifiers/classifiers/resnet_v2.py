@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count, Fraction
 from purifiers.core.traits import ClassifierTraits
 
 NORM_EPS = 1e-3  # Keras's default
@@ -52,10 +53,10 @@ class ResnetV2(Classifier):
         shape: Sequence[int],
         classes: int,
         *,
-        depth: int = 29,
-        width: int = 16,
-        first_stride: int = 1,
-        norm_momentum: float = 0.01,
+        depth: Count = 29,
+        width: Count = 16,
+        first_stride: Count = 1,
+        norm_momentum: Fraction = 0.01,
     ) -> None:
         super().__init__(shape, classes)
         if depth < 11 or (depth - 2) % 9:

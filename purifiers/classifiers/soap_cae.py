@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.classifiers._layered import Layered
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -45,8 +46,8 @@ class SoapCae(Layered):
         classes: int,
         *,
         task: str = "label_consistency",
-        width: int = 32,
-        units: int = 1024,
+        width: Count = 32,
+        units: Count = 1024,
     ) -> None:
         super().__init__(shape, classes)
         if task not in ("label_consistency", "reconstruction"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count
 from purifiers.core.self_supervision import ROTATIONS
 from purifiers.core.traits import ClassifierTraits
 
@@ -48,8 +49,8 @@ class SoapResnet(Classifier):
         classes: int,
         *,
         task: str = "label_consistency",
-        width: int = 16,
-        first_stride: int = 1,
+        width: Count = 16,
+        first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
         if task not in ("label_consistency", "rotation"):

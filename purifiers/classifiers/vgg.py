@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 # Convolutions per stage: Simonyan and Zisserman, Table 1, columns A, B, D and E.
@@ -48,9 +49,9 @@ class Vgg(Classifier):
         shape: Sequence[int],
         classes: int,
         *,
-        depth: int = 19,
-        width: int = 64,
-        first_stride: int = 1,
+        depth: Count = 19,
+        width: Count = 64,
+        first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
         if depth not in STAGES:

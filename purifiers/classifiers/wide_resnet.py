@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
 
@@ -43,9 +44,9 @@ class WideResnet(Classifier):
         shape: Sequence[int],
         classes: int,
         *,
-        depth: int = 34,
-        widen_factor: int = 10,
-        first_stride: int = 1,
+        depth: Count = 34,
+        widen_factor: Count = 10,
+        first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
         if depth < 10 or (depth - 4) % 6:

@@ -17,13 +17,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from purifiers.core.errors import UserError
 from purifiers.core.spec import Spec, read_spec
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 
 
 def sha256(path: Path) -> str:
@@ -58,6 +59,24 @@ def room_for(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}: no room to write it ({os.strerror(error.errno or 0)}; {free:.0f} MiB free); "
             "free some space and start again, finished work is kept"
+        ) from None
+
+
+def hold_lock(file: IO[Any]) -> None:
+    """Lock an open file exclusively until it is closed; wait while another process holds it.
+
+    Raises:
+        UserError: its file system has no locks, as some network file systems.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            f"{file.name}: its file system has no file locks ({os.strerror(error.errno or 0)}), "
+            "without which two processes would overwrite each other: mount it with locks (Lustre: "
+            "-o flock) or move this folder to another file system"
         ) from None
 
 
@@ -253,8 +272,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold an exclusive lock on the folder; wait while another process holds it."""
+        """Hold an exclusive lock on the folder; wait while another process holds it.
+
+        Raises:
+            UserError: the file system has no locks.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            hold_lock(file)
             yield

@@ -9,6 +9,7 @@ from typing import Any
 
 from purifiers.core.errors import UserError
 from purifiers.core.images import refuse_array
+from purifiers.core.memory_layout import as_laid_out
 from purifiers.core.precision import computing
 
 GUARDED = (
@@ -29,8 +30,8 @@ def guard(cls: Any) -> None:
     """Wrap the functions that the class body of a method defines.
 
     ``bind`` sets ``is_bound``. The functions in ``GUARDED`` refuse to run before, if the class or a
-    base overrides ``bind``, and refuse NumPy arrays. They compute in float32, or in the precision
-    of the attack or training that calls them.
+    base overrides ``bind``, and refuse NumPy arrays. Contiguous images stay contiguous. The
+    precision is float32, or that of the attack or training that calls them.
     """
     body = vars(cls)
     if "bind" in body:
@@ -38,7 +39,9 @@ def guard(cls: Any) -> None:
         cls.bind = _noting(body["bind"])
     for name in GUARDED:
         if name in body:
-            setattr(cls, name, _refusing(body[name]))
+            purifies = name in ("purify", "step", "unrolled")
+            function = _laid_out(body[name]) if purifies else body[name]
+            setattr(cls, name, _refusing(function))
 
 
 def _noting(bind: Callable[..., None]) -> Callable[..., None]:
@@ -63,6 +66,20 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *arguments, **named)
 
     return checked
+
+
+def _laid_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a purification so that contiguous images stay contiguous.
+
+    A classifier that comes after it may flatten with ``view``, which needs contiguous tensors.
+    """
+
+    @functools.wraps(function)
+    def kept(self: Any, *arguments: Any, **named: Any) -> Any:
+        images = arguments[0] if arguments else named["images"]
+        return as_laid_out(function(self, *arguments, **named), images)
+
+    return kept
 
 
 def component_name(cls: type) -> str:

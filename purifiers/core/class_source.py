@@ -13,11 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.formula import check_formula
+from purifiers.core.parameters import alternatives
 from purifiers.core.traits import PARTS, TRAITS, field_names
 
 _TUPLES = "('a', 'b') or ('a',)"
 Types = dict[str, tuple[str, ...]]
-"""Parameter to the alternatives of its annotation, without brackets, as ``("float", "str")``."""
+"""Parameter to the alternatives of its annotation, as ``("float", "str")``."""
 ClassSource = tuple[ast.Module, str, Path]
 """Source of a class: its module's syntax tree, its name and the module's file."""
 
@@ -219,10 +220,5 @@ def _signature(init: ast.FunctionDef) -> tuple[dict[str, Any], list[str], Types]
         parameters[argument.arg] = None if default is None else ast.literal_eval(default)
         if default is None:
             required.append(argument.arg)
-    types = {argument.arg: _types(argument.annotation) for argument, _ in pairs}
+    types = {argument.arg: alternatives(argument.annotation) for argument, _ in pairs}
     return parameters, required, types
-
-
-def _types(annotation: ast.expr | None) -> tuple[str, ...]:
-    parts = ast.unparse(annotation).split("|") if annotation else []
-    return tuple(part.strip().partition("[")[0] for part in parts)

@@ -16,8 +16,9 @@ from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.modes import attackable, refuse_training_mode
 from purifiers.core.noise import derive_seed
-from purifiers.core.numbers import length_kind, read_length
+from purifiers.core.parameters import alternatives, checked, is_ranged
 from purifiers.core.precision import computing
+from purifiers.core.ranges import Count
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
 from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
@@ -26,24 +27,25 @@ from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
 class Component:
     """Base of every component that a YAML file can name.
 
-    Parameters annotated ``Length`` or ``Radius`` accept text such as ``"8/255"``. They are
-    converted and range-checked before ``__init__`` runs, however the component is constructed.
+    Parameters annotated ``Length`` or ``Radius`` accept text such as ``"8/255"``. They and those
+    annotated with a range of :mod:`purifiers.core.ranges` are converted and checked before
+    ``__init__`` runs, however the component is constructed.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls):
-            cls.__init__ = _with_lengths(vars(cls)["__init__"])  # type: ignore[method-assign]
+            cls.__init__ = _with_numbers(vars(cls)["__init__"])  # type: ignore[method-assign]
 
 
-def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``init`` so that it receives lengths as numbers; ``init`` itself if it has none."""
-    kinds = {
-        name: kind
+def _with_numbers(init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``init`` so that it receives checked numbers; ``init`` itself if it takes none."""
+    ranged = {
+        name: types
         for name, annotation in init.__annotations__.items()
-        if (kind := length_kind([part.strip() for part in str(annotation).split("|")]))
+        if isinstance(annotation, str) and is_ranged(types := alternatives(annotation))
     }
-    if not kinds:
+    if not ranged:
         return init
 
     signature = inspect.signature(init)
@@ -52,9 +54,9 @@ def _with_lengths(init: Callable[..., None]) -> Callable[..., None]:
     def converted(self: Any, *context: Any, **parameters: Any) -> None:
         call = signature.bind(self, *context, **parameters)
         call.apply_defaults()
-        for name, kind in kinds.items():
-            if (value := call.arguments[name]) is not None:
-                call.arguments[name] = read_length(kind, value, f"{type(self).__name__}: {name}")
+        for name, types in ranged.items():
+            where = f"{type(self).__name__}: {name}"
+            call.arguments[name] = checked(types, call.arguments[name], where)
         init(*call.args, **call.kwargs)
 
     return converted
@@ -154,7 +156,7 @@ class Classifier(Component, nn.Module):
     traits: ClassVar[ClassifierTraits] = ClassifierTraits(version=0)
     TAPS: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, shape: Sequence[int], classes: int) -> None:
+    def __init__(self, shape: Sequence[Count], classes: Count) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.classes = classes
@@ -341,7 +343,7 @@ def build(cls: type, *context: Any, **parameters: Any) -> Any:
     """Construct a component.
 
     Raises:
-        UserError: a parameter that the component does not have, or a length out of range.
+        UserError: a parameter that the component does not have, or a number out of range.
     """
     accepted = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):

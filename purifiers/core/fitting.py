@@ -19,6 +19,7 @@ from purifiers.core import loop
 from purifiers.core.component import Method, frozen
 from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
+from purifiers.core.memory_layout import runs_channels_last
 from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.precision import rounding
@@ -66,26 +67,26 @@ def train(
     at: Workplace,
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
+    layout: torch.memory_format = torch.channels_last,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
-        loss, prepare: as for :func:`purifiers.core.loop.fit`; the loss receives images in
-            channels-last layout.
+        loss, prepare: as for :func:`purifiers.core.loop.fit`.
         pixels, labels, recipe, seed, watch: as for :func:`purifiers.core.loop.fit`.
+        layout: of the images that the loss receives.
 
     Returns:
         The summary of :func:`purifiers.core.loop.fit`.
     """
 
-    def channels_last_loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
-        return loss(images, labels, indices, seed)
+    def laid_out_loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+        return loss(images.contiguous(memory_format=layout), labels, indices, seed)
 
     with rounding(recipe.precision):
         return loop.fit(
             module.train(),
-            channels_last_loss,
+            laid_out_loss,
             pixels,
             labels,
             replace(recipe, checkpoint_seconds=at.checkpoint_seconds),
@@ -119,25 +120,34 @@ def fit_method(
         The summary of :func:`purifiers.core.loop.fit`.
     """
     method.fit_on(classifiers, len(pixels))
+    some = loop.to_float(pixels[np.arange(min(len(pixels), 2))], at.device)
+    every = all(runs_channels_last(classifier, some) for classifier in classifiers)
+    layout = torch.channels_last if every else torch.contiguous_format
 
     def store_examples() -> None:
         numbers = range(len(classifiers))
-        method.stored_examples = [_examples(method, n, pixels, labels, at) for n in numbers]
+        method.stored_examples = [_examples(method, n, pixels, labels, at, layout) for n in numbers]
 
     fit = method.traits.fit
     prepare = store_examples if fit and fit.stored_examples else None
-    return train(method, method.fit_loss, pixels, labels, method.recipe, seed, at, prepare)
+    recipe = method.recipe
+    return train(method, method.fit_loss, pixels, labels, recipe, seed, at, prepare, layout=layout)
 
 
 def _examples(
-    method: Method, number: int, pixels: loop.Pixels, labels: npt.NDArray, at: Workplace
+    method: Method,
+    number: int,
+    pixels: loop.Pixels,
+    labels: npt.NDArray,
+    at: Workplace,
+    layout: torch.memory_format,
 ) -> npt.NDArray:
     """Adversarial training examples against one classifier, memory-mapped from a temporary file."""
 
     def work(start: int, stop: int) -> npt.NDArray:
         rows = torch.arange(start, stop)
         images = loop.to_float(pixels[rows.numpy()], at.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=layout)
         truth = torch.from_numpy(np.asarray(labels)[start:stop]).to(at.device)
         return method.example(number, images, truth, rows).cpu().numpy()
 

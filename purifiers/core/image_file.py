@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +118,7 @@ def read_image_file(path: Path) -> ImageFile:
         raise UserError(f"{path}: there is no such file; correct the path")
     try:
         content = _read_npz(path) if _suffix(path) == ".npz" else _read_parquet(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path}: cannot be read as images ({reason}); write it with purifiers.save_images, or "
@@ -144,12 +146,23 @@ def _suffix(path: Path) -> str:
 
 
 def _read_npz(path: Path) -> ImageFile:
-    with np.load(path, allow_pickle=False) as arrays:
+    stored = np.load(path, allow_pickle=False)
+    if not isinstance(stored, np.lib.npyio.NpzFile):
+        raise ValueError("a single array, not an archive of named arrays")
+    with stored as arrays:
         images = arrays["images"]
-        labels = arrays["labels"].astype(np.int64) if "labels" in arrays else None
+        labels = _whole(arrays["labels"], "labels") if "labels" in arrays else None
         indices = arrays["indices"] if "indices" in arrays else np.arange(len(images))
         text = str(arrays["provenance"]) if "provenance" in arrays else "{}"
-    return ImageFile(images, labels, indices.astype(np.int64), json.loads(text))
+    return ImageFile(images, labels, _whole(indices, "indices"), json.loads(text))
+
+
+def _whole(numbers: npt.NDArray, name: str) -> npt.NDArray:
+    """Whole numbers as int64."""
+    kind = numbers.dtype.kind
+    if kind not in "iuf" or (kind == "f" and (numbers % 1).any()):  # of nan it is nan
+        raise ValueError(f"{name} are {numbers.dtype}, expected whole numbers")
+    return numbers.astype(np.int64)
 
 
 def _read_parquet(path: Path) -> ImageFile:

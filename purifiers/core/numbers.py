@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -72,6 +73,6 @@ def read_length(kind: str, value: str | float, where: str) -> float:
     if kind == "Length" and not 0.0 <= number <= 1.0:
         hint = f"; write {number:g}/255 for {number:g} grey levels" if number > 1 else ""
         raise UserError(f"{where} is {number:g}, but lengths lie in [0, 1]{hint}")
-    if kind == "Radius" and not number > 0.0:
+    if kind == "Radius" and not 0.0 < number < math.inf:
         raise UserError(f"{where} is {number:g}, but a length above 0 is needed")
     return number

@@ -15,6 +15,7 @@ from purifiers.core.component import frozen
 from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.logits import as_logits
+from purifiers.core.memory_layout import runs_channels_last, to_contiguous
 from purifiers.core.modes import evaluation
 
 CHUNK = 32
@@ -61,7 +62,9 @@ class Prepared:
         check_choice("precision", precision, ("float32", "bfloat16"))
         self.fallback = ""
         self.exact: Callable[[Tensor], Tensor] | None = None
-        self._original, graph = classifier, None
+        self._classifier = self._original = classifier
+        self._layout: torch.memory_format | None = None
+        graph = None
         try:
             self._original = _frozen_copy(classifier)
             graph = _optimised(_frozen_copy(classifier))
@@ -86,15 +89,27 @@ class Prepared:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
         # a copy, because a network may work in place
-        images = images.clone(memory_format=torch.channels_last)
+        if self._layout is None and len(images):
+            self._layout = self._choose_layout(images)
+        images = images.clone(memory_format=self._layout or torch.channels_last)
         if not self._compared and len(images):
             self._compare(images.detach())
         return as_logits(self.module(images), self._original).float()
+
+    def _choose_layout(self, images: Tensor) -> torch.memory_format:
+        """Channels-last; contiguous tensors if the network cannot be run otherwise."""
+        if runs_channels_last(self._original, images):
+            return torch.channels_last
+        for module in (self._original, self.module):
+            if module is not self._classifier:  # which is the caller's
+                to_contiguous(module)
+        return torch.contiguous_format
 
     def _compare(self, images: Tensor) -> None:
         """Use the original network if the prepared one gives other logits."""
         self._compared = True
         if isinstance(self.exact, Prepared):  # traced alike
+            self.exact._layout = self.exact._choose_layout(images)
             self.exact._compare(images)
             if self.exact.fallback:
                 self._fall_back(self.exact.fallback)

@@ -15,7 +15,9 @@ from purifiers.core.sources import PACKAGE
 
 @functools.cache
 def git_commit(sources: frozenset[Path] = frozenset(), package: Path = PACKAGE) -> str:
-    """Git commit of the code, ``unknown`` without git.
+    """Git commit of the code; ``unknown`` without git, or if no commit holds the code.
+
+    A package that is installed inside another repository is not part of that repository's commits.
 
     ``+changes`` marks tracked files of the package that differ from the commit, and ``sources``
     that differ from it or are not tracked.
@@ -25,7 +27,7 @@ def git_commit(sources: frozenset[Path] = frozenset(), package: Path = PACKAGE) 
         package: the folder of the package.
     """
     commit = _git(package, "rev-parse", "--short=12", "HEAD")
-    if not commit:
+    if not commit or not _is_tracked(package):
         return "unknown"
     changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
     return f"{commit}+changes" if changed or uncommitted(sources, package) else commit
@@ -36,9 +38,10 @@ def uncommitted(sources: frozenset[Path], package: Path = PACKAGE) -> tuple[str,
     """The files among ``sources`` that git does not hold in this form: untracked or modified.
 
     Returns:
-        Paths relative to the folder above the package, sorted; empty without git.
+        Paths relative to the folder above the package, sorted; empty without git, and if git does
+        not hold the package.
     """
-    if not sources:
+    if not sources or not _is_tracked(package):
         return ()
     root = package.parent
     paths = [str(path.relative_to(root)) for path in sorted(sources)]
@@ -48,6 +51,11 @@ def uncommitted(sources: frozenset[Path], package: Path = PACKAGE) -> tuple[str,
         return ()
     modified = set(changed.split("\0"))
     return tuple(path for path in paths if path not in tracked or path in modified)
+
+
+def _is_tracked(package: Path) -> bool:
+    """Whether the repository around the package, if there is one, holds the package."""
+    return bool(_git(package, "ls-files", "--", "__init__.py"))
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

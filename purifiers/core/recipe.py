@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.parameters import alternatives, checked, is_ranged
 from purifiers.core.precision import PRECISIONS
+from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 
 AUGMENTATIONS = ("none", "flip", "crop_flip")
 SCHEDULES = ("step", "one_cycle", "plateau")
@@ -64,24 +66,24 @@ class Recipe:
             other.
     """
 
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    steps: int = 0
+    epochs: NonNegative
+    batch_size: Count
+    learning_rate: Positive
+    steps: Whole = 0
     optimizer: str = "sgd"
-    momentum: float = 0.0
+    momentum: Share = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     decayed: str = "all"
     schedule: str = "step"
-    milestones: tuple[float, ...] = ()
-    learning_rate_decay: float = 0.1
+    milestones: tuple[Fraction, ...] = ()
+    learning_rate_decay: Fraction = 0.1
     augmentation: str = "none"
-    crop_padding: int = 4
-    validation: float = 0.0
-    patience: int = 4
-    min_learning_rate: float = 0.0
-    early_stopping: int = 0
+    crop_padding: Count = 4
+    validation: Share = 0.0
+    patience: Count = 4
+    min_learning_rate: NonNegative = 0.0
+    early_stopping: Whole = 0
     turns: tuple[tuple[str, int], ...] = ()
     precision: str = "float32"
     checkpoint_seconds: float = 60.0
@@ -92,10 +94,9 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("decayed", self.decayed, DECAYED)
         check_choice("precision", self.precision, PRECISIONS)
-        if not 0.0 <= self.validation < 1.0:
-            raise UserError(f"validation is {self.validation}: a share of the images, below 1")
-        if self.patience < 1:
-            raise UserError(f"patience is {self.patience}: at least 1 epoch")
+        for field in fields(self):
+            if is_ranged(types := alternatives(str(field.type))):
+                checked(types, getattr(self, field.name), field.name)
         if self.validation == 0.0 and (self.schedule == "plateau" or self.early_stopping):
             raise UserError("plateau and early_stopping need held-out images: set validation")
         if self.turns and self.validation:

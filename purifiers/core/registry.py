@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from purifiers.core import parameters
 from purifiers.core.class_source import (
     Types,
     bases,
@@ -23,7 +24,6 @@ from purifiers.core.class_source import (
     find_class,
 )
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.numbers import length_kind, number_in, read_length
 from purifiers.core.traits import (
     AttackTraits,
     ClassifierTraits,
@@ -40,18 +40,6 @@ FOLDERS = {
     "training": "training",
 }
 KINDS = tuple(FOLDERS)
-_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "int": ("a whole number", lambda value: type(value) is int),
-    "float": ("a number", lambda value: type(value) in (int, float)),
-    "str": ("text", lambda value: isinstance(value, str)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "Sequence": ("a list", lambda value: isinstance(value, list | tuple)),
-    "Mapping": ("a mapping", lambda value: isinstance(value, dict)),
-    "None": ("null", lambda value: value is None),
-    "Length": ("a length such as 0.03 or 8/255", lambda value: type(value) in (int, float)),
-    "Radius": ("a length such as 0.5 or 128/255", lambda value: type(value) in (int, float)),
-}
-"""Annotation of a parameter to a description of its values and a check of a value."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -112,19 +100,9 @@ class Description:
             where: begins the error message.
 
         Raises:
-            UserError: the value is of another type, or a length out of range.
+            UserError: the value is of another type, or a number outside its range.
         """
-        types = self.types[parameter]
-        if value is not None and (kind := length_kind(types)):
-            value = read_length(kind, value, f"{where}: {parameter}")
-        elif "float" not in types and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not types or any(name not in _TYPES or _TYPES[name][1](value) for name in types):
-            return value
-        expected = " or ".join(_TYPES[name][0] for name in types)
-        number = number_in(value)
-        hint = "" if number is None else f" (text for YAML; write {number})"
-        raise UserError(f"{where}: {parameter} is {value!r}{hint}, but takes {expected}")
+        return parameters.checked(self.types[parameter], value, f"{where}: {parameter}")
 
 
 def class_name(name: str) -> str:
@@ -207,7 +185,7 @@ def describe_file(kind: str, name: str, path: Path) -> Description:
     if find_class(tree, owner) is None:
         raise UserError(f"{path}: expected a class {owner}, named after the file")
     chain = bases(tree, owner, path, _ROOT)
-    parameters, required, types = constructor_parameters(chain)
-    traits = declared_traits(kind, chain, parameters)
+    defaults, required, types = constructor_parameters(chain)
+    traits = declared_traits(kind, chain, defaults)
     summary = (ast.get_docstring(tree) or "").strip().split("\n")[0]
-    return Description(kind, name, path, traits, parameters, required, types, summary)
+    return Description(kind, name, path, traits, defaults, required, types, summary)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.logits import as_logits
+from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.noise import generator, normal, uniform
 
 TASKS = ("label_consistency", "reconstruction", "rotation")
@@ -183,7 +184,8 @@ def auxiliary_losses(
         logits, other = (as_logits(classifier(x), classifier) for x in (images, views(images)))
         return (logits - other).square().mean(dim=1)
     if head.task == "reconstruction":
-        return (head.joint(images)[1] - images).square().flatten(1).mean(dim=1)
-    predicted = torch.softmax(head.joint(rotated(images))[1], dim=1).view(ROTATIONS, -1, ROTATIONS)
+        return (head.joint(as_taken_by(head, images))[1] - images).square().flatten(1).mean(dim=1)
+    turned = as_taken_by(head, rotated(images))
+    predicted = torch.softmax(head.joint(turned)[1], dim=1).view(ROTATIONS, -1, ROTATIONS)
     truth = torch.eye(ROTATIONS, dtype=predicted.dtype, device=predicted.device)[:, None]
     return (predicted - truth).square().mean(dim=2).mean(dim=0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.modes import evaluation
 
 Shape = tuple[int, int, int]
@@ -49,7 +50,7 @@ def tapped_features(classifier: nn.Module, images: Tensor, taps: Sequence[str]) 
     """
     if own_taps(classifier, taps):
         assert isinstance(classifier, Classifier)
-        return classifier.features(images, taps)
+        return classifier.features(as_taken_by(classifier, images), taps)
     network = _uncompiled(classifier)
     owner = type(network).__name__
     parts = dict(network.named_modules(remove_duplicate=False))

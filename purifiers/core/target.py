@@ -149,6 +149,11 @@ class Target:
                 f"the attacked model returned a tensor of shape {tuple(logits.shape)}: it must "
                 "return logits (n, classes)"
             )
+        if logits.shape[1] == 1:
+            raise UserError(
+                "the attacked model returned one logit per image, which no attack can change into "
+                "another class: return two, such as torch.cat([-logit, logit], dim=1)"
+            )
         if self.largest_label >= logits.shape[1]:
             raise UserError(
                 f"labels reach {self.largest_label}, but the attacked model has {logits.shape[1]} "

@@ -55,7 +55,7 @@ class Layout(_Declared):
         str, ...
     ] = ()  # glob patterns; {parameter} and {split} (train, test) are filled in
     endings: tuple[str, ...] = ()  # endings of the files, in lower case; (): all files
-    columns: str = ""  # pattern of folders of parquet, arrow or npz files, see core/layouts.py
+    columns: str = ""  # pattern of folders of parquet, arrow or npz files, see core/data_layouts.py
     verified: bool = False  # loading refuses files that are not the official ones
     when: Condition = field(default_factory=dict)  # the parameter values under which it is read
 

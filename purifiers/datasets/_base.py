@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from purifiers.core.component import Component
+from purifiers.core.data_layouts import SPLITS, Files, find
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.layouts import SPLITS, Files, find
 from purifiers.core.traits import DatasetTraits
 from purifiers.datasets import _columns
 

@@ -1,7 +1,7 @@
 """Reader of images with labels in parquet, arrow and npz files.
 
 Parquet and arrow files have the columns of Hugging Face's image data sets, and npz files the arrays
-of Keras' data sets. :mod:`purifiers.core.layouts` lists where the files may be.
+of Keras' data sets. :mod:`purifiers.core.data_layouts` lists where the files may be.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from purifiers.core.data_layouts import Files
 from purifiers.core.errors import UserError
-from purifiers.core.layouts import Files
 from purifiers.datasets import _images
 
 IMAGES = ("img", "image", "images")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import http.client
 import os
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from purifiers.core.artifacts import hold_lock
 from purifiers.core.errors import UserError
 from purifiers.core.progress import Progress
 from purifiers.datasets import _checksum
@@ -46,9 +46,30 @@ class Remote:
         return self.url.rsplit("/", 1)[-1]
 
     def address(self) -> str:
-        """URL of the request, after ``PURIFYBENCH_MIRROR``."""
+        """URL of the request, after ``PURIFYBENCH_MIRROR``.
+
+        Raises:
+            UserError: the variable is no URL.
+        """
         mirror = os.environ.get("PURIFYBENCH_MIRROR")
-        return mirror.rstrip("/") + urllib.parse.urlsplit(self.url).path if mirror else self.url
+        if not mirror:
+            return self.url
+        if not _is_url(mirror):
+            raise UserError(
+                f"PURIFYBENCH_MIRROR is {mirror!r}, which is no URL: write "
+                "http://<host>:<port>/<folder>, or unset it to download from the publishers"
+            )
+        return mirror.rstrip("/") + urllib.parse.urlsplit(self.url).path
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        valid_port = parts.port != 0  # raises for one that is no number or too large
+    except ValueError:
+        return False
+    plain = text.isascii() and text.isprintable() and " " not in text
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and valid_port and plain
 
 
 def obtain(remote: Remote, path: Path, looked_for: str) -> Path:
@@ -61,17 +82,18 @@ def obtain(remote: Remote, path: Path, looked_for: str) -> Path:
         looked_for: locations that were searched before, for the message.
 
     Raises:
-        UserError: no network, an HTTP error, an interrupted connection, a full disk, or a wrong
-            checksum.
+        UserError: no network, an HTTP error, an interrupted connection, a full disk, a wrong
+            checksum, a mirror that is no URL, or a file system without locks.
     """
     if path.exists():
         _checksum.check(path, remote.checksum, path)
         return path
     partial = path.with_name(path.name + ".partial")
+    remote.address()  # before a folder is made
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            hold_lock(file)
             if path.exists():  # another process finished it while this one waited
                 partial.unlink(missing_ok=True)
             else:

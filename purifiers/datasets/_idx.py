@@ -58,8 +58,8 @@ class IdxDataset(Dataset):
     """Grey images in torchvision's folders: ``<folder>/raw/train-images-idx3-ubyte[.gz]`` ...
 
     Where these are missing, parquet, arrow or npz files are read, see
-    :mod:`purifiers.core.layouts`. They are exact if their images and labels, written as idx files,
-    have the official checksums.
+    :mod:`purifiers.core.data_layouts`. They are exact if their images and labels, written as idx
+    files, have the official checksums.
 
     Attributes:
         folder: folder below the data folder.

@@ -34,7 +34,7 @@ class Cifar10(CifarBinary):
     1. ``cifar-10-batches-bin/``, the official binary version;
     2. ``cifar-10-binary.tar.gz``, the same as an archive;
     3. ``cifar10/`` or ``cifar10_jpeg/`` with parquet, arrow or npz files in one of the layouts of
-       :mod:`purifiers.core.layouts`;
+       :mod:`purifiers.core.data_layouts`;
     4. the archive, downloaded.
 
     Images of a parquet file are exact if, written in the official binary format, they have the

@@ -26,7 +26,7 @@ class Cifar100(CifarBinary):
     1. ``cifar-100-binary/``, the official binary version;
     2. ``cifar-100-binary.tar.gz``, the same as an archive;
     3. ``cifar100/`` with parquet, arrow or npz files in one of the layouts of
-       :mod:`purifiers.core.layouts`, with fine labels, all images or a subset;
+       :mod:`purifiers.core.data_layouts`, with fine labels, all images or a subset;
     4. the archive, downloaded.
 
     A record has a coarse and a fine label; the fine one is used. Images of parquet files are exact

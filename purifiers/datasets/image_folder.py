@@ -9,6 +9,7 @@ import numpy as np
 
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.files import check_readable
+from purifiers.core.ranges import Count
 from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
@@ -44,8 +45,8 @@ class ImageFolder(Dataset):
         ),
     )
 
-    def __init__(self, path: str = "image_folder", shape: Sequence[int] = (3, 32, 32)) -> None:
-        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+    def __init__(self, path: str = "image_folder", shape: Sequence[Count] = (3, 32, 32)) -> None:
+        if len(shape) != 3 or shape[0] not in (1, 3):
             raise UserError(
                 f"image_folder: shape is {tuple(shape)}: choose (channels, height, width) "
                 "with 1 or 3 channels"

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from purifiers.core.errors import UserError
+from purifiers.core.ranges import Count
 from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
@@ -31,7 +32,7 @@ class Imagenette(Dataset):
 
     1. ``imagenette2-320.tgz``, the official images with a shorter side of 320 pixels;
     2. ``imagenette/`` with parquet, arrow or npz files in one of the layouts of
-       :mod:`purifiers.core.layouts`, all images or a subset;
+       :mod:`purifiers.core.data_layouts`, all images or a subset;
     3. the archive, downloaded.
 
     Classes are numbered in the order of their WordNet ids; the test split is the validation set.
@@ -41,7 +42,7 @@ class Imagenette(Dataset):
         shape: (3, H, W) of the result; 224x224 is ImageNet's usual size.
 
     Raises:
-        UserError: a shape with other channels or sides below 1.
+        UserError: a shape with other channels.
     """
 
     traits = DatasetTraits(
@@ -58,8 +59,8 @@ class Imagenette(Dataset):
 
     archive: ClassVar[Remote] = ARCHIVE
 
-    def __init__(self, shape: Sequence[int] = (3, 224, 224)) -> None:
-        if len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
+    def __init__(self, shape: Sequence[Count] = (3, 224, 224)) -> None:
+        if len(shape) != 3 or shape[0] != 3:
             raise UserError(f"imagenette: shape is {tuple(shape)}: choose (3, height, width)")
         self.shape = (3, shape[1], shape[2])
 

@@ -34,7 +34,7 @@ class Tinyimagenet(Dataset):
     1. ``tiny-imagenet-200/``, the official files;
     2. ``tiny-imagenet-200.zip``, the same as an archive;
     3. a folder ``tiny_imagenet*/`` with parquet, arrow or npz files in one of the layouts of
-       :mod:`purifiers.core.layouts`, all classes or a subset, numbered from 0;
+       :mod:`purifiers.core.data_layouts`, all classes or a subset, numbered from 0;
     4. the archive, downloaded.
 
     The test split is the official validation set (the official test set has no labels), in the

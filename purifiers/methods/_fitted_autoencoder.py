@@ -15,6 +15,7 @@ from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
 from purifiers.core.precision import PRECISIONS, computing
 from purifiers.core.prepare import Prepared
+from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._autoencoder import Autoencoder, MnistAutoencoder
@@ -88,25 +89,25 @@ class FittedAutoencoder(Method):
         self,
         *,
         variant: str = "mnist",
-        width: int = 32,
-        norm_momentum: float = 0.01,
+        width: Count = 32,
+        norm_momentum: Fraction = 0.01,
         eps: Length = 0.3,
-        steps: int = 40,
+        steps: Count = 40,
         step_size: Length = 0.01,
         attack_labels: str = "true",
         attack_precision: str = "float32",
         compiled: bool = False,
         dropout: str = "eval",
-        epochs: float = 100,
-        batch_size: int = 32,
-        learning_rate: float = 0.001,
+        epochs: Positive = 100,
+        batch_size: Count = 32,
+        learning_rate: Positive = 0.001,
         schedule: str = "plateau",
-        milestones: Sequence[float] = (0.5, 0.75),
-        learning_rate_decay: float = 0.5,
-        validation: float = 0.1,
-        patience: int = 4,
-        min_learning_rate: float = 5e-5,
-        early_stopping: int = 10,
+        milestones: Sequence[Fraction] = (0.5, 0.75),
+        learning_rate_decay: Fraction = 0.5,
+        validation: Share = 0.1,
+        patience: Count = 4,
+        min_learning_rate: NonNegative = 5e-5,
+        early_stopping: Whole = 10,
     ) -> None:
         super().__init__()
         owner = type(self).__name__

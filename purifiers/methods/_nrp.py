@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from purifiers.attacks._linf import ascend, check_count, random_start
+from purifiers.attacks._linf import ascend, random_start
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.recipe import Recipe
 from purifiers.core.taps import deepest_tap, tap_shapes, tapped_features
 from purifiers.core.target import as_target, input_gradient
@@ -78,30 +79,22 @@ class RepresentationPurifier(Method):
         self,
         *,
         generator: str = "resg",
-        blocks: int = 23,
-        channels: int = 64,
+        blocks: Count = 23,
+        channels: Count = 64,
         tap: str = "deepest",
         eps: Length = "16/255",
         attack_step: Length = 0.01,
-        attack_steps: int = 100,
-        adversarial_weight: float = 0.005,
-        pixel_weight: float = 0.01,
-        feature_weight: float = 1.0,
-        learning_rate: float = 0.0001,
-        epochs: float = 20,
-        batch_size: int = 64,
+        attack_steps: Count = 100,
+        adversarial_weight: NonNegative = 0.005,
+        pixel_weight: NonNegative = 0.01,
+        feature_weight: NonNegative = 1.0,
+        learning_rate: Positive = 0.0001,
+        epochs: Positive = 20,
+        batch_size: Count = 64,
         schedule: str = "step",
     ) -> None:
         super().__init__()
         check_choice("nrp: generator", generator, GENERATORS)
-        check_count("nrp", blocks=blocks, channels=channels, attack_steps=attack_steps)
-        for name, weight in (
-            ("adversarial_weight", adversarial_weight),
-            ("pixel_weight", pixel_weight),
-            ("feature_weight", feature_weight),
-        ):
-            if weight < 0.0:
-                raise UserError(f"nrp: {name} is {weight}: choose a weight of at least 0")
         self.kind, self.blocks, self.channels, self.tap = generator, blocks, channels, tap
         self.eps, self.attack_step = eps, attack_step
         self.attack_steps = attack_steps

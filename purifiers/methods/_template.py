@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from purifiers.core.component import Method
+from purifiers.core.ranges import Count
 from purifiers.core.traits import MethodTraits
 
 
@@ -36,7 +37,7 @@ class Template(Method):
         fit=None,  # Fit(...) if it is fitted before use; then also implement `fit_loss`
     )
 
-    def __init__(self, *, levels: int = 16) -> None:
+    def __init__(self, *, levels: Count = 16) -> None:
         super().__init__()
         self.levels = levels
 

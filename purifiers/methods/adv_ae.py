@@ -14,6 +14,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.modes import STATISTICS, attack_mode, frozen_meanwhile
 from purifiers.core.noise import derive_seed
+from purifiers.core.ranges import Fraction, NonNegative
 from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder
 
@@ -67,16 +68,12 @@ class AdvAe(FittedAutoencoder):
     def __init__(
         self,
         *,
-        reconstruction_weight: float = 0.0,
-        eps_ramp: float = 0.0,
+        reconstruction_weight: NonNegative = 0.0,
+        eps_ramp: Fraction = 0.0,
         statistics: str = "adversarial",
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if not 0.0 <= eps_ramp <= 1.0:
-            raise UserError(
-                f"adv_ae: eps_ramp is {eps_ramp}: choose a fraction of the training in [0, 1]"
-            )
         check_choice("adv_ae: statistics", statistics, STATISTICS)
         self.reconstruction_weight = reconstruction_weight
         self.statistics = statistics

@@ -17,6 +17,7 @@ from purifiers.core.component import Attack, Classifier, Method
 from purifiers.core.errors import UserError, check_choice, did_you_mean
 from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.taps import own_taps, tap_shapes, tapped_features
 from purifiers.core.traits import Fit, MethodTraits
@@ -80,26 +81,26 @@ class Aid(Method):
         *,
         variant: str = "paper",
         taps: Sequence[str] = ("conv1", "stage3"),
-        width: int = 1024,
-        extra_layers: int = 1,
+        width: Count = 1024,
+        extra_layers: Whole = 1,
         eps: Length = "8/255",
         step_size: Length = "2/255",
-        iterations: int = 10,
-        gamma: float = 1.5,
+        iterations: Whole = 10,
+        gamma: Positive = 1.5,
         train_eps: Length = 0.031,
         train_step: Length = 0.004,
-        train_steps: int = 10,
-        epochs: float = 1,
-        batch_size: int = 128,
-        learning_rate: float = 0.01,
-        momentum: float = 0.9,
-        weight_decay: float = 2e-4,
+        train_steps: Count = 10,
+        epochs: Positive = 1,
+        batch_size: Count = 128,
+        learning_rate: Positive = 0.01,
+        momentum: Share = 0.9,
+        weight_decay: NonNegative = 2e-4,
         augmentation: str = "none",
         target: str = "bce",
         mixing: str = "avmixup",
         train_attacks: Sequence[str] = ("pgd",),
-        train_cw_const: float = 0.01,
-        train_cw_learning_rate: float = 0.01,
+        train_cw_const: Positive = 0.01,
+        train_cw_learning_rate: Positive = 0.01,
     ) -> None:
         super().__init__()
         check_choice("aid: variant", variant, ("paper", "upstream"))

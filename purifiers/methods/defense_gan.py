@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.noise import generator, normal
+from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._wgan import Critic, Generator, critic_loss, generator_loss
@@ -87,27 +88,20 @@ class DefenseGan(Method):
     def __init__(
         self,
         *,
-        latent: int = 128,
-        width: int = 64,
-        generator_iterations: int = 200_000,
-        generator_learning_rate: float = 1e-4,
-        critic_steps: int = 5,
-        gradient_penalty: float = 10.0,
-        batch_size: int = 50,
-        steps: int = 200,
-        restarts: int = 10,
-        learning_rate: float = 10.0,
-        momentum: float = 0.7,
-        learning_rate_decay: float = 1.0,
+        latent: Count = 128,
+        width: Count = 64,
+        generator_iterations: Count = 200_000,
+        generator_learning_rate: Positive = 1e-4,
+        critic_steps: Count = 5,
+        gradient_penalty: NonNegative = 10.0,
+        batch_size: Count = 50,
+        steps: Whole = 200,
+        restarts: Count = 10,
+        learning_rate: Positive = 10.0,
+        momentum: Share = 0.7,
+        learning_rate_decay: Fraction = 1.0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("generator_iterations", generator_iterations),
-            ("critic_steps", critic_steps),
-            ("restarts", restarts),
-        ):
-            if value < 1:
-                raise UserError(f"defense_gan: {name} is {value}: choose at least 1")
         self.latent, self.width, self.gradient_penalty = latent, width, gradient_penalty
         self.steps, self.restarts = steps, restarts
         self.learning_rate, self.momentum = learning_rate, momentum

@@ -13,6 +13,7 @@ from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.logits import as_logits
 from purifiers.core.noise import generator
+from purifiers.core.ranges import Count, NonNegative, Positive, Share
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._autoencoder import Autoencoder
@@ -77,33 +78,23 @@ class Magnet(Method):
         self,
         *,
         variant: str = "two_scale",
-        temperatures: Sequence[float] = (),
-        width: int = 3,
+        temperatures: Sequence[Positive] = (),
+        width: Count = 3,
         activation: str = "sigmoid",
-        noise: float = 0.1,
-        drop_rate: float = 0.001,
-        validation: float = 0.1,
-        epochs: float = 100,
-        batch_size: int = 256,
-        learning_rate: float = 0.001,
+        noise: NonNegative = 0.1,
+        drop_rate: Share = 0.001,
+        validation: Share = 0.1,
+        epochs: Positive = 100,
+        batch_size: Count = 256,
+        learning_rate: Positive = 0.001,
     ) -> None:
         super().__init__()
         check_choice("magnet: variant", variant, VARIANTS)
         check_choice("magnet: activation", activation, ACTIVATIONS)
-        if not 0.0 <= drop_rate < 1.0:
-            raise UserError(
-                f"magnet: drop_rate is {drop_rate}: choose a fraction of the images in [0, 1)"
-            )
-        if not 0.0 < validation < 1.0:
+        if validation == 0.0:
             raise UserError(
                 f"magnet: validation is {validation}, but detectors need held-out images: "
                 "choose a fraction in (0, 1)"
-            )
-        if noise < 0.0:
-            raise UserError(f"magnet: noise is {noise}: choose a standard deviation of at least 0")
-        if any(temperature <= 0.0 for temperature in temperatures):
-            raise UserError(
-                f"magnet: temperatures are {list(temperatures)}: choose values that are all above 0"
             )
         self.variant, self.width, self.activation = variant, width, activation
         self.noise, self.drop_rate = noise, drop_rate

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from purifiers.core.component import default_indices
-from purifiers.core.errors import UserError
 from purifiers.core.noise import normal
+from purifiers.core.ranges import NonNegative
 from purifiers.core.traits import Fit
 from purifiers.methods._nrp import RepresentationPurifier
 
@@ -35,12 +35,8 @@ class NrpDynamic(RepresentationPurifier):
         fit=Fit(passes="epochs * (3 * attack_steps + 2.5)", inference_only=("noise",)),
     )
 
-    def __init__(self, *, noise: float = 0.05, **common: Any) -> None:
+    def __init__(self, *, noise: NonNegative = 0.05, **common: Any) -> None:
         super().__init__(**common)
-        if noise < 0.0:
-            raise UserError(
-                f"nrp_dynamic: noise is {noise}: choose a standard deviation of at least 0"
-            )
         self.noise = noise
 
     def purify(

@@ -14,6 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, Positive, Share
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
@@ -86,29 +87,18 @@ class PixelDefend(Method):
         self,
         *,
         eps: Length = "16/255",
-        scales: int = 3,
-        blocks: int = 5,
-        filters: int = 160,
-        mixtures: int = 10,
-        dropout: float = 0.5,
-        learning_rate: float = 1e-3,
+        scales: Count = 3,
+        blocks: Count = 5,
+        filters: Count = 160,
+        mixtures: Count = 10,
+        dropout: Share = 0.5,
+        learning_rate: Positive = 1e-3,
         schedule: str = "step",
-        batch_size: int = 48,
-        epochs: float = 5000,
-        average: float = 0.9995,
+        batch_size: Count = 48,
+        epochs: Positive = 5000,
+        average: Share = 0.9995,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("scales", scales),
-            ("blocks", blocks),
-            ("filters", filters),
-            ("mixtures", mixtures),
-        ):
-            if value < 1:
-                raise UserError(f"pixel_defend: {name} is {value}: choose at least 1")
-        for name, share in (("dropout", dropout), ("average", average)):
-            if not 0.0 <= share < 1.0:
-                raise UserError(f"pixel_defend: {name} is {share}: choose a value in [0, 1)")
         self.eps, self.average = eps, average
         self.scales, self.blocks, self.filters = scales, blocks, filters
         self.mixtures, self.dropout = mixtures, dropout

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.core.self_supervision import Joint, Views, auxiliary_losses, check_task, head_of
 from purifiers.core.traits import MethodTraits, TrainedWith
 
@@ -55,15 +56,12 @@ class Soap(Method):
         *,
         task: str = "label_consistency",
         delta: Length = "4/255",
-        steps: int = 5,
-        levels: int = 10,
+        steps: Count = 5,
+        levels: Count = 10,
     ) -> None:
         super().__init__()
         check_task("soap", task)
         self.task, self.delta = task, delta
-        for name, value in (("steps", steps), ("levels", levels)):
-            if value < 1:
-                raise UserError(f"soap: {name} is {value}: choose at least 1")
         self.steps, self.levels = steps, levels
         self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
         self._head: list[Joint | None] = []

@@ -8,8 +8,8 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.artifacts import short_hash
+from purifiers.core.data_layouts import content_of
 from purifiers.core.files import digests
-from purifiers.core.layouts import content_of
 from purifiers.core.spec import ComponentSpec, Spec
 
 Cost = Mapping[str, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Setting:
         ``{times: n}`` multiplies.
 
         Raises:
-            UserError: an unknown recipe, parameter or setting, a length out of range, or an
+            UserError: an unknown recipe, parameter or setting, a number out of range, or an
                 override of a parameter that the scale's budget sets.
             NotImplementedHere: the recipe's component does not exist.
         """
@@ -110,10 +111,10 @@ def _changed(
         value, amount = (_resolved(operand, settings, where) for operand in (value, amount))
         if value is not None and length_kind(described.types[parameter]):
             value = fraction(value, f"{where}: {parameter}")
-        if not all(type(operand) in (int, float) for operand in (value, amount)):
+        if not all(type(x) in (int, float) and math.isfinite(x) for x in (value, amount)):
             raise UserError(
                 f"{where}: {parameter}: {how} is {amount!r} and applies to {value!r}: "
-                "both must be numbers"
+                "both must be finite numbers"
             )
         return RELATIVE[how](value, amount)
     return _resolved(to, settings, where)

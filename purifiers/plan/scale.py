@@ -8,8 +8,8 @@ from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.data import data_root
+from purifiers.core.data_layouts import SPLITS, found_once
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.layouts import SPLITS, found_once
 from purifiers.plan.cells import ScaleInfo
 from purifiers.plan.declarations import read_checked
 
@@ -153,7 +153,10 @@ def load_scale(root: Path, name: str) -> Scale:
 def _check_dataset(entry: dict[str, Any], where: str) -> None:
     """Check the parameters and the number of images of a data set."""
     described = registry.describe("dataset", entry["use"])
-    described.check_parameters(entry.get("parameters", {}), where)
+    parameters = entry.get("parameters", {})
+    described.check_parameters(parameters, where)
+    for parameter, value in parameters.items():
+        parameters[parameter] = described.checked(parameter, value, where)
     for split in SPLITS:
         available = getattr(described.traits, split)
         if available is not None:

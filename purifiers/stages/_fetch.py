@@ -9,8 +9,8 @@ from purifiers.attacks._cifar10_c import FOLDER, ORIGIN
 from purifiers.core import registry
 from purifiers.core.component import build
 from purifiers.core.data import data_root
+from purifiers.core.data_layouts import SPLITS
 from purifiers.core.errors import UserError
-from purifiers.core.layouts import SPLITS
 from purifiers.core.spec import AttackSpec
 from purifiers.core.traits import met
 from purifiers.datasets._base import Dataset

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from purifiers.core import registry
 from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.data_layouts import verify_content
 from purifiers.core.errors import UserError
 from purifiers.core.files import verify_files
-from purifiers.core.layouts import verify_content
 from purifiers.core.loop import to_float
+from purifiers.core.memory_layout import lay_out
 from purifiers.core.spec import (
     AttackSpec,
     ClassifierSpec,
@@ -161,8 +162,9 @@ def open_classifier(context: Context, run_id: str, stage: str = "classifier") ->
 
 
 def on_device(classifier: Classifier, context: Context) -> Classifier:
-    """Move a classifier to the device, channels-last, which speeds up convolutions on CPUs too."""
-    return classifier.to(context.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Move a classifier to the device, channels-last if it can be run so, see :func:`lay_out`."""
+    lay_out(classifier.to(context.device), classifier.shape)
+    return classifier
 
 
 def new_method(

@@ -8,7 +8,7 @@ import numpy as np
 
 from purifiers.core.artifacts import RunFolder, write_bytes
 from purifiers.core.data import data_root
-from purifiers.core.layouts import SPLITS
+from purifiers.core.data_layouts import SPLITS
 from purifiers.core.spec import DatasetSpec
 from purifiers.stages._context import Context, Outcome
 from purifiers.stages._opening import new_component

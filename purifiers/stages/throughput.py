@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from purifiers.core import registry
 from purifiers.core.artifacts import write_text
 from purifiers.core.component import Classifier, Method, build, frozen
+from purifiers.core.memory_layout import lay_out
 from purifiers.core.precision import computing
 
 HEAD = """\
@@ -63,14 +64,12 @@ def _parse(key: str, device: str) -> tuple[Pass, tuple[int, ...]]:
     if registry.exists("method", match[1]):
         method: Method = build(registry.load("method", match[1]), **parameters)
         method.bind(None, shape)
-        return _ready(method, device).own_pass, shape
+        frozen(method).to(device)
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return method.own_pass, shape
     classifier: Classifier = build(registry.load("classifier", match[1]), shape, 10, **parameters)
-    return _ready(classifier, device), shape
-
-
-def _ready(module: Any, device: str) -> Any:
-    module = frozen(module).to(device)
-    return module.to(memory_format=torch.channels_last)
+    lay_out(frozen(classifier).to(device), shape)
+    return classifier, shape
 
 
 def _seconds(network: Pass, shape: tuple[int, ...], device: str) -> float:

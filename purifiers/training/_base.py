@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from purifiers.core.component import Classifier, Component
+from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import TrainingTraits
 
@@ -39,22 +40,22 @@ class Training(Component):
     def __init__(
         self,
         *,
-        epochs: float = 205,
-        batch_size: int = 128,
-        learning_rate: float = 0.1,
+        epochs: Positive = 205,
+        batch_size: Count = 128,
+        learning_rate: Positive = 0.1,
         optimizer: str = "sgd",
-        momentum: float = 0.9,
-        weight_decay: float = 2e-4,
+        momentum: Share = 0.9,
+        weight_decay: NonNegative = 2e-4,
         decayed: str = "all",
         schedule: str = "step",
-        milestones: Sequence[float] = (0.5, 0.75),
-        learning_rate_decay: float = 0.1,
+        milestones: Sequence[Fraction] = (0.5, 0.75),
+        learning_rate_decay: Fraction = 0.1,
         augmentation: str = "none",
-        crop_padding: int = 4,
-        validation: float = 0.0,
-        patience: int = 4,
-        min_learning_rate: float = 0.0,
-        early_stopping: int = 0,
+        crop_padding: Count = 4,
+        validation: Share = 0.0,
+        patience: Count = 4,
+        min_learning_rate: NonNegative = 0.0,
+        early_stopping: Whole = 0,
         precision: str = "float32",
     ) -> None:
         self.recipe = Recipe(

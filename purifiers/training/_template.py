@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
+from purifiers.core.ranges import Fraction
 from purifiers.training._base import Training
 
 
@@ -37,7 +38,7 @@ class Template(Training):
         passes="3 * epochs",  # cost per training image in forward passes; a backward counts two
     )
 
-    def __init__(self, *, smoothing: float = 0.1, **common: Any) -> None:
+    def __init__(self, *, smoothing: Fraction = 0.1, **common: Any) -> None:
         super().__init__(**common)
         self.smoothing = smoothing
 

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from purifiers.core.component import Classifier
 from purifiers.core.noise import uniform
+from purifiers.core.ranges import Fraction, Positive
 from purifiers.training.madry import Madry
 
 
@@ -30,7 +31,12 @@ class Avmixup(Madry):
     traits = Madry.traits.replace(version=1)
 
     def __init__(
-        self, *, gamma: float = 2.0, lambda1: float = 1.0, lambda2: float = 0.1, **common: Any
+        self,
+        *,
+        gamma: Positive = 2.0,
+        lambda1: Fraction = 1.0,
+        lambda2: Fraction = 0.1,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         self.gamma, self.lambda1, self.lambda2 = gamma, lambda1, lambda2

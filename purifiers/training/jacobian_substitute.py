@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import check_choice
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, Whole
 from purifiers.core.target import input_gradient
 from purifiers.training.plateau import Plateau
 
@@ -61,17 +62,14 @@ class JacobianSubstitute(Plateau):
     def __init__(
         self,
         *,
-        seed_images: int = 150,
-        rounds: int = 6,
+        seed_images: Count = 150,
+        rounds: Count = 6,
         augmentation_step: Length = 0.1,
-        negative_rounds: int = 3,
+        negative_rounds: Whole = 3,
         seed_labels: str = "dataset",
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        for name, value in (("seed_images", seed_images), ("rounds", rounds)):
-            if value < 1:
-                raise UserError(f"jacobian_substitute: {name} is {value}: choose at least 1")
         check_choice("seed_labels", seed_labels, SEED_LABELS)
         self.seed_images, self.rounds = seed_images, rounds
         self.augmentation_step = augmentation_step

@@ -14,6 +14,7 @@ from purifiers.core.component import Classifier
 from purifiers.core.errors import check_choice
 from purifiers.core.modes import STATISTICS, attack_mode
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count
 from purifiers.training._base import Training
 from purifiers.training._collapse import collapse_note, compared
 
@@ -49,7 +50,7 @@ class Madry(Training):
         self,
         *,
         eps: Length = "8/255",
-        steps: int = 10,
+        steps: Count = 10,
         step_size: Length = "2/255",
         attack_mode: str = "train",
         statistics: str = "adversarial",

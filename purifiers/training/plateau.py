@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.training._base import Training
 from purifiers.training.natural import Natural
 
@@ -27,16 +28,16 @@ class Plateau(Natural):
     def __init__(
         self,
         *,
-        epochs: float = 100,
-        learning_rate: float = 0.001,
+        epochs: Positive = 100,
+        learning_rate: Positive = 0.001,
         optimizer: str = "adam",
-        weight_decay: float = 0.0,
+        weight_decay: NonNegative = 0.0,
         schedule: str = "plateau",
-        learning_rate_decay: float = 0.5,
-        validation: float = 0.1,
-        patience: int = 4,
-        min_learning_rate: float = 5e-5,
-        early_stopping: int = 10,
+        learning_rate_decay: Fraction = 0.5,
+        validation: Share = 0.1,
+        patience: Count = 4,
+        min_learning_rate: NonNegative = 5e-5,
+        early_stopping: Whole = 10,
         **common: Any,
     ) -> None:
         super().__init__(

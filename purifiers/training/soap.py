@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError
+from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.noise import generator
+from purifiers.core.ranges import Fraction, NonNegative, Positive
 from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, check_task, head_of, rotated
 from purifiers.training._base import Training
 
@@ -48,16 +50,14 @@ class Soap(Training):
         self,
         *,
         task: str = "label_consistency",
-        alpha: float = 1.0,
-        epochs: float = 100,
-        weight_decay: float = 1e-4,
-        milestones: tuple[float, ...] = (),
+        alpha: NonNegative = 1.0,
+        epochs: Positive = 100,
+        weight_decay: NonNegative = 1e-4,
+        milestones: Sequence[Fraction] = (),
         **common: Any,
     ) -> None:
         super().__init__(epochs=epochs, weight_decay=weight_decay, milestones=milestones, **common)
         check_task("soap", task)
-        if alpha < 0.0:
-            raise UserError(f"soap: alpha is {alpha}: choose a weight of at least 0")
         self.task, self.alpha = task, alpha
 
     def loss(
@@ -70,10 +70,11 @@ class Soap(Training):
             first_logits, second_logits = logits.chunk(2)
             auxiliary = functional.mse_loss(first_logits, second_logits)
         elif self.task == "reconstruction":
-            logits, reconstruction = head.joint(self._noisy(images, seed))
+            logits, reconstruction = head.joint(as_taken_by(head, self._noisy(images, seed)))
             auxiliary = functional.mse_loss(reconstruction, images)
         else:
-            logits, rotation_logits = head.joint(self._noisy(rotated(images), seed))
+            turned = as_taken_by(head, self._noisy(rotated(images), seed))
+            logits, rotation_logits = head.joint(turned)
             truth = torch.arange(ROTATIONS, device=images.device).repeat_interleave(len(images))
             auxiliary = functional.cross_entropy(rotation_logits, truth)
         repeated = labels.repeat(len(logits) // len(labels))

@@ -12,6 +12,7 @@ from purifiers.core.component import Classifier
 from purifiers.core.modes import attack_mode
 from purifiers.core.noise import normal
 from purifiers.core.numbers import Length
+from purifiers.core.ranges import Count, NonNegative
 from purifiers.core.target import input_gradient
 from purifiers.training._base import Training
 from purifiers.training._collapse import collapse_note, compared
@@ -46,9 +47,9 @@ class Trades(Training):
     def __init__(
         self,
         *,
-        beta: float = 6.0,
+        beta: NonNegative = 6.0,
         eps: Length = 0.031,
-        steps: int = 10,
+        steps: Count = 10,
         step_size: Length = 0.007,
         attack_mode: str = "eval",
         **common: Any,

@@ -132,7 +132,7 @@ def untrained_runs(tmp_path: Path) -> Path:
             data="digits",
             train=0,
             classifier=component_spec("classifier", "wide_resnet", small),
-            training=component_spec("training", "natural", {"epochs": 0}),
+            training=component_spec("training", "natural", {"epochs": 0.01}),
             seed=seed,
         )
         folder = folder_of("classifier", name)

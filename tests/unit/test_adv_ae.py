@@ -402,7 +402,7 @@ def test_defaults_are_the_papers() -> None:
             "attack_precision is 'bf16': choose one of float32, tf32, bfloat16",
         ),
         ({"dropout": "on"}, "dropout is 'on': choose one of eval, train"),
-        ({"eps_ramp": 2}, "eps_ramp is 2: choose a fraction"),
+        ({"eps_ramp": 2}, r"eps_ramp is 2, but takes a number in \[0, 1\]"),
         ({"schedule": "cosine"}, "schedule is 'cosine'"),
     ],
 )

@@ -330,7 +330,7 @@ def test_the_discriminator_of_aid_is_deceived():
 
 
 def test_what_the_auxiliary_aware_attack_refuses(linear, images):
-    with pytest.raises(UserError, match=r"trade_off is 1\.5, choose a value in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"trade_off is 1\.5, but takes a number in \[0, 1\]"):
         AuxiliaryAware(trade_off=1.5)
     with pytest.raises(UserError, match="goes against a method's detector_logit"):
         AuxiliaryAware(**BUDGET)(Defence(linear, [Halve()], gradient="bpda"), images, LABELS)

@@ -43,7 +43,7 @@ def test_defaults_are_the_papers():
 
 
 def test_wrong_parameters_are_refused():
-    with pytest.raises(UserError, match="bim: steps is 0"):
+    with pytest.raises(UserError, match="Bim: steps is 0"):
         Bim(steps=0)
     with pytest.raises(UserError, match=r"bim: stop is 'always'"):
         Bim(stop="always")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +69,60 @@ def test_a_missing_file_names_its_place(official: Path) -> None:
         attack(None, torch.rand(1, 3, 32, 32), torch.tensor([0]))
 
 
+def archive() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, images=np.zeros(10, np.uint8))
+    return buffer.getvalue()
+
+
+def stored(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+WHOLE = stored(np.zeros((50, 32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["fog", "labels"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (WHOLE[:60], "cannot be read"),
+        (WHOLE[:-1], "cannot be read"),
+        (b"<html>not found</html>" * 9, "cannot be read"),
+        (archive(), "cannot be read"),
+        (archive()[:-30], "cannot be read"),
+        (stored(np.array([{}])), "cannot be read"),
+        (stored(np.zeros((5, 2), np.float32)), r"float32 \(5, 2\) is not a file of CIFAR-10-C"),
+        (stored(np.zeros((5, 2), np.uint8)), r"uint8 \(5, 2\) is not a file of CIFAR-10-C"),
+        (stored(np.uint8(1)), r"uint8 \(\) is not a file of CIFAR-10-C"),
+    ],
+)
+def test_damaged_files_are_one_line(
+    official: Path, name: str, content: bytes, message: str
+) -> None:
+    (official / "fog.npy").write_bytes(WHOLE)
+    (official / f"{name}.npy").write_bytes(content)
+    attack = purifiers.attack("cifar10_c", corruption="fog")
+    told = rf"CIFAR-10-C/{name}\.npy: .*{message}.*; unpack CIFAR-10-C\.tar again$"
+    with pytest.raises(UserError, match=told) as error:
+        attack(None, torch.rand(1, 3, 32, 32), torch.tensor([0]))
+    assert "\n" not in str(error.value)
+
+
+def test_images_and_labels_of_two_sizes(official: Path) -> None:
+    (official / "fog.npy").write_bytes(WHOLE)
+    attack = purifiers.attack("cifar10_c", corruption="fog")
+    with pytest.raises(UserError, match=r"50 images in fog\.npy, but 50000 labels in labels\.npy"):
+        attack(None, torch.rand(1, 3, 32, 32), torch.tensor([0]))
+
+
 def test_wrong_parameters() -> None:
     with pytest.raises(UserError, match=r"cifar10_c: .*'snwo'.*did you mean 'snow'"):
         purifiers.attack("cifar10_c", corruption="snwo")
-    with pytest.raises(UserError, match="cifar10_c: severity is 6: choose one of 1 to 5"):
+    with pytest.raises(UserError, match=r"Cifar10C: severity is 6, but takes .* from 1 to 5"):
         purifiers.attack("cifar10_c", severity=6)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import purifiers
 from purifiers.__main__ import main
+from purifiers.core.backend import drop_missing_backend
 from purifiers.core.data import data_root
 from purifiers.core.errors import UserError
 
@@ -33,6 +37,71 @@ def test_a_reader_that_has_enough() -> None:
     command = f"{sys.executable} -m purifiers plan advae | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "module", ["purifiers.report.figures", "purifiers.auditing.report", "purifiers.report.images"]
+)
+def test_the_backend_of_a_notebook_that_is_not_installed(module: str) -> None:
+    code = (
+        f"import {module}; from matplotlib.figure import Figure; import io; figure = Figure(); "
+        "figure.subplots().plot([1, 2]); figure.savefig(io.BytesIO(), format='png')"
+    )
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_backend_that_is_installed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend in ("agg", "module://matplotlib.backends.backend_svg"):
+        monkeypatch.setenv("MPLBACKEND", backend)
+        drop_missing_backend()
+        assert os.environ["MPLBACKEND"] == backend
+    monkeypatch.setenv("MPLBACKEND", "module://")
+    drop_missing_backend()
+    assert "MPLBACKEND" not in os.environ
+
+
+def test_snakemake_from_elsewhere(tmp_path: Path) -> None:
+    snakefile = str(ROOT / "Snakefile")
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "-s", snakefile]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert lines == [
+        f"error: {tmp_path}: is not the repository: start Snakemake in {ROOT}, or with "
+        f"--directory {ROOT}"
+    ]
+    assert not (tmp_path / "results").exists()
+
+
+def test_an_apostrophe_in_the_path_of_the_environment() -> None:
+    """Jobs find this environment's programs first, whatever characters its path has."""
+    lines = (ROOT / "workflow" / "rules" / "plan.smk").read_text().splitlines()
+    prefix: list[str] = []
+    places = {
+        "sys": SimpleNamespace(executable="/o'hara/my env$/bin/python"),
+        "shell": SimpleNamespace(prefix=prefix.append),
+        **{"shlex": shlex, "Path": Path},
+    }
+    exec("\n".join(line for line in lines if line.startswith(("PROGRAMS", "shell."))), places)
+    command = ["bash", "-c", prefix[0] + "echo $PATH"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.startswith("/o'hara/my env$/bin:") and done.stderr == ""
+
+
+def test_ctrl_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("purifiers.plan.plan.make_plan", interrupted)
+    monkeypatch.chdir(ROOT)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command continues\n"
 
 
 def test_a_mistyped_data_folder_is_not_created(

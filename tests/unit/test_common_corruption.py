@@ -115,7 +115,7 @@ def test_what_no_library_makes_is_refused_with_its_file(name: str) -> None:
     ("wrong", "message"),
     [
         ({"corruption": "gaussian_blurr"}, "did you mean 'gaussian_blur'"),
-        ({"severity": 6}, "choose one of 1 to 5"),
+        ({"severity": 6}, "severity is 6, but takes a whole number from 1 to 5"),
         ({"source": "web"}, "choose made or files"),
     ],
 )

@@ -417,9 +417,11 @@ def test_a_validation_loss_that_is_not_finite_stops(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"validation": 1.0}, "validation is 1.0: a share of the images, below 1"),
+        ({"validation": 1.0}, r"^validation is 1.0, but takes a number in \[0, 1\)$"),
         ({"validation": -0.1}, "validation is -0.1"),
         ({"patience": 0}, "patience is 0"),
+        ({"milestones": (0.5, 80)}, r"milestones is \(0.5, 80\), but takes a list, each a number"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan, but takes a number above 0"),
         ({"schedule": "plateau"}, "set validation"),
         ({"early_stopping": 3}, "set validation"),
     ],

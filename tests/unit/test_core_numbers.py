@@ -78,7 +78,7 @@ def test_grey_levels_are_refused_with_the_mend():
 
 
 def test_a_radius_is_above_0():
-    for wrong in (0.0, -1.0, "0/255", float("nan")):
+    for wrong in (0.0, -1.0, "0/255", float("nan"), float("inf"), "inf"):
         with pytest.raises(UserError, match=r"^pgd_l2: radius is .*a length above 0 is needed$"):
             read_length("Radius", wrong, "pgd_l2: radius")
     assert read_length("Radius", "128/255", "pgd_l2: radius") == 128 / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def package(tmp_path: Path) -> Path:
     git(package, "init", "-q")
     commit(package)
     return package
+
+
+def test_another_repository_around_the_package_is_not_its_own(package: Path) -> None:
+    """As in an environment inside a user's repository: installed, ignored or untracked."""
+    shutil.rmtree(package.parent / ".git")
+    outer = package.parent
+    (outer / "mine.txt").write_text("another project")
+    git(package, "init", "-q")
+    sources = frozenset([package / "methods" / "plain.py"])
+    for ignored in ("purifiers/", "# nothing"):
+        (outer / ".gitignore").write_text(ignored)
+        git(package, "add", "mine.txt", ".gitignore")
+        git(package, "commit", "-qm", "mine")
+        git_commit.cache_clear()
+        uncommitted.cache_clear()
+        assert git_commit(sources, package) == "unknown"
+        assert uncommitted(sources, package) == ()
 
 
 def git(package: Path, *arguments: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from purifiers.core import artifacts
+from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
 from purifiers.datasets import _download
 from purifiers.datasets._download import Remote, obtain
@@ -182,6 +186,48 @@ def test_two_that_want_the_same_file_download_it_once(server, tmp_path):
         thread.join(20)
     assert results == [CONTENT] * 3 and server.requests == [None]
     assert [p.name for p in tmp_path.iterdir()] == ["set.bin"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("mirror", "mirror:8080/data", "ftp://mirror/", "http://", "http:///data", "/data/mirror"),
+        *("http://m:port/", "http://m:99999/", "http://my mirror/", "http://mirror/\n"),
+    ],
+)
+def test_a_mirror_that_is_none(wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv("PURIFYBENCH_MIRROR", wrong)
+    remote = Remote("https://example.org/data/file.bin", 4, "sha256:00")
+    with pytest.raises(UserError, match=r"PURIFYBENCH_MIRROR is .*no URL: write http://") as error:
+        obtain(remote, tmp_path / "new" / "file.bin", "nowhere")
+    assert "\n" not in str(error.value) and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks(number, tmp_path, monkeypatch):
+    """Neither a download nor a run goes on unlocked."""
+
+    def refuse(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", refuse)
+    remote = Remote("https://example.org/data/file.bin", 4, "sha256:00")
+    for act in (
+        lambda: obtain(remote, tmp_path / "file.bin", "nowhere"),
+        RunFolder(tmp_path, "attack", "x").lock().__enter__,
+    ):
+        with pytest.raises(UserError, match=r"no file locks \(.*-o flock") as error:
+            act()
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_another_error_of_a_lock_is_no_users_mistake(tmp_path, monkeypatch):
+    def fail(file, how):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", fail)
+    with pytest.raises(OSError, match="input/output error"):
+        RunFolder(tmp_path, "attack", "x").lock().__enter__()
 
 
 def test_without_a_mirror_the_official_address_is_asked(monkeypatch):

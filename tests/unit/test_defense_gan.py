@@ -432,9 +432,13 @@ def test_bpda_is_the_only_gradient():
 @pytest.mark.parametrize(
     ("parameters", "shape", "message"),
     [
-        ({"restarts": 0}, GREY, "restarts is 0: choose at least 1"),
-        ({"critic_steps": 0}, GREY, "critic_steps is 0: choose at least 1"),
-        ({"generator_iterations": 0}, GREY, "generator_iterations is 0: choose at least 1"),
+        ({"restarts": 0}, GREY, "restarts is 0, but takes a whole number"),
+        ({"critic_steps": 0}, GREY, "critic_steps is 0, but takes a whole number"),
+        (
+            {"generator_iterations": 0},
+            GREY,
+            "generator_iterations is 0, but takes a whole number of at least 1",
+        ),
         ({}, (1, 12, 16), "images are 12x16"),
         ({}, (1, 4, 4), "images are 4x4"),
     ],

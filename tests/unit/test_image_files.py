@@ -108,6 +108,47 @@ def test_what_is_no_set_is_refused(victim, adversarial, tmp_path):
         stored(victim.model, victim.images, victim.labels)
 
 
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+@pytest.mark.parametrize("size", [0, 1, 40, 0.3, 0.9, -1, "text"])
+def test_damaged_sets_are_one_line(victim, adversarial, suffix, size, tmp_path):
+    path = tmp_path / f"set.{suffix}"
+    purifiers.save_images(path, adversarial, victim.labels)
+    content = path.read_bytes()
+    stop = int(size * len(content)) if isinstance(size, float) else size
+    path.write_bytes(b"<html>not found</html>" if size == "text" else content[:stop])
+    with pytest.raises(UserError, match=r"set\.\w+: cannot be read as images \(") as error:
+        read_image_file(path)
+    assert "\n" not in str(error.value) and "save_images" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"labels": np.array([0.5, 1.0])}, "labels are float64, expected whole numbers"),
+        ({"labels": np.array([np.nan, 1.0])}, "labels are float64, expected whole numbers"),
+        ({"labels": np.array(["cat", "dog"])}, "labels are <U3, expected whole numbers"),
+        ({"indices": np.array([True, False])}, "indices are bool, expected whole numbers"),
+        ({"labels": np.array([{}, {}])}, "allow_pickle=False"),
+        (None, "a single array"),
+    ],
+)
+def test_arrays_of_another_kind_are_one_line(arrays, message, tmp_path):
+    path = tmp_path / "set.npz"
+    images = np.zeros((2, 1, 4, 4), np.float32)
+    with path.open("wb") as file:
+        np.save(file, images) if arrays is None else np.savez(file, images=images, **arrays)
+    with pytest.raises(UserError, match=message):
+        read_image_file(path)
+
+
+def test_whole_numbers_of_any_type_are_read(tmp_path):
+    path = tmp_path / "set.npz"
+    images = np.zeros((2, 1, 4, 4), np.float32)
+    np.savez(path, images=images, labels=np.array([1.0, 2.0]), indices=np.array([4, 3], np.uint8))
+    content = read_image_file(path)
+    assert content.labels.tolist() == [1, 2] and content.indices.tolist() == [4, 3]
+
+
 def test_provenance_is_json(victim, adversarial, tmp_path):
     path = tmp_path / "set.npz"
     purifiers.save_images(path, adversarial, victim.labels)

@@ -128,7 +128,7 @@ def test_official_files_move_nothing(plan, data, monkeypatch):
 
 
 def test_files_with_declared_checksums_move_nothing(data, monkeypatch):
-    from purifiers.core.layouts import content_of
+    from purifiers.core.data_layouts import content_of
     from purifiers.core.traits import DatasetTraits, Layout
 
     size = {"shape": (1, 8, 8), "classes": 2, "train": 4, "test": 2}

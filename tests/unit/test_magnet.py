@@ -215,11 +215,14 @@ def test_gradients_reach_the_image_through_the_reformer(images):
     [
         ({"variant": "mnist"}, "choose one of two_scale, single_scale"),
         ({"activation": "tanh"}, "choose one of sigmoid, relu"),
-        ({"drop_rate": 1.0}, "choose a fraction of the images"),
-        ({"drop_rate": -0.1}, "choose a fraction of the images"),
+        ({"drop_rate": 1.0}, r"drop_rate is .*, but takes a number in \[0, 1\)"),
+        ({"drop_rate": -0.1}, r"drop_rate is .*, but takes a number in \[0, 1\)"),
         ({"validation": 0.0}, "need held-out images"),
-        ({"noise": -0.1}, "at least 0"),
-        ({"temperatures": [10.0, 0.0]}, "all above 0"),
+        ({"noise": -0.1}, "noise is -0.1, but takes a number of at least 0"),
+        (
+            {"temperatures": [10.0, 0.0]},
+            r"temperatures is \[10.0, 0.0\], .*each a number above 0",
+        ),
     ],
 )
 def test_bad_parameters_are_refused(parameters, words):

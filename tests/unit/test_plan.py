@@ -137,7 +137,7 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
         (
             "{steps: 100}",
             "{steps: 1e2}",
-            r"'1e2' \(text for YAML; write 100.0\), but takes a whole",
+            r"'1e2' \(text; write 100.0\), but takes a whole",
         ),
         ("{steps: 100}", "{steps: 10.5}", "steps is 10.5, but takes a whole number"),
         ("{steps: 100}", "{steps: null}", "steps is None, but takes a whole number"),
@@ -145,6 +145,19 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
         ("{steps: 100}", "{steps: {times: ten}}", "times is 'ten' and applies to 20: both"),
         ("{steps: 100}", "{eps: {at_most: eight}}", "at_most is 'eight' and applies to 0.15: "),
         ("{steps: 100}", "{random_start: 1}", "random_start is 1, but takes true or false"),
+        ("{steps: 100}", "{steps: 0}", "table_11b.*steps is 0, but takes a whole number of at"),
+        ("{steps: 100}", "{steps: true}", "steps is True, but takes a whole number of at least"),
+        ("{steps: 100}", "{steps: .nan}", "steps is nan, but takes a whole number of at least 1"),
+        ("{steps: 100}", "{eps: .inf}", r"eps is inf, but lengths lie in \[0, 1\]"),
+        ("{steps: 100}", "{steps: {times: -1}}", "steps is -20, but takes a whole number of at"),
+        ("{steps: 100}", "{steps: {times: 0.01}}", "steps is 0.2, but takes a whole number of"),
+        ("{steps: 100}", "{steps: {at_most: 0}}", "steps is 0, but takes a whole number of at"),
+        (
+            "{steps: 100}",
+            "{steps: {at_most: .nan}}",
+            "at_most is nan and applies to 20: both",
+        ),
+        ("{steps: 100}", "{eps: {times: 255}}", r"eps is 38\.25, but lengths lie in \[0, 1\]"),
         (
             "attack.pgd: {steps: 100}",
             "attack.pdg: {steps: 100}",
@@ -171,6 +184,11 @@ def test_a_whole_number_may_have_a_decimal_point(root: Path) -> None:
     [
         ("test: 256", "test: 25600", r"test is 25600, but there are \d+ images"),
         ("use: digits", "use: digits, parameters: {sise: 16}", "has no parameter 'sise'"),
+        (
+            "use: digits",
+            "use: image_folder, parameters: {shape: [3, 32, 0]}",
+            r"shape is \[3, 32, 0\], but takes a list, each a whole number of at least 1",
+        ),
     ],
 )
 def test_a_data_set_that_is_not_there(root: Path, old: str, new: str, told: str) -> None:

@@ -156,6 +156,9 @@ def test_arrays_before_purifiers_and_defences(images):
         (LABELS.numpy(), ["labels is a NumPy array; use torch.from_numpy(labels)"]),
         (LABELS.tolist(), ["labels is a list; use torch.tensor(labels)"]),
         (LABELS.float(), ["must be int64, got float32; use labels.long()"]),
+        (LABELS.int(), ["must be int64, got int32; use labels.long()"]),
+        (LABELS * 0 - 100, ["at least 0, got -100"]),
+        (LABELS * 0 + 10, ["labels reach 10, but the attacked model has 3 classes"]),
         (nn.functional.one_hot(LABELS), ["use labels.argmax(dim=1)"]),
         (LABELS[:, None], ["use labels.squeeze(1)"]),
         (LABELS[:4], ["6 images but labels of shape (4,); give one label per image"]),
@@ -181,6 +184,14 @@ def test_labels_beyond_the_logits(attack, defended, images):
 def test_logits_of_another_shape(images):
     message = refusal(lambda: Pgd()(lambda images: images.mean(dim=(1, 2, 3)), images, LABELS))
     assert "shape (6,)" in message and "logits (n, classes)" in message
+
+
+@pytest.mark.parametrize("attack", ["pgd", "cw_l2", "deepfool_linf", "square", "fgsm"])
+def test_one_logit_per_image(attack, images):
+    """Its labels are all 0, and no attack would have changed the prediction."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
+    message = refusal(lambda: purifiers.attack(attack)(model, images, LABELS * 0))
+    assert "one logit per image" in message and "torch.cat([-logit, logit], dim=1)" in message
 
 
 # what a model returns

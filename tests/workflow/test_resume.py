@@ -92,10 +92,22 @@ def test_a_lock_of_another_host_stays(tmp_path: Path) -> None:
         assert lock.exists() == stays, host
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_all_processes_are_told_to_end(finished: Any, undisturbed: Any, sign: Any) -> None:
+    """As a scheduler and Ctrl-C do: Snakemake and its jobs get the signal at once."""
+    shutil.rmtree(finished.runs / "score")
+    process = finished.start("snakemake", "--config", "scale=tiny")
+    wait_for(finished, MOMENTS["score"], process)
+    os.killpg(process.pid, sign)
+    process.wait()
+    assert process.returncode != 0
+    assert_ends_like(finished, undisturbed)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_only_snakemake_ends(finished: Any, undisturbed: Any, sign: signal.Signals) -> None:
-    """After SIGTERM Snakemake waits for its job; after SIGKILL the job lives on as an orphan, and
-    the next start's job waits for it at the run folder's lock."""
+    """After SIGTERM and SIGINT Snakemake waits for its job. After SIGKILL the job lives on as an
+    orphan, and the next start's job waits for it at the run folder's lock."""
     shutil.rmtree(finished.runs / "score")
     process = finished.start("snakemake", "--config", "scale=tiny")
     wait_for(finished, MOMENTS["score"], process)

@@ -36,9 +36,10 @@ from purifiers.core.component import frozen
 from purifiers.core.data import data_root
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
-from purifiers.core.loop import fit, to_float
+from purifiers.core.loop import fit
 from purifiers.core.noise import derive_seed
 from purifiers.core.recipe import Recipe
+from purifiers.core.training_images import to_float
 from purifiers.datasets.mnist import Mnist
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.report.attack_timing import SUITE

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from purifiers.core import registry
 from purifiers.core.component import Method, default_indices, frozen
 from purifiers.core.data import data_root
-from purifiers.core.loop import to_float
 from purifiers.core.noise import normal
+from purifiers.core.training_images import to_float
 from purifiers.core.traits import MethodTraits
 
 CLASSES = 10

@@ -12,7 +12,7 @@ from purifiers.core import registry
 from purifiers.core.component import build
 from purifiers.core.data import data_root, subset_indices
 from purifiers.core.errors import UserError
-from purifiers.core.loop import to_float
+from purifiers.core.training_images import to_float
 
 
 class Labelled(NamedTuple):

@@ -26,6 +26,7 @@ from purifiers.core.precision import rounding
 from purifiers.core.recipe import Recipe
 from purifiers.core.shards import fill
 from purifiers.core.taps import device_of
+from purifiers.core.training_images import Pixels, to_float
 
 EXAMPLES = "examples"
 """Folder of stored adversarial examples; useless after the training."""
@@ -60,7 +61,7 @@ class Workplace:
 def train(
     module: nn.Module,
     loss: loop.Loss,
-    pixels: loop.Pixels,
+    pixels: Pixels,
     labels: npt.NDArray,
     recipe: Recipe,
     seed: int,
@@ -104,7 +105,7 @@ def train(
 def fit_method(
     method: Method,
     classifiers: Sequence[nn.Module],
-    pixels: loop.Pixels,
+    pixels: Pixels,
     labels: npt.NDArray,
     seed: int,
     at: Workplace,
@@ -120,7 +121,7 @@ def fit_method(
         The summary of :func:`purifiers.core.loop.fit`.
     """
     method.fit_on(classifiers, len(pixels))
-    some = loop.to_float(pixels[np.arange(min(len(pixels), 2))], at.device)
+    some = to_float(pixels[np.arange(min(len(pixels), 2))], at.device)
     every = all(runs_channels_last(classifier, some) for classifier in classifiers)
     layout = torch.channels_last if every else torch.contiguous_format
 
@@ -137,7 +138,7 @@ def fit_method(
 def _examples(
     method: Method,
     number: int,
-    pixels: loop.Pixels,
+    pixels: Pixels,
     labels: npt.NDArray,
     at: Workplace,
     layout: torch.memory_format,
@@ -146,7 +147,7 @@ def _examples(
 
     def work(start: int, stop: int) -> npt.NDArray:
         rows = torch.arange(start, stop)
-        images = loop.to_float(pixels[rows.numpy()], at.device)
+        images = to_float(pixels[rows.numpy()], at.device)
         images = images.contiguous(memory_format=layout)
         truth = torch.from_numpy(np.asarray(labels)[start:stop]).to(at.device)
         return method.example(number, images, truth, rows).cpu().numpy()

@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -21,52 +20,15 @@ from purifiers.core.noise import derive_seed, generator
 from purifiers.core.precision import computing
 from purifiers.core.progress import Progress
 from purifiers.core.recipe import Recipe
-
-
-class Pixels(Protocol):
-    """Training images: an array, or an object that reads rows of an array on demand."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: npt.NDArray) -> npt.NDArray: ...
-
+from purifiers.core.training_images import Pixels, TrainingImages, augment
 
 Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(images, labels, indices, seed) of a batch to a scalar: the mean loss of its images.
 
 Validation calls it in evaluation mode and under ``torch.no_grad``."""
 
-
-def to_float(pixels: npt.NDArray, device: str = "cpu") -> Tensor:
-    """Convert uint8 NCHW pixels to float32 images in [0, 1]; float32 images are unchanged."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-    return tensor.float().div_(255.0) if tensor.dtype == torch.uint8 else tensor
-
-
-def augment(images: Tensor, augmentation: str, seed: int, padding: int = 4) -> Tensor:
-    """Randomly shift images by up to ``padding`` pixels and flip them horizontally.
-
-    Args:
-        images: float32 (n, C, H, W).
-        augmentation: ``none``, ``flip``, or ``crop_flip`` for both.
-        padding: pixels of zeros on each side.
-    """
-    if augmentation == "none":
-        return images
-    draw = generator(seed, "augment")
-    if augmentation == "crop_flip":
-        count, _, height, width = images.shape
-        padded = nn.functional.pad(images, (padding,) * 4)
-        shifts = 2 * padding + 1
-        rows = torch.randint(0, shifts, (count, 1), generator=draw) + torch.arange(height)
-        columns = torch.randint(0, shifts, (count, 1), generator=draw) + torch.arange(width)
-        numbers = torch.arange(count)
-        images = padded.permute(0, 2, 3, 1)[
-            numbers[:, None, None], rows[:, :, None], columns[:, None, :]
-        ].permute(0, 3, 1, 2)
-    flipped = torch.rand(len(images), generator=draw) < 0.5
-    mask = flipped.to(images.device)[:, None, None, None]
-    return torch.where(mask, images.flip(3), images).contiguous()
+READ_EVERY = 50
+"""Steps between two reads of the loss on a GPU, each of which waits for it; our choice."""
 
 
 def fit(
@@ -135,20 +97,19 @@ def fit(
         label, total, unit="steps", done=state.step, at_most=may_stop_early, quiet=quiet
     )
     last_save = time.monotonic()
+    data = TrainingImages(pixels, labels, device)
+    losses = _Losses(1 if torch.device(device).type == "cpu" else READ_EVERY)
 
     def batch_loss(rows: Tensor, augmentation: str, noise: int) -> Tensor:
-        images = to_float(pixels[rows.numpy()], device)
+        images, targets = data.batch(rows)
         images = augment(images, augmentation, noise, recipe.crop_padding)
-        targets = torch.from_numpy(np.asarray(labels)[rows.numpy()]).to(device)
         torch.manual_seed(noise)
         with computing(recipe.precision, device):
             return loss(images, targets, rows, noise)
 
-    def finite(value: float, name: str) -> float:
+    def finite(value: float, name: str, step: int) -> float:
         if not math.isfinite(value):
-            raise RuntimeError(
-                f"{label}: the {name} became {value} at step {state.step} of {total}"
-            )
+            raise RuntimeError(f"{label}: the {name} became {value} at step {step} of {total}")
         return value
 
     def validation_loss() -> float:
@@ -157,7 +118,7 @@ def fit(
             for number, rows in enumerate(held_out.split(recipe.batch_size)):
                 noise = derive_seed(seed, "validation", number)
                 total_loss += float(batch_loss(rows, "none", noise)) * len(rows)
-        return finite(total_loss / len(held_out), "validation loss")
+        return finite(total_loss / len(held_out), "validation loss", state.step)
 
     order, epoch_of_order = torch.empty(0, dtype=torch.int64), -1
     while state.step < total and not recipe.stops(state.validation):
@@ -179,13 +140,16 @@ def fit(
             value.backward()
         optimizer.step()
         state.step += 1
-        current = finite(float(value.detach()), "loss")
-        if may_stop_early and batch_number == 0:
-            state.losses.clear()
-        if (may_stop_early or state.step > unreported) and part == recipe.turn(0):
-            state.losses.append(current)
-        progress.add(1, f"loss {current:.4g}")
         end_of_epoch = batch_number == per_epoch - 1 or state.step == total
+        save = time.monotonic() - last_save >= recipe.checkpoint_seconds and state.step < total
+        for step, current in losses.add(state.step, value.detach(), read=end_of_epoch or save):
+            finite(current, "loss", step)
+            if may_stop_early and (step - 1) % per_epoch == 0:
+                state.losses.clear()
+            reported = may_stop_early or step > unreported
+            if reported and recipe.turn(step - 1) == recipe.turn(0):
+                state.losses.append(current)
+        progress.add(1, f"loss {losses.last:.4g}")
         if watch is not None and end_of_epoch:
             with evaluation(module):
                 measured = watch()
@@ -195,7 +159,7 @@ def fit(
             if current < min(state.validation, default=math.inf):
                 state.best = {name: value.clone() for name, value in module.state_dict().items()}
             state.validation.append(current)
-        if time.monotonic() - last_save >= recipe.checkpoint_seconds and state.step < total:
+        if save:
             state.seconds = time.monotonic() - started
             store.save(state, module, optimizer)
             last_save = time.monotonic()
@@ -212,6 +176,29 @@ def fit(
     lowest = min(state.validation)
     best_epoch = state.validation.index(lowest) + 1
     return {**summary, "validation_loss": round(lowest, 6), "best_epoch": best_epoch}
+
+
+class _Losses:
+    """Losses of training steps, read from the device once in a while.
+
+    Attributes:
+        last: the last loss read.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.last = math.nan
+        self._every = every
+        self._unread: list[tuple[int, Tensor]] = []
+
+    def add(self, step: int, value: Tensor, read: bool) -> list[tuple[int, float]]:
+        """Add the loss of a step; the steps and losses read, if it is time or ``read``."""
+        self._unread.append((step, value))
+        if not read and len(self._unread) < self._every:
+            return []
+        steps = [step for step, _ in self._unread]
+        values = torch.stack([value for _, value in self._unread]).tolist()
+        self._unread, self.last = [], values[-1]
+        return list(zip(steps, values, strict=True))
 
 
 def _split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

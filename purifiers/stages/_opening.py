@@ -16,7 +16,6 @@ from purifiers.core.component import Classifier, Method, build, frozen
 from purifiers.core.data_layouts import verify_content
 from purifiers.core.errors import UserError
 from purifiers.core.files import verify_files
-from purifiers.core.loop import to_float
 from purifiers.core.memory_layout import lay_out
 from purifiers.core.spec import (
     AttackSpec,
@@ -27,6 +26,7 @@ from purifiers.core.spec import (
     PurifySpec,
     SubstituteSpec,
 )
+from purifiers.core.training_images import to_float
 from purifiers.stages._context import IMAGES, Context, Data, load_weights
 
 

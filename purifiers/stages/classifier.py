@@ -8,9 +8,9 @@ from torch import Tensor
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.fitting import train
-from purifiers.core.loop import to_float
 from purifiers.core.noise import derive_seed
 from purifiers.core.spec import ClassifierSpec
+from purifiers.core.training_images import to_float
 from purifiers.stages._context import Context, Outcome
 from purifiers.stages._fit import saved, training_set, workplace
 from purifiers.stages._opening import new_classifier, new_component, on_device, open_data

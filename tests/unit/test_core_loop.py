@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from purifiers.core import loop
 from purifiers.core.errors import UserError
-from purifiers.core.loop import fit, to_float
+from purifiers.core.loop import fit
 from purifiers.core.recipe import Recipe
+from purifiers.core.training_images import TrainingImages, to_float
 
 COUNT, BATCH = 22, 5  # the last batch of an epoch is short
 RECIPE = Recipe(
@@ -564,3 +567,81 @@ def test_the_time_of_a_training_has_what_was_spent_before_a_kill(tmp_path, monke
             seconds(tmp_path / "killed", Slow(network(), after), every)
         now += 1000.0
     assert seconds(tmp_path / "killed", Slow(network())) == prepared + STEPS
+
+
+# on a device
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_flip"])
+def test_resident_images_are_the_same(augmentation):
+    rows = torch.tensor([1, 4, 5, 20])
+    batches = [
+        TrainingImages(PIXELS, LABELS, "cpu", resident).batch(rows) for resident in (False, True)
+    ]
+    for ours, theirs in zip(*batches, strict=True):
+        assert torch.equal(ours, theirs)
+    images, labels = batches[0]
+    torch.testing.assert_close(images, torch.from_numpy(PIXELS[rows.numpy()]).float() / 255)
+    assert labels.tolist() == LABELS[rows.numpy()].tolist()
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read from tensors into Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.count += 1
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("every", [1, 4, 1000])
+def test_losses_read_late_are_the_same(tmp_path, undisturbed, monkeypatch, every):
+    """Weights and summary do not depend on how often losses are read."""
+    own = loop._Losses.__init__
+    monkeypatch.setattr(loop._Losses, "__init__", lambda self, _: own(self, every))
+    module = network()
+    assert train(tmp_path, module) == undisturbed[1]
+    assert same(module, undisturbed[0])
+
+
+def test_a_loss_that_is_not_finite_is_found_late_but_named(tmp_path, monkeypatch):
+    own = loop._Losses.__init__
+    monkeypatch.setattr(loop._Losses, "__init__", lambda self, _: own(self, 4))
+    module, steps = network(), []
+
+    def loss(images, labels, indices, seed):
+        steps.append(seed)
+        return F.cross_entropy(module(images), labels) * (math.nan if len(steps) == 2 else 1.0)
+
+    with pytest.raises(RuntimeError, match="the loss became nan at step 2 of 15"):
+        train(tmp_path, module, loss, checkpoint_seconds=1e9)
+    assert len(steps) == 4
+
+
+def test_steps_read_nothing_from_the_device(tmp_path, monkeypatch):
+    """With losses read rarely, the number of reads does not grow with the number of steps."""
+    own = loop._Losses.__init__
+    monkeypatch.setattr(loop._Losses, "__init__", lambda self, _: own(self, 1000))
+    counts = []
+    for epochs in (1, 1.8):  # 5 and 9 steps; the second has one more end of an epoch
+        module = network()
+
+        def loss(images, labels, indices, seed, module=module):
+            return F.cross_entropy(module(images), labels)
+
+        reads = Reads()
+        to_list = torch.Tensor.tolist
+
+        def counted(self, reads=reads, to_list=to_list):
+            reads.count += 1
+            return to_list(self)
+
+        with monkeypatch.context() as patch, reads:
+            patch.setattr(torch.Tensor, "tolist", counted)
+            train(tmp_path / str(epochs), module, loss, epochs=epochs, checkpoint_seconds=1e9)
+        counts.append(reads.count)
+    assert counts[1] - counts[0] <= 3

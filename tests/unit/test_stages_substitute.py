@@ -15,7 +15,6 @@ from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder, read_json
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
-from purifiers.core.loop import to_float
 from purifiers.core.spec import (
     SPECS,
     ClassifierSpec,
@@ -26,6 +25,7 @@ from purifiers.core.spec import (
     Subset,
     SubstituteSpec,
 )
+from purifiers.core.training_images import to_float
 from purifiers.plan.cost import passes
 from purifiers.plan.graph import Run, component_spec
 from purifiers.plan.plan import Plan, make_plan

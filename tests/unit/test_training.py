@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
-from purifiers.core.loop import augment
 from purifiers.core.modes import attack_mode
 from purifiers.core.noise import normal, uniform
 from purifiers.core.recipe import Recipe
+from purifiers.core.training_images import augment
 from purifiers.training.avmixup import Avmixup, smooth_label
 from purifiers.training.madry import Madry
 from purifiers.training.natural import Natural

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from purifiers.core.errors import UserError
-from purifiers.core.loop import augment, fit
+from purifiers.core.loop import fit
 from purifiers.core.recipe import Recipe
+from purifiers.core.training_images import augment
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.training._collapse import collapse_note, compared
 from purifiers.training.madry import Madry

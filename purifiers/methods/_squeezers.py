@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import ndimage
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
 
@@ -49,14 +50,24 @@ def reduce_bits(images: Tensor, bits: int) -> Tensor:
 def median(images: Tensor, side: int) -> Tensor:
     """Median of a window around every pixel, differentiable: the gradient goes to the pixel taken.
 
-    As ``scipy.ndimage.median_filter`` with ``mode="reflect"``, which `mzweilin/EvadeML-Zoo` uses:
-    an even window reaches further up and left, and of an even number of values the upper median is
-    taken. Images are mirrored at the border, the border pixel included.
+    Computed by SciPy where no gradient is needed and the images are not on a GPU. As there with
+    ``mode="reflect"``, which `mzweilin/EvadeML-Zoo` uses: an even window reaches further up and
+    left, of an even number of values the upper median is taken, and images are mirrored at the
+    border, the border pixel included.
 
     Args:
         images: (n, C, H, W).
         side: of the window, in pixels.
     """
+    if images.device.type == "cpu" and not (torch.is_grad_enabled() and images.requires_grad):
+        filtered = ndimage.median_filter(
+            images.detach().numpy(), (1, 1, side, side), mode="reflect"
+        )
+        return torch.from_numpy(filtered)
+    return _differentiable_median(images, side)
+
+
+def _differentiable_median(images: Tensor, side: int) -> Tensor:
     height, width = images.shape[2:]
     before = side // 2
     margin = (before, side - 1 - before)

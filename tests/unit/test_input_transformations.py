@@ -100,6 +100,8 @@ def test_median_is_scipys(side: int) -> None:
     images = picture(side=9)
     expected = ndimage.median_filter(images.numpy(), (1, 1, side, side), mode="reflect")
     assert np.array_equal(squeezers.median(images, side).numpy(), expected)
+    followed = squeezers.median(images.requires_grad_(True), side)
+    assert followed.requires_grad and np.array_equal(followed.detach().numpy(), expected)
 
 
 def test_medians_gradient_goes_to_the_pixel_taken() -> None:

@@ -17,16 +17,13 @@ same at every pixel, so a few are timed and scaled up.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import settings
 import torch
-from rounds import clock, machine
+from plain import judge, measured
 from torch import Tensor, nn
 
 from purifiers.classifiers.wide_resnet import WideResnet
@@ -118,35 +115,6 @@ def sequential(method: DefenseGan, network: nn.Sequential, images: Tensor) -> Te
         better = error < best
         reconstructions[better], best[better] = candidates[better], error[better]
     return reconstructions
-
-
-def measured(
-    rows: dict[str, Callable[[], Tensor]], device: str, benchmark: Any, pytestconfig: pytest.Config
-) -> dict[str, list[float]]:
-    """Seconds of each row in each round, in reverse order every other round."""
-    now = clock(device)
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
-    turns = itertools.cycle([list(rows), list(reversed(rows))])
-
-    def one_round() -> None:
-        for row in next(turns):
-            start = now()
-            rows[row]()
-            seconds[row].append(now() - start)
-
-    rounds = pytestconfig.getoption("--rounds") or settings.ROUNDS
-    benchmark.pedantic(one_round, rounds=rounds, iterations=1)
-    return seconds
-
-
-def judge(
-    benchmark: Any, device: str, seconds: dict[str, list[float]], least: float, **details: Any
-) -> None:
-    """Store the measurement and require a speed-up above ``least`` on a processor."""
-    times = {row: statistics.median(taken) for row, taken in seconds.items()}
-    speed_up = times["plain loop"] / times[SUITE]
-    benchmark.extra_info.update(details, **machine(device), seconds=seconds, times_faster=speed_up)
-    assert device == "cuda" or speed_up > least, f"only {speed_up:.2f} times as fast"
 
 
 @pytest.mark.parametrize("case", CASES)

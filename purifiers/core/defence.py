@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from purifiers.core.images import check_input
 from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
 from purifiers.core.precision import computing
+from purifiers.core.straight_through import with_gradient_of
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign", "displacement")
@@ -172,20 +172,8 @@ class Defence(nn.Module):
         if self.straight_through:
             with torch.no_grad():
                 purified = self.purify(images.detach(), indices)
-            purified = _IdentityBackward.apply(images, purified)
+            purified = with_gradient_of(purified, images)
             return as_logits(self.classifier(purified), self.classifier)
         how = {"one_step": "step", "second_order": "unrolled"}.get(self.gradient, "purify")
         purified = self._pass(how, images, indices)
         return as_logits(self.classifier(purified), self.classifier)
-
-
-class _IdentityBackward(torch.autograd.Function):
-    """Forward: the purified images, unchanged. Backward: the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
-        return purified.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None

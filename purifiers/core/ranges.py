@@ -19,6 +19,15 @@ Whole = int
 Severity = int
 """A whole number from 1 to 5, as of a common corruption."""
 
+Bits = int
+"""A whole number from 1 to 8: bits of a pixel."""
+
+Quality = int
+"""A whole number from 1 to 100: quality of a JPEG file."""
+
+Odd = int
+"""An odd whole number of at least 1: side of a window around a pixel."""
+
 Positive = float
 """A number above 0, such as a learning rate."""
 
@@ -41,6 +50,7 @@ class Range:
         whole: whole numbers only.
         low, high: the bounds.
         above, below: whether the bound itself is excluded.
+        odd: odd numbers only.
     """
 
     expected: str
@@ -49,6 +59,7 @@ class Range:
     high: float = math.inf
     above: bool = False
     below: bool = False
+    odd: bool = False
 
     def __contains__(self, value: object) -> bool:
         kind = numbers.Integral if self.whole else numbers.Real
@@ -57,7 +68,8 @@ class Range:
         number = float(value)
         above = number > self.low if self.above else number >= self.low
         below = number < self.high if self.below else number <= self.high
-        return above and below and math.isfinite(number)
+        parity = not self.odd or number % 2 == 1
+        return above and below and parity and math.isfinite(number)
 
     def converted(self, value: object) -> object:
         """A NumPy number as Python's, and 8.0 as 8 if whole; any other value unchanged."""
@@ -73,6 +85,9 @@ RANGES = {
     "Count": Range("a whole number of at least 1", True, 1),
     "Whole": Range("a whole number of at least 0", True, 0),
     "Severity": Range("a whole number from 1 to 5", True, 1, 5),
+    "Bits": Range("a whole number from 1 to 8", True, 1, 8),
+    "Quality": Range("a whole number from 1 to 100", True, 1, 100),
+    "Odd": Range("an odd whole number of at least 1", True, 1, odd=True),
     "Positive": Range("a number above 0", False, 0, above=True),
     "NonNegative": Range("a number of at least 0", False, 0),
     "Fraction": Range("a number in [0, 1]", False, 0, 1),

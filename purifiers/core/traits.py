@@ -139,6 +139,7 @@ class Images(_Declared):
     channels: tuple[int, ...] = ()  # allowed numbers of channels; empty: any
     square_above: int | None = None  # square images only, with longer sides than this
     side_multiple: str = "1"  # both sides are multiples of this arithmetic over parameters
+    windows: tuple[str, ...] = ()  # parameters that no side is smaller than; null: no window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class MethodTraits(Traits):
 
     passes: str = "0"  # classifier passes per purified image
     random: bool | Condition = False  # two seeds give two outputs: always, or under a condition
-    differentiable: bool = True  # `purify` has a gradient; else attack with bpda
+    differentiable: bool = True  # `purify` has a gradient, or a surrogate of it; else bpda
     provides: tuple[str, ...] = ()  # parts others may use: detector_logit, detected, score
     fit: Fit | None = None  # None: nothing is fitted
     network: Network | None = None  # None: brings no network
@@ -177,6 +178,7 @@ class MethodTraits(Traits):
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
+        named["images.windows"] = self.images.windows
         if self.fit is not None:
             named["fit.inference_only"] = self.fit.inference_only
         if self.network is not None:

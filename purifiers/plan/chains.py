@@ -55,3 +55,10 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
             f"{where}: the sides of {height}x{width} images are not multiples of {multiple} "
             f"({images.side_multiple}): change these parameters or the data set"
         )
+    for window in images.windows:
+        side = method.parameters[window]
+        if side is not None and side > min(height, width):
+            raise UserError(
+                f"{where}: {window} is {side}, larger than {height}x{width} images: lower it or "
+                "choose another data set"
+            )

@@ -1,7 +1,8 @@
 """Compare the time of purification and training with plain loops, as a table.
 
-A measurement is a file that ``benchmarks/timing/test_purification.py`` and ``test_training.py``
-write: pytest-benchmark's JSON, one benchmark per method and case.
+A measurement is a file that ``test_purification.py``, ``test_transformations.py`` and
+``test_training.py`` in ``benchmarks/timing`` write: pytest-benchmark's JSON, one benchmark per
+method and case.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ BOUNDS = {
     "Count": ([1, 2, 10**6, np.int64(3)], [0, -1, 1.5]),
     "Whole": ([0, 1], [-1, 0.5]),
     "Severity": ([1, 5], [0, 6, 2.5]),
+    "Bits": ([1, 8], [0, 9, 1.5]),
+    "Quality": ([1, 100], [0, 101, 75.5]),
+    "Odd": ([1, 3, 13.0], [0, -1, 2, 1.5]),
     "Positive": ([1e-9, 1, 300.0, np.float32(0.5)], [0, 0.0, -0.05]),
     "NonNegative": ([0, 0.0, 5.5], [-1e-9, -5]),
     "Fraction": ([0, 0.5, 1], [-0.1, 1.0001, 2]),
@@ -42,7 +45,9 @@ def test_bounds(name):
     for value in right:
         assert checked((name,), value, "a: b") == value
     for value in (*wrong, NAN, INF, -INF, True, False, None, "1", [1], 1j):
-        with pytest.raises(UserError, match=r"^a: b is .*, but takes a (whole )?number") as error:
+        with pytest.raises(
+            UserError, match=r"^a: b is .*, but takes an? (odd )?(whole )?number"
+        ) as error:
             checked((name,), value, "a: b")
         assert str(error.value).endswith(RANGES[name].expected)
 

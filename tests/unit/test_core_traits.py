@@ -57,7 +57,9 @@ def test_every_field_is_read(describe: Describe) -> None:
                 stored_examples=True,
             ),
             network=Network(sized_by=("steps",), passes="1", fit_passes="images / 2"),
-            images=Images(channels=(1, 3), square_above=4, side_multiple="2 ** steps"),
+            images=Images(
+                channels=(1, 3), square_above=4, side_multiple="2 ** steps", windows=("steps",)
+            ),
             trained_with=TrainedWith(training="soap", same=("task",)),
         )"""
     )
@@ -77,7 +79,9 @@ def test_every_field_is_read(describe: Describe) -> None:
             stored_examples=True,
         ),
         network=Network(sized_by=("steps",), passes="1", fit_passes="images / 2"),
-        images=Images(channels=(1, 3), square_above=4, side_multiple="2 ** steps"),
+        images=Images(
+            channels=(1, 3), square_above=4, side_multiple="2 ** steps", windows=("steps",)
+        ),
         trained_with=TrainedWith(training="soap", same=("task",)),
     )
     assert found.version == 2

@@ -53,5 +53,17 @@ def test_pixel_defend_halves_the_sides() -> None:
         check("pixel_defend", (4, 32, 32))
 
 
+def test_windows_are_at_most_as_large_as_the_images() -> None:
+    check("feature_squeezing", GREY, median=28, nlm_search=None)
+    check("feature_squeezing", GREY, nlm_search=27)
+    for window, side in {"median": 29, "nlm_search": 29, "nlm_patch": 31}.items():
+        with pytest.raises(
+            UserError, match=f"^toy/table_1: method 'm': {window} is {side}, larger"
+        ):
+            check("feature_squeezing", GREY, **{window: side})
+    with pytest.raises(UserError, match="images of 1 or 3 channels; these have 4"):
+        check("jpeg", (4, 32, 32))
+
+
 def test_others_take_what_comes() -> None:
     check("aid", (4, 7, 9))

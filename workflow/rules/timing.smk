@@ -60,7 +60,8 @@ rule speed:
     resources:
         gpu=lambda wildcards: int(wildcards.device != "cpu"),
     shell:
-        "python -m pytest benchmarks/timing/test_purification.py benchmarks/timing/test_training.py"
+        "python -m pytest benchmarks/timing/test_purification.py"
+        " benchmarks/timing/test_transformations.py benchmarks/timing/test_training.py"
         " --device {wildcards.device} --benchmark-json {output} > >(tee {log}) 2>&1"
 
 

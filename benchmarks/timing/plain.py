@@ -1,0 +1,44 @@
+"""Measurement of the suite's own code and of a plain loop, in alternated rounds."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import settings
+from rounds import clock, machine
+from torch import Tensor
+
+from purifiers.report.attack_timing import SUITE
+
+
+def measured(
+    rows: dict[str, Callable[[], Tensor]], device: str, benchmark: Any, pytestconfig: pytest.Config
+) -> dict[str, list[float]]:
+    """Seconds of each row in each round, in reverse order every other round."""
+    now = clock(device)
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    turns = itertools.cycle([list(rows), list(reversed(rows))])
+
+    def one_round() -> None:
+        for row in next(turns):
+            start = now()
+            rows[row]()
+            seconds[row].append(now() - start)
+
+    rounds = pytestconfig.getoption("--rounds") or settings.ROUNDS
+    benchmark.pedantic(one_round, rounds=rounds, iterations=1)
+    return seconds
+
+
+def judge(
+    benchmark: Any, device: str, seconds: dict[str, list[float]], least: float, **details: Any
+) -> None:
+    """Store the measurement and require a speed-up above ``least`` on a processor."""
+    times = {row: statistics.median(taken) for row, taken in seconds.items()}
+    speed_up = times["plain loop"] / times[SUITE]
+    benchmark.extra_info.update(details, **machine(device), seconds=seconds, times_faster=speed_up)
+    assert device == "cuda" or speed_up > least, f"only {speed_up:.2f} times as fast"

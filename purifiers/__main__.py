@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="show the runs to execute and their cost")
     plan.add_argument("--scale", default="smoke")
     plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
+    plan.add_argument("--card", default="", help="device kind of the prices, such as h200 or cpu")
+    plan.add_argument("--rate", type=float, help="price of a device-hour, to show money")
     plan.set_defaults(function=_plan)
 
     data = commands.add_parser("data", help="fetch and check the data sets of a scale")
@@ -44,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     status.set_defaults(function=_status)
 
     measure = commands.add_parser("measure", help="measure the planned networks for the prices")
-    measure.add_argument("--device", default="cpu")
+    measure.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    measure.add_argument(
+        "--precision", action="append", help="float32 (the default), tf32 or bfloat16; repeatable"
+    )
+    measure.add_argument("documents", nargs="*", help="such as aid/table_3; all by default")
     measure.set_defaults(function=_measure)
 
     timing = commands.add_parser(
@@ -125,7 +131,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     from purifiers.plan.plan import make_plan
     from purifiers.plan.price import describe_price
 
-    print(describe_price(make_plan(_repository(), arguments.scale, arguments.documents)))
+    plan = make_plan(_repository(), arguments.scale, arguments.documents)
+    print(describe_price(plan, arguments.card, arguments.rate))
     return 0
 
 
@@ -154,9 +161,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     from purifiers.stages.throughput import measure_networks
 
     root = _repository()
-    runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
-    networks = {network for run in runs for network in run.cost}
-    measure_networks(networks, root / "workflow" / "throughput.yaml", arguments.device)
+    plans = [make_plan(root, name, arguments.documents) for name in scale_names(root)]
+    networks = {network for plan in plans for run in plan.runs.values() for network in run.cost}
+    path = root / "workflow" / "throughput.yaml"
+    measure_networks(networks, path, arguments.device, arguments.precision or ["float32"])
     return 0
 
 

@@ -57,10 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
         "timing", help="write the table of attacks compared with other libraries"
     )
     timing.add_argument(
-        "table", type=Path, help="the CSV to write; the chart goes to the same folder"
+        "table", type=Path, nargs="?", help="the CSV to write; the chart goes to the same folder"
     )
     timing.add_argument(
-        "measurements", type=Path, nargs="+", help="JSON files of benchmarks/timing"
+        "measurements", type=Path, nargs="*", help="JSON files of benchmarks/timing"
+    )
+    timing.add_argument(
+        "--selfcheck",
+        type=Path,
+        help="without a table: write attacks_<device> and purification_<device> in "
+        "results/tables/timing from this file (default selfcheck.json)",
     )
     timing.set_defaults(function=_timing)
 
@@ -83,8 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     audit.set_defaults(function=_audit)
 
+    selfcheck = commands.add_parser(
+        "selfcheck", help="check the suite on a device in minutes", add_help=False
+    )
+    selfcheck.set_defaults(function=_selfcheck)
+
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.function is not _audit:
+    if rest and options.function not in (_audit, _selfcheck):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -170,7 +181,15 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 def _timing(arguments: argparse.Namespace) -> int:
     from purifiers.report.attack_timing import write_timing
+    from purifiers.report.selfcheck_timing import write_selfcheck
 
+    if arguments.table is None:
+        path = arguments.selfcheck or Path("selfcheck.json")
+        for written in write_selfcheck(path, _repository() / "results" / "tables" / "timing"):
+            print(written)
+        return 0
+    if arguments.selfcheck:
+        raise UserError("timing: --selfcheck writes tables of its own; remove the other arguments")
     write_timing(arguments.measurements, arguments.table)
     return 0
 
@@ -194,6 +213,12 @@ def _audit(arguments: argparse.Namespace) -> int:
     from purifiers.auditing.command import main as audit  # imports torch
 
     return audit(arguments.rest)
+
+
+def _selfcheck(arguments: argparse.Namespace) -> int:
+    from purifiers.selfcheck.command import main as selfcheck  # imports torch
+
+    return selfcheck(arguments.rest)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rows of the other libraries, each called as its own documentation describes.
 
-The libraries are no dependency of the suite. They are installed in ``.peers`` (by ``make bench``), never in the suite's environment; a
-missing one has no rows. A class has one method per attack of its library.
+``make bench`` installs them in ``.peers``, never in the suite's environment; a missing one has no
+rows. A class has one method per attack of its library.
 """
 
 from __future__ import annotations

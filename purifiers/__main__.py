@@ -10,6 +10,7 @@ from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, read_json, write_json
 from purifiers.core.errors import UserError
+from purifiers.core.gpu_slot import claim_gpu
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,9 +134,15 @@ def _run(arguments: argparse.Namespace) -> int:
         names = [run["id"] for run in batch["runs"]]
         write_json(arguments.manifest, {"batch": batch["batch"], "runs": names})
         return 0
+    # before torch, which reads the visible devices when it initialises CUDA
+    lock = claim_gpu(runs_root / "gpus") if batch["device"] != "cpu" else None
     from purifiers.stages.job import run_batch
 
-    return 1 if run_batch(batch, arguments.manifest, runs_root, arguments.threads) else 0
+    try:
+        return 1 if run_batch(batch, arguments.manifest, runs_root, arguments.threads) else 0
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def _plan(arguments: argparse.Namespace) -> int:

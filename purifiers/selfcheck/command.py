@@ -118,5 +118,5 @@ def _stored(line: Line) -> dict[str, Any]:
         "status": line.outcome.status,
         "reason": line.outcome.reason,
         "seconds": round(line.seconds, 3),
-        **line.outcome.numbers,
+        "numbers": line.outcome.numbers,
     }

@@ -20,7 +20,7 @@ from purifiers.core.sources import PACKAGE
 from purifiers.datasets.digits import Digits
 
 SHAPE, CLASSES = (1, 16, 16), 10
-EPOCHS, BATCH = 6, 50
+EPOCHS, BATCH = 4, 50
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Size:
     precisions: tuple[str, ...]
 
 
-_ATTACKS = ("pgd", "mim", "apgd", "eot", "cw_1", "deepfool")
 _PAPER_NETWORKS = (
     "wide_resnet(depth=34,first_stride=1,widen_factor=10)@3x32x32",
     "pixel_defend(blocks=5,filters=160,mixtures=10,scales=3)@3x32x32",
@@ -58,10 +57,25 @@ _PAPER_NETWORKS = (
     "defense_gan(latent=128,width=64)@3x32x32",
 )
 SIZES = {
-    "tiny": Size(24, 8, 1, 4.0, (), ("advae_x(width=16)@1x16x16",), _ATTACKS, ("float32",)),
+    "tiny": Size(
+        images=24,
+        steps=8,
+        rounds=1,
+        slack=4.0,
+        victims=(),
+        networks=("advae_x(width=16)@1x16x16",),
+        attacks=("pgd", "apgd", "cw_1", "deepfool"),
+        precisions=("float32",),
+    ),
     "full": Size(
-        *(256, 50, 3, 1.0, ("mnist", "cifar10"), _PAPER_NETWORKS, _ATTACKS),
-        ("float32", "bfloat16", "tf32"),
+        images=256,
+        steps=50,
+        rounds=3,
+        slack=1.0,
+        victims=("mnist", "cifar10"),
+        networks=_PAPER_NETWORKS,
+        attacks=("pgd", "deepfool", "cw_1", "apgd", "mim", "eot"),
+        precisions=("float32", "bfloat16", "tf32"),
     ),
 }
 """Size by name; our choice."""

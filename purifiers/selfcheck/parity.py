@@ -23,8 +23,8 @@ APART = 1
 LOSS, GRADIENT = 1e-3, 1e-2
 """Largest relative differences of a training's loss and of the norm of its gradient; our choice."""
 ATTACK_SIZES = {
-    **{"steps": 12, "apgd_steps": 8, "fab_steps": 8, "search_steps": 3, "targets": 3},
-    **{"queries": 100, "square_queries": 100, "samples": 32},
+    **{"steps": 12, "apgd_steps": 5, "fab_steps": 4, "search_steps": 3, "targets": 2},
+    **{"queries": 100, "square_queries": 50, "samples": 32},
 }
 ATTACK_LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 """Parameters with which attacks break digits in few steps; our choice."""

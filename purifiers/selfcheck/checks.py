@@ -81,6 +81,8 @@ def run_section(
 def _outcome(check: Check) -> Outcome:
     try:
         return check.run()
+    except ModuleNotFoundError as error:
+        return Outcome(SKIP, f"{error.name} is not installed")
     except UserError as error:
         return Outcome(FAIL, str(error))
     except Exception as error:  # one broken component must not end the whole check

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -218,6 +220,33 @@ def test_the_screen_merges_what_passes_and_shows_each_failure() -> None:
 def test_a_missing_driver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert machine.driver() == ""
+
+
+BARE = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from purifiers.__main__ import main
+sys.exit(main(["selfcheck", "--device", "cpu", "--section", "table", "--out", "bare.json"]))
+"""
+
+
+def test_a_bare_machine_suffices(tmp_path: Path, context: Context) -> None:
+    """Without Snakemake, JSON schemas, model zoos or AutoAttack's package."""
+    absent = ("snakemake", "jsonschema", "robustbench", "timm", "pyautoattack")
+    command = [sys.executable, "-c", BARE.format(absent=absent)]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert read_json(tmp_path / "bare.json")["counts"] == {PASS: 1, FAIL: 0, SKIP: 0}
+
+    def missing() -> Outcome:
+        raise ModuleNotFoundError("No module named 'peer'", name="peer")
+
+    (found,) = run_section("x", [Check("a", missing)], time.monotonic() + 1)
+    assert found.outcome == Outcome(SKIP, "peer is not installed")
 
 
 def test_an_unknown_device_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,13 +144,17 @@ class Throughput:
         for candidate in MEASURED_AS[precision]:
             if (found := self._measured(network, device, candidate, batch)) is not None:
                 return Estimate(found)
-        for candidate in MEASURED_AS[precision]:
-            others = [n for n in self.measured if self._measured(n, device, candidate, batch)]
-            if others:
-                nearest = min(others, key=lambda other: self._distance(network, other))
-                seconds = self._measured(nearest, device, candidate, batch) or 0.0
-                scale = self.macs[network] / max(self.macs[nearest], 1)
-                return Estimate(seconds * scale, nearest)
+        references = [
+            (self._distance(network, other), rank, other, seconds)
+            for rank, candidate in enumerate(MEASURED_AS[precision])
+            for other in self.measured
+            if (seconds := self._measured(other, device, candidate, batch)) is not None
+        ]
+        if references:
+            # the component first: another one may gain more from a lower precision
+            best = min(references, key=lambda row: (row[0][0], row[1], row[0][1]))
+            _, _, nearest, seconds = best
+            return Estimate(seconds * self.macs[network] / max(self.macs[nearest], 1), nearest)
         known = ", ".join(self.devices()) or "none"
         raise UserError(
             f"workflow/throughput.yaml: no network is measured on {device!r} (measured: {known}); "

@@ -62,6 +62,16 @@ def test_a_network_without_measurement_names_the_one_it_is_scaled_from() -> None
     assert Throughput(macs, rows).estimate("net(size=9)@x", "h200").scaled_from == ""
 
 
+def test_the_component_counts_more_than_the_precision() -> None:
+    """Another network's gain from bfloat16 is not assumed."""
+    low = Measurement("h200", "bfloat16", forward=0.01)
+    rows = {"net(a=1)@x": (Measurement("h200", forward=1.0),), "other()@x": (low,)}
+    macs = {"net(a=1)@x": 10, "other()@x": 20, "net(a=2)@x": 20, "third()@x": 20}
+    known = Throughput(macs, rows)
+    assert known.estimate("net(a=2)@x", "h200", "bfloat16").seconds == 2.0
+    assert known.estimate("third()@x", "h200", "bfloat16").seconds == 0.01
+
+
 def test_precision_and_batch_size_decide() -> None:
     rows = [
         on("h200", batch=32, both=6.0),

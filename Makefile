@@ -1,7 +1,7 @@
 # Short forms of the usual commands. Each creates the environment first if it is missing.
 #   make reproduce SCALE=smoke      every table of every paper
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
-#   make plan                       the price of a scale, without running it
+#   make plan                       the price of a scale, without running it; RATE=2.5: also in money
 #   make data SCALE=desk            fetch and check the data sets of a scale
 #   make bench                      attacks and other libraries, methods and plain loops compared
 #   make register                   after a new component: golden output, status page, traits table
@@ -35,7 +35,7 @@ table: env
 	$(SNAKEMAKE) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(document).csv,$(T)/claims.csv) --config scale=$(SCALE)
 
 plan: env
-	$(BIN)/python -m purifiers plan --scale $(SCALE)
+	$(BIN)/python -m purifiers plan --scale $(SCALE) $(if $(RATE),--rate $(RATE))
 
 data: env
 	$(BIN)/python -m purifiers data --scale $(SCALE)

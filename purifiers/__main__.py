@@ -10,6 +10,7 @@ from pathlib import Path
 
 from purifiers.core.artifacts import RunFolder, read_json, write_json
 from purifiers.core.errors import UserError
+from purifiers.core.gpu_slot import claim_gpu
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan = commands.add_parser("plan", help="show the runs to execute and their cost")
     plan.add_argument("--scale", default="smoke")
     plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
+    plan.add_argument("--card", default="", help="device kind of the prices, such as h200 or cpu")
+    plan.add_argument("--rate", type=float, help="price of a device-hour, to show money")
     plan.set_defaults(function=_plan)
 
     data = commands.add_parser("data", help="fetch and check the data sets of a scale")
@@ -44,17 +47,27 @@ def main(arguments: list[str] | None = None) -> int:
     status.set_defaults(function=_status)
 
     measure = commands.add_parser("measure", help="measure the planned networks for the prices")
-    measure.add_argument("--device", default="cpu")
+    measure.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    measure.add_argument(
+        "--precision", action="append", help="float32 (the default), tf32 or bfloat16; repeatable"
+    )
+    measure.add_argument("documents", nargs="*", help="such as aid/table_3; all by default")
     measure.set_defaults(function=_measure)
 
     timing = commands.add_parser(
         "timing", help="write the table of attacks compared with other libraries"
     )
     timing.add_argument(
-        "table", type=Path, help="the CSV to write; the chart goes to the same folder"
+        "table", type=Path, nargs="?", help="the CSV to write; the chart goes to the same folder"
     )
     timing.add_argument(
-        "measurements", type=Path, nargs="+", help="JSON files of benchmarks/timing"
+        "measurements", type=Path, nargs="*", help="JSON files of benchmarks/timing"
+    )
+    timing.add_argument(
+        "--selfcheck",
+        type=Path,
+        help="without a table: write attacks_<device> and purification_<device> in "
+        "results/tables/timing from this file (default selfcheck.json)",
     )
     timing.set_defaults(function=_timing)
 
@@ -77,8 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     audit.set_defaults(function=_audit)
 
+    selfcheck = commands.add_parser(
+        "selfcheck", help="check the suite on a device in minutes", add_help=False
+    )
+    selfcheck.set_defaults(function=_selfcheck)
+
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.function is not _audit:
+    if rest and options.function not in (_audit, _selfcheck):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.rest = rest
     try:
@@ -116,16 +134,23 @@ def _run(arguments: argparse.Namespace) -> int:
         names = [run["id"] for run in batch["runs"]]
         write_json(arguments.manifest, {"batch": batch["batch"], "runs": names})
         return 0
+    # before torch, which reads the visible devices when it initialises CUDA
+    lock = claim_gpu(runs_root / "gpus") if batch["device"] != "cpu" else None
     from purifiers.stages.job import run_batch
 
-    return 1 if run_batch(batch, arguments.manifest, runs_root, arguments.threads) else 0
+    try:
+        return 1 if run_batch(batch, arguments.manifest, runs_root, arguments.threads) else 0
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from purifiers.plan.plan import make_plan
     from purifiers.plan.price import describe_price
 
-    print(describe_price(make_plan(_repository(), arguments.scale, arguments.documents)))
+    plan = make_plan(_repository(), arguments.scale, arguments.documents)
+    print(describe_price(plan, arguments.card, arguments.rate))
     return 0
 
 
@@ -154,15 +179,24 @@ def _measure(arguments: argparse.Namespace) -> int:
     from purifiers.stages.throughput import measure_networks
 
     root = _repository()
-    runs = [run for name in scale_names(root) for run in make_plan(root, name).runs.values()]
-    networks = {network for run in runs for network in run.cost}
-    measure_networks(networks, root / "workflow" / "throughput.yaml", arguments.device)
+    plans = [make_plan(root, name, arguments.documents) for name in scale_names(root)]
+    networks = {network for plan in plans for run in plan.runs.values() for network in run.cost}
+    path = root / "workflow" / "throughput.yaml"
+    measure_networks(networks, path, arguments.device, arguments.precision or ["float32"])
     return 0
 
 
 def _timing(arguments: argparse.Namespace) -> int:
     from purifiers.report.attack_timing import write_timing
+    from purifiers.report.selfcheck_timing import write_selfcheck
 
+    if arguments.table is None:
+        path = arguments.selfcheck or Path("selfcheck.json")
+        for written in write_selfcheck(path, _repository() / "results" / "tables" / "timing"):
+            print(written)
+        return 0
+    if arguments.selfcheck:
+        raise UserError("timing: --selfcheck writes tables of its own; remove the other arguments")
     write_timing(arguments.measurements, arguments.table)
     return 0
 
@@ -186,6 +220,12 @@ def _audit(arguments: argparse.Namespace) -> int:
     from purifiers.auditing.command import main as audit  # imports torch
 
     return audit(arguments.rest)
+
+
+def _selfcheck(arguments: argparse.Namespace) -> int:
+    from purifiers.selfcheck.command import main as selfcheck  # imports torch
+
+    return selfcheck(arguments.rest)
 
 
 if __name__ == "__main__":

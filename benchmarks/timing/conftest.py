@@ -9,7 +9,6 @@ import pytest
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
 # last, so that it does not replace packages of the environment
 sys.path.append(str(HERE.parents[1] / ".peers"))
 
@@ -21,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header() -> str:
-    import peers
+    from purifiers.timing import peers
 
     absent = peers.missing()
     if not absent:

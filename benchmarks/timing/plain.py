@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import settings
-from rounds import clock, machine
 from torch import Tensor
 
 from purifiers.report.attack_timing import SUITE
+from purifiers.timing import settings
+from purifiers.timing.rounds import clock, machine
 
 
 def measured(

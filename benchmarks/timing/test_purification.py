@@ -17,23 +17,22 @@ same at every pixel, so a few are timed and scaled up.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from plain import judge, measured
-from torch import Tensor, nn
+from torch import Tensor
 
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.component import frozen
-from purifiers.core.noise import normal
 from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.aid import Aid
 from purifiers.methods.defense_gan import DefenseGan
 from purifiers.report.attack_timing import SUITE
+from purifiers.timing.plain_purification import beginnings, plain, repeated, sequential
 
 LEAST = 2.0
 """Required speed-up over the plain loop, on a processor."""
@@ -69,54 +68,6 @@ LEAST_CACHED = 10.0
 """Required speed-up of cached decoding over the plain loop, on a processor."""
 
 
-class Crop(nn.Module):
-    """Keep the last rows and columns."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return hidden[..., -self.size :, -self.size :]
-
-
-def plain(method: DefenseGan) -> nn.Sequential:
-    """Copy the generator layer by layer, with trainable parameters."""
-    source = method.generator
-    layers: list[nn.Module] = [nn.Linear(*reversed(source.dense.weight.shape)), nn.ReLU()]
-    layers[0].load_state_dict(source.dense.state_dict())
-    layers.append(nn.Unflatten(1, source.first))
-    for source_layer, size in zip(source.layers, source.sizes, strict=True):
-        inputs, outputs = source_layer.weight.shape[:2]
-        layer = nn.ConvTranspose2d(inputs, outputs, 5, 2, 2, source_layer.output_padding)
-        layer.load_state_dict(source_layer.state_dict())
-        layers += [layer, Crop(size), nn.ReLU()]
-    network = nn.Sequential(*layers[:-1], nn.Sigmoid()).to(source.dense.weight.device)
-    return network.to(memory_format=torch.contiguous_format)
-
-
-def sequential(method: DefenseGan, network: nn.Sequential, images: Tensor) -> Tensor:
-    """Best of several restarts, run one after the other."""
-    best = torch.full((len(images),), math.inf, device=images.device)
-    reconstructions = torch.zeros_like(images)
-    for restart in range(method.restarts):
-        start = normal(
-            0, range(len(images)), (method.latent,), tag=f"defense_gan {restart}"
-        ) / math.sqrt(method.latent)
-        latent = start.to(images.device).requires_grad_(True)
-        optimizer = torch.optim.SGD([latent], lr=method.learning_rate, momentum=method.momentum)
-        for _ in range(method.steps - 1):
-            optimizer.zero_grad()
-            (network(latent) - images).square().flatten(1).mean(dim=1).sum().backward()
-            optimizer.step()
-        with torch.no_grad():
-            candidates = network(latent)
-        error = (candidates - images).square().flatten(1).mean(dim=1)
-        better = error < best
-        reconstructions[better], best[better] = candidates[better], error[better]
-    return reconstructions
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_defense_gan(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
     """Both give the same images, and the suite is at least ``LEAST`` times as fast."""
@@ -140,34 +91,6 @@ def test_defense_gan(case: str, device: str, benchmark: Any, pytestconfig: pytes
     sizes = {"width": width, "latent": latent, "steps": steps, "restarts": RESTARTS}
     details = {"purifier": "defense_gan", "case": case, "n_images": count, **sizes}
     judge(benchmark, device, seconds, LEAST, **details, largest_difference=difference)
-
-
-def beginnings(classifier: WideResnet) -> list[nn.Sequential]:
-    """Copies of the layers before each tap, each with its pooling."""
-    layers = list(copy.deepcopy(classifier).to(memory_format=torch.contiguous_format).children())
-    count = len(classifier.TAPS)
-    return [nn.Sequential(*layers[: 1 + i], nn.AdaptiveAvgPool2d(1)) for i in range(count)]
-
-
-def repeated(method: Aid, parts: list[nn.Sequential], images: Tensor) -> Tensor:
-    """Take sign steps towards "clean", with each tap's features computed from the start."""
-    discriminator = method.discriminator
-    taps = list(discriminator.branches)
-    purified = images
-    for _ in range(method.iterations):
-        purified = purified.detach().requires_grad_(True)
-        features = [part(purified).flatten(1) for part in parts]
-        features = [
-            feature if tap in method.taps else 0 * feature
-            for tap, feature in zip(taps, features, strict=True)
-        ]
-        encoded = [discriminator.branches[t](f) for t, f in zip(taps, features, strict=True)]
-        clean = -discriminator.head(torch.cat(encoded, dim=1)).sum()
-        (gradient,) = torch.autograd.grad(clean, purified)
-        moved = purified + method.step_size * gradient.sign()
-        moved = images + (moved - images).clamp(-method.eps, method.eps)
-        purified = moved.clamp(0.0, 1.0)
-    return purified.detach()
 
 
 @pytest.mark.parametrize("case", AID_CASES)

@@ -19,17 +19,14 @@ import functools
 import itertools
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rounds import clock, has_bfloat16, machine
 from torch import Tensor, nn
-from torch.nn import functional
 
-from purifiers.attacks._linf import random_start
 from purifiers.attacks.pgd import Pgd
 from purifiers.classifiers.advae_x import AdvaeX
 from purifiers.core.component import frozen
@@ -37,12 +34,13 @@ from purifiers.core.data import data_root
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.loop import fit
-from purifiers.core.noise import derive_seed
 from purifiers.core.recipe import Recipe
 from purifiers.core.training_images import to_float
 from purifiers.datasets.mnist import Mnist
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.report.attack_timing import SUITE
+from purifiers.timing.plain_training import Case, PlainAutoencoder, plain_loss
+from purifiers.timing.rounds import clock, has_bfloat16, machine
 from purifiers.training.natural import Natural
 
 SHAPE = (1, 28, 28)
@@ -61,79 +59,10 @@ APART = 5.0
 """Tolerated difference, in points, between trainings that differ in rounding only; our choice."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """Settings of a training.
-
-    Attributes:
-        judged: the training is long enough for a meaningful accuracy.
-    """
-
-    images: int
-    batch_size: int
-    eps: float
-    steps: int
-    step_size: float
-    learning_rate: float
-    judged: bool = False
-
-
 CASES = {
     "paper": Case(96, 32, 0.3, 40, 0.01, 0.001),  # section 4.1, three batches
     "desk": Case(3072, 64, 0.1, 4, 0.05, 0.004, judged=True),  # our choice
 }
-
-
-class PlainAutoencoder(nn.Module):
-    """The layers of section 4.1, one by one, with the weights of ``method``."""
-
-    def __init__(self, method: AdvAe) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, normed in ((1, True), (32, True), (32, False), (32, False)):
-            layers.append(nn.Conv2d(inputs, 32, 3, padding=1))
-            layers += [nn.BatchNorm2d(32, eps=1e-3, momentum=method.norm_momentum)] * normed
-            layers += [nn.ReLU(), nn.MaxPool2d(2) if normed else nn.Upsample(scale_factor=2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(32, 1, 3, padding=1))
-        weights = method.autoencoder.state_dict().values()
-        named = dict(zip(self.layers.state_dict(), weights, strict=True))
-        self.layers.load_state_dict({name: value.contiguous() for name, value in named.items()})
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.sigmoid(self.layers(images))
-
-
-def plain_loss(
-    autoencoder: nn.Module, classifier: nn.Module, case: Case, careful: bool
-) -> Callable[..., Tensor]:
-    """Equation 6 in its direct form.
-
-    Args:
-        careful: compute gradients of the images alone.
-    """
-
-    def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        autoencoder.eval()
-        start = derive_seed(seed, 0)
-        adversarial = random_start(images, case.eps, start, indices, tag="pgd")
-        lower, upper = (images - case.eps).clamp(min=0.0), (images + case.eps).clamp(max=1.0)
-        for _ in range(case.steps):
-            adversarial.requires_grad_(True)
-            attack_loss = functional.cross_entropy(classifier(autoencoder(adversarial)), labels)
-            if careful:
-                (gradient,) = torch.autograd.grad(attack_loss, adversarial)
-            else:
-                attack_loss.backward()
-                assert adversarial.grad is not None
-                gradient = adversarial.grad
-            adversarial = adversarial.detach() + case.step_size * gradient.sign()
-            adversarial = torch.minimum(torch.maximum(adversarial, lower), upper)
-        autoencoder.train()
-        autoencoder.zero_grad()
-        classifier.zero_grad()
-        return functional.cross_entropy(classifier(autoencoder(adversarial)), labels)
-
-    return loss
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
 from purifiers.core.errors import UserError, did_you_mean
@@ -152,6 +151,8 @@ _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _map
 
 @functools.cache
 def _validator(path: Path) -> Any:
+    import jsonschema  # not needed for declarations made in Python, as those of the self-check
+
     schema = yaml.safe_load(path.read_text(encoding="utf-8"))
     return jsonschema.Draft202012Validator(schema)
 

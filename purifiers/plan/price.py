@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import yaml
+from dataclasses import dataclass, field
 
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.errors import UserError
 from purifiers.core.spec import ClassifierSpec, PurifierSpec, SubstituteSpec
 from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan
-
-ASSUMED_FLOPS = 6e12
-"""Float32 operations per second assumed for a GPU without measured throughput: about 45 % of the
-13.4e12 of an RTX 2080 Ti, the card of the AID-Purifier paper. Our choice."""
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Measured throughput of networks.
-
-    Attributes:
-        networks: per network the multiply-adds of one forward pass of one image (``macs``) and,
-            per measured device, its seconds.
-    """
-
-    networks: dict[str, dict[str, Any]]
-
-    @classmethod
-    def load(cls, root: Path) -> Throughput:
-        """Read ``workflow/throughput.yaml``."""
-        path = root / "workflow" / "throughput.yaml"
-        return cls(yaml.safe_load(path.read_text()) or {} if path.exists() else {})
-
-    def seconds(self, run: Run, device: str) -> float | None:
-        """Predict the seconds of a run on a device; None if a network of it was never measured."""
-        total = 0.0
-        for network, passes in run.cost.items():
-            measured = self.networks.get(network)
-            if measured is None:
-                return None
-            total += passes * measured.get(device, 2 * measured["macs"] / ASSUMED_FLOPS)
-        return total
+from purifiers.plan.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -58,6 +25,8 @@ class Price:
         unknown: number of runs with a network that was never measured.
         gibibytes: size of their files, in GiB.
         at_most: ``hours`` is an upper bound, because a training may stop early.
+        scaled: for pairs of a network that is not measured on the device and the measured network
+            that its throughput is scaled from, their part of ``hours``.
     """
 
     runs: int
@@ -66,19 +35,39 @@ class Price:
     unknown: int
     gibibytes: float
     at_most: bool
+    scaled: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
 def price(runs: Iterable[Run], plan: Plan, throughput: Throughput, device: str) -> Price:
-    """Add up the predicted cost of the runs that have not finished."""
+    """Add up the predicted cost of the runs that have not finished.
+
+    Args:
+        device: device kind of the measurements, such as ``cpu`` or ``h200``.
+
+    Raises:
+        UserError: nothing is measured on the device.
+    """
     open_runs = [run for run in runs if not RunFolder(plan.runs_root, run.stage, run.id).complete()]
-    seconds = [throughput.seconds(run, device) for run in open_runs]
+    hours, unknown = 0.0, 0
+    scaled: dict[tuple[str, str], float] = defaultdict(float)
+    for run in open_runs:
+        estimates = throughput.estimates(run, device)
+        if estimates is None:
+            unknown += 1
+            continue
+        for network, passes in run.cost.items():
+            part = passes * estimates[network].seconds / 3600
+            hours += part
+            if estimates[network].scaled_from:
+                scaled[network, estimates[network].scaled_from] += part
     return Price(
         runs=len(open_runs),
         jobs=len({plan.batches[run.id].id for run in open_runs}),
-        hours=sum(s for s in seconds if s is not None) / 3600,
-        unknown=sum(s is None for s in seconds),
+        hours=hours,
+        unknown=unknown,
         gibibytes=sum(run.size_bytes for run in open_runs) / 2**30,
         at_most=any(_may_stop_early(run) for run in open_runs),
+        scaled=dict(scaled),
     )
 
 
@@ -91,26 +80,33 @@ def _may_stop_early(run: Run) -> bool:
     return False
 
 
-def describe_price(plan: Plan) -> str:
-    """Format the cost as a text table: one line per document, then the total."""
+def describe_price(plan: Plan, device: str = "", rate: float | None = None) -> str:
+    """Format the cost as a text table: one line per document, then the total.
+
+    Args:
+        device: device kind to price for; by default ``cpu`` at scales of the processor, else the
+            GPU on which most networks are measured.
+        rate: price of a device-hour, in any currency; None: no column of money.
+
+    Raises:
+        UserError: nothing is measured on the device.
+    """
     throughput = Throughput.load(plan.root)
-    device = "cpu" if plan.scale.setting("device", "auto") == "cpu" else "gpu"
+    kind = device or _default_device(plan, throughput)
     lines = [
-        f"scale {plan.scale.info().label}; hours on one {device}; finished runs are not counted",
-        f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>11}{'GiB':>9}",
+        f"scale {plan.scale.info().label}; hours on one {kind}; finished runs are not counted",
+        f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>11}{'GiB':>9}"
+        + (f"{'money':>12}" if rate is not None else ""),
     ]
     for name, document in plan.documents.items():
         planned = sum(cell.state == "planned" for cell in document.cells)
-        cost = price(with_ancestors(plan.score_runs(name)), plan, throughput, device)
-        lines.append(_line(name, len(document.cells), planned, cost))
+        cost = price(with_ancestors(plan.score_runs(name)), plan, throughput, kind)
+        lines.append(_line(name, len(document.cells), planned, cost, rate))
     cells = sum(len(d.cells) for d in plan.documents.values())
     planned = sum(c.state == "planned" for d in plan.documents.values() for c in d.cells)
-    total = price(plan.runs.values(), plan, throughput, device)
-    lines.append(_line("total", cells, planned, total))
-    if device == "gpu":
-        lines.append(
-            f"GPU hours assume {ASSUMED_FLOPS / 1e12:g} TFLOP/s for networks not measured on a GPU."
-        )
+    total = price(plan.runs.values(), plan, throughput, kind)
+    lines.append(_line("total", cells, planned, total, rate))
+    lines += _scaling_notes(total, kind)
     if total.at_most:
         lines.append("Trainings with early stopping are counted to their last epoch.")
     if total.unknown:
@@ -120,9 +116,40 @@ def describe_price(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, cells: int, planned: int, cost: Price) -> str:
+def _default_device(plan: Plan, throughput: Throughput) -> str:
+    if plan.scale.setting("device", "auto") == "cpu":
+        return "cpu"
+    cards = [kind for kind in throughput.devices() if kind != "cpu"]
+    if not cards:
+        raise UserError(
+            "workflow/throughput.yaml: no network is measured on a GPU; run "
+            "python -m purifiers measure --device cuda on one, or pass --card cpu"
+        )
+    return cards[0]
+
+
+def _scaling_notes(total: Price, kind: str) -> list[str]:
+    """One line per measured network that others are scaled from, with their part of the hours."""
+    by_reference: dict[str, dict[str, float]] = defaultdict(dict)
+    for (network, reference), hours in total.scaled.items():
+        by_reference[reference][network] = hours
+    lines = []
+    for reference, networks in sorted(
+        by_reference.items(), key=lambda pair: -sum(pair[1].values())
+    ):
+        first = max(networks, key=lambda network: networks[network])
+        others = f" and {len(networks) - 1} more" if len(networks) > 1 else ""
+        lines.append(
+            f"Not measured on {kind}, scaled from {reference}: {first}{others} "
+            f"({sum(networks.values()):.2f} hours)."
+        )
+    return lines
+
+
+def _line(name: str, cells: int, planned: int, cost: Price, rate: float | None) -> str:
     hours = f"{cost.hours:.2f}" + ("+" if cost.unknown else "")
+    money = "" if rate is None else f"{cost.hours * rate:>12.2f}"
     return (
         f"{name:<22}{cells:>7}{planned:>8}{cost.runs:>7}{cost.jobs:>6}{hours:>11}"
-        f"{cost.gibibytes:>9.2f}"
+        f"{cost.gibibytes:>9.2f}{money}"
     )

@@ -7,7 +7,7 @@ per attack and victim, with the libraries' rows in its ``extra_info``.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,11 @@ def write_timing(measurements: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: there are no measurements, a file is not one, or a benchmark lacks the floor.
     """
-    frame = timing_table(measurements)
+    write_attacks(timing_table(measurements), out)
+
+
+def write_attacks(frame: pd.DataFrame, out: Path) -> None:
+    """Write a table of :func:`tabulated` as ``out`` (CSV), Markdown and a chart beside it."""
     note = setup_note(frame)
     write_text(out.with_suffix(".md"), markdown(frame, note))
     picture = chart(frame)
@@ -57,10 +61,15 @@ def timing_table(measurements: Sequence[Path]) -> pd.DataFrame:
     Raises:
         UserError: as :func:`write_timing`.
     """
-    rows = [row for path in measurements for entry in benchmarks(path) for row in _rows(entry)]
-    if not rows:
+    frame = tabulated(entry for path in measurements for entry in benchmarks(path))
+    if frame.empty:
         raise UserError("no measurements: run pytest benchmarks/timing --benchmark-json=<file>")
-    return pd.DataFrame(rows)
+    return frame
+
+
+def tabulated(entries: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The table of :func:`timing_table` from measurements of :mod:`purifiers.timing.comparison`."""
+    return pd.DataFrame([row for entry in entries for row in _rows(entry)])
 
 
 def benchmarks(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ method and case.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ def write_speed(measurements: Sequence[Path], out: Path) -> None:
         UserError: there are no measurements, a file is not one, or a benchmark lacks the suite's
             own code.
     """
-    frame = speed_table(measurements)
+    write_loops(speed_table(measurements), out)
+
+
+def write_loops(frame: pd.DataFrame, out: Path) -> None:
+    """Write a table of :func:`tabulated` as ``out`` (CSV) and Markdown beside it."""
     write_text(out.with_suffix(".md"), markdown(frame))
     write_text(out, csv_text(frame))
 
@@ -41,10 +45,15 @@ def speed_table(measurements: Sequence[Path]) -> pd.DataFrame:
     Raises:
         UserError: as :func:`write_speed`.
     """
-    rows = [row for path in measurements for entry in benchmarks(path) for row in _rows(entry)]
-    if not rows:
+    frame = tabulated(entry for path in measurements for entry in benchmarks(path))
+    if frame.empty:
         raise UserError("no measurements: run `make bench`")
-    return pd.DataFrame(rows)
+    return frame
+
+
+def tabulated(entries: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The table of :func:`speed_table` from stored measurements of plain loops."""
+    return pd.DataFrame([row for entry in entries for row in _rows(entry)])
 
 
 def _rows(benchmark: dict[str, Any]) -> list[dict[str, Any]]:

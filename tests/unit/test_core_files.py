@@ -189,3 +189,6 @@ def test_its_throughput_can_be_measured(own: Path, monkeypatch: pytest.MonkeyPat
     throughput.measure_networks([network_key(spec, (1, 16, 16))], own / "throughput.yaml")
     (measured,) = yaml.safe_load((own / "throughput.yaml").read_text()).values()
     assert measured["macs"] == 4 * 9 * 49 + 196 * 10
+    (row,) = measured["measured"]
+    assert (row["device"], row["precision"], row["batch"]) == ("cpu", "float32", 128)
+    assert 0 < row["forward"] <= row["both"]

@@ -1,24 +1,20 @@
-"""benchmarks/timing on a tiny network: what it measures, and how it judges."""
+"""purifiers.timing on a tiny network: what it measures, and how it judges."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-TIMING = Path(__file__).resolve().parents[2] / "benchmarks" / "timing"
-
 
 @pytest.fixture
-def timing(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of benchmarks/timing."""
-    monkeypatch.syspath_prepend(str(TIMING))
-    return importlib.import_module
+def timing() -> Any:
+    """Imports a module of purifiers.timing."""
+    return lambda name: importlib.import_module(f"purifiers.timing.{name}")
 
 
 @pytest.fixture

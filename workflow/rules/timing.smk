@@ -33,7 +33,7 @@ rule timing_table:
     input:
         lambda wildcards: [
             f"{TIMING}/{device}-{victim}-{attack}.json"
-            for (device, victim), plan in runpy.run_path(ROOT / "benchmarks/timing/settings.py")[
+            for (device, victim), plan in runpy.run_path(ROOT / "purifiers/timing/settings.py")[
                 "PLANS"
             ].items()
             if device in TIMING_DEVICES

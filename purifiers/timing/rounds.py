@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import settings
 import torch
-from settings import Attack
 from torch import Tensor
-from victims import Victim
 
 from purifiers.core.provenance import git_commit, processor
+from purifiers.timing import settings
+from purifiers.timing.settings import Attack
+from purifiers.timing.victims import Victim
 
 FLOOR = "floor"
 
@@ -76,7 +76,7 @@ class Rounds:
 
     def slow(self, name: str) -> bool:
         """Whether a row is so slow that it is measured in one round only."""
-        times = self.seconds.get(name)
+        times = self.seconds.get(name, [])
         return bool(times) and times[0] > settings.SLOW * self.seconds[FLOOR][0]
 
     def _run(self, name: str, seed: int) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import settings
 import torch
-from settings import Attack
 from torch import Tensor, nn
-from victims import CLASSES, Victim
+
+from purifiers.timing import settings
+from purifiers.timing.settings import Attack
+from purifiers.timing.victims import CLASSES, Victim
 
 
 def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], None]]:

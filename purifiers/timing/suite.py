@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import settings
-from rounds import has_bfloat16
-from settings import Attack
 from torch import Tensor
-from victims import GaussianNoise, Victim
 
-import purifiers
 from purifiers.core import registry
 from purifiers.core.component import Attack as SuiteAttack
+from purifiers.core.component import build
+from purifiers.core.defence import Defence
 from purifiers.core.prepare import Prepared
 from purifiers.report.attack_timing import SUITE
+from purifiers.timing import settings
+from purifiers.timing.rounds import has_bfloat16
+from purifiers.timing.settings import Attack
+from purifiers.timing.victims import GaussianNoise, Victim
 
 
 def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
@@ -39,7 +40,7 @@ def rows(victim: Victim, attack: Attack) -> dict[str, Callable[[int], Tensor]]:
         if may_stop:
             variants[f"{SUITE}, bfloat16, dropped"] = ("bfloat16", dropped)
     return {
-        title: _run(victim, purifiers.attack(name, **arguments), precision)
+        title: _run(victim, build(registry.load("attack", name), **arguments), precision)
         for title, (precision, arguments) in variants.items()
     }
 
@@ -74,11 +75,11 @@ def _parameters(victim: Victim, attack: Attack) -> tuple[str, dict[str, Any]]:
 def _run(victim: Victim, attack: SuiteAttack, precision: str) -> Callable[[int], Tensor]:
     def run(seed: int) -> Tensor:
         # preparation is timed too: it is needed once per attacked model
-        model = Prepared(victim.network, precision)
+        model: Any = Prepared(victim.network, precision)
         if victim.noise:
             noise = GaussianNoise(victim.noise)
             draws = settings.EOT_SAMPLES
-            defended = purifiers.defend(model, [noise], seed=seed, eot_samples=draws)
+            defended = Defence(model, [noise], seed=seed, eot_samples=draws)
             return attack(defended, victim.images, victim.labels, seed)
         return attack(model, victim.images, victim.labels, seed)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyautoattack.examples.resnet import ResNet18
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -135,6 +134,8 @@ def cifar10(count: int, device: str) -> Victim:
     Raises:
         UserError: the data are missing and cannot be downloaded.
     """
+    from pyautoattack.examples.resnet import ResNet18
+
     images, labels, note = _test_images("cifar10", count, device)
     network = ResNet18()
     weights = importlib.resources.files("pyautoattack.examples").joinpath("model_test.pt")

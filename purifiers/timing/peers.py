@@ -1,7 +1,7 @@
 """Rows of the other libraries, each called as its own documentation describes.
 
-The libraries are installed in ``.peers`` (by ``make bench``), never in the suite's environment; a
-missing one has no rows. A class has one method per attack of its library.
+``make bench`` installs them in ``.peers``, never in the suite's environment; a missing one has no
+rows. A class has one method per attack of its library.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import math
 import sys
 import types
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
-import settings
 import torch
-from settings import Attack
 from torch import Tensor, nn
-from victims import CLASSES, Victim
 
 from purifiers.core.provenance import version_of
-
-# adv-lib imports the plotting client visdom, which is not needed here
-sys.modules.setdefault("visdom", types.ModuleType("visdom"))
+from purifiers.timing import settings
+from purifiers.timing.settings import Attack
+from purifiers.timing.victims import CLASSES, Victim
 
 Run = Callable[[int], Tensor]
 """Seed, already set in the global generators, to adversarial examples."""
@@ -84,9 +82,7 @@ class Torchattacks(Peer):
     weight_gradients = ("cw_l2", "deepfool_l2")
 
     def _run(self, name: str, **parameters: Any) -> Run:
-        import torchattacks
-
-        attack = getattr(torchattacks, name)(self.network, **parameters)
+        attack = getattr(import_module("torchattacks"), name)(self.network, **parameters)
 
         def run(seed: int) -> Tensor:
             attack.seed = seed  # APGD seeds the generators itself
@@ -128,12 +124,10 @@ class Foolbox(Peer):
     weight_gradients = ("pgd", "pgd_eot", "mim", "cw_l2", "deepfool_l2")
 
     def _run(self, name: str, draws: int = 1, eps: float | None = None, **parameters: Any) -> Run:
-        import foolbox
-        from foolbox.models import ExpectationOverTransformationWrapper
-
+        foolbox = import_module("foolbox")
         model: Any = foolbox.PyTorchModel(self.network, bounds=(0, 1), device=self.images.device)
         if draws > 1:
-            model = ExpectationOverTransformationWrapper(model, n_steps=draws)
+            model = foolbox.models.ExpectationOverTransformationWrapper(model, n_steps=draws)
         attack = getattr(foolbox.attacks, name)(**parameters)
         return lambda seed: attack(model, self.images, self.labels, epsilons=eps)[1]
 
@@ -172,10 +166,7 @@ class Art(Peer):
     weight_gradients = ("pgd", "pgd_eot", "mim", "apgd", "cw_l2", "deepfool_l2")
 
     def _run(self, name: str, defences: Any = None, **parameters: Any) -> Run:
-        import art.attacks.evasion
-        from art.estimators.classification import PyTorchClassifier
-
-        estimator = PyTorchClassifier(
+        estimator = import_module("art.estimators.classification").PyTorchClassifier(
             self.network,
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(self.images.shape[1:]),
@@ -184,7 +175,7 @@ class Art(Peer):
             preprocessing_defences=defences,
             device_type="gpu" if self.images.is_cuda else "cpu",
         )
-        attack = getattr(art.attacks.evasion, name)(
+        attack = getattr(import_module("art.attacks.evasion"), name)(
             estimator, batch_size=len(self.images), verbose=False, **parameters
         )
 
@@ -203,11 +194,13 @@ class Art(Peer):
 
     def pgd_eot(self) -> Run:
         """PGD on the bare network, with the noise added by ART's preprocessor for EOT."""
-        from art.preprocessing.expectation_over_transformation import EoTGaussianNoisePyTorch
-
+        module = import_module("art.preprocessing.expectation_over_transformation")
         deviation = self.victim.noise
-        noise = EoTGaussianNoisePyTorch(settings.EOT_SAMPLES, (0.0, 1.0), (deviation, deviation))
-        self.network = self.network.network
+        noise = module.EoTGaussianNoisePyTorch(
+            settings.EOT_SAMPLES, (0.0, 1.0), (deviation, deviation)
+        )
+        network: Any = self.network
+        self.network = network.network
         step = self.victim.step_size
         return self._linf(
             "ProjectedGradientDescent", defences=noise, eps_step=step, num_random_init=0
@@ -267,9 +260,9 @@ class AdvLib(Peer):
     module, package = "adv_lib", "adv-lib"
 
     def _run(self, name: str, *arguments: Any, **parameters: Any) -> Run:
-        import adv_lib.attacks
-
-        attack = getattr(adv_lib.attacks, name)
+        # adv-lib imports the plotting client visdom, which is not needed here
+        sys.modules.setdefault("visdom", types.ModuleType("visdom"))
+        attack = getattr(import_module("adv_lib.attacks"), name)
         images, labels = self.images, self.labels
         return lambda seed: attack(self.network, images, labels, *arguments, **parameters)
 

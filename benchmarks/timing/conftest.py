@@ -9,6 +9,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # for the module `plain`
 # last, so that it does not replace packages of the environment
 sys.path.append(str(HERE.parents[1] / ".peers"))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.logits import as_logits
 from purifiers.core.precision import computing, declared
 
@@ -276,14 +277,3 @@ def _gradient(
 
 def _mean(stacked: Tensor, draws: int) -> Tensor:
     return stacked.view(draws, len(stacked) // draws, *stacked.shape[1:]).mean(dim=0)
-
-
-def finite(values: Tensor, kind: str = "logits") -> Tensor:
-    """Return ``values`` unchanged.
-
-    Raises:
-        RuntimeError: they are not finite. A broken model must not count as robust.
-    """
-    if not torch.isfinite(values).all():
-        raise RuntimeError(f"the attacked model gave {kind} that are not finite")
-    return values

@@ -46,7 +46,10 @@ class ActiveSet:
     Attributes:
         rows: positions of the current rows in the batch, int64 (k,).
         indices: their indices in the data set, int64 (k,).
+        at_once: whether the host reads values and drops rows at every step.
     """
+
+    at_once = True
 
     def __init__(self, images: Tensor, indices: Tensor) -> None:
         self.rows = torch.arange(len(images), device=images.device)
@@ -84,6 +87,8 @@ class MaskedSet(ActiveSet):
     The host reads a copy of the mask that was begun one step earlier, so that the device has work
     while the host waits. Rows that fill up a size may be broken; they stay masked.
     """
+
+    at_once = False
 
     def __init__(self, images: Tensor, indices: Tensor, longest_wait: int = LONGEST_WAIT) -> None:
         super().__init__(images, indices)

@@ -71,6 +71,8 @@ class Attack(Component):
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(version=0, passes="0")
+    step_path = ""
+    """How the last call ran its step, see :class:`purifiers.core.capture.Captured`."""
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
@@ -125,6 +127,7 @@ class Attack(Component):
             with checked_at_end(images.device):
                 adversarial = self.perturb(target, images, labels, seed, rows).detach()
             self._check(images, adversarial)
+        self.step_path = target.step_path
         return adversarial
 
     def _check(self, images: Tensor, adversarial: Tensor) -> None:

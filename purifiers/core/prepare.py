@@ -104,6 +104,11 @@ class Prepared:
         if on_cpu and graph is not None:
             _convolve_grey(graph)
 
+    @property
+    def capturable(self) -> bool:
+        """Whether each call runs the same kernels: a traced network has no other control flow."""
+        return self._compared and isinstance(self.module, fx.GraphModule)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
         if self._reused is not None and len(images):

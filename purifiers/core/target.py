@@ -41,6 +41,9 @@ class Target:
             ``"sign"`` or ``"displacement"``.
         chunk: images per gradient computation, so that activations stay in the CPU's cache; None:
             all at once.
+        capturable: whether each query runs the same kernels, see :mod:`purifiers.core.capture`.
+        step_path: how the last attack ran its step, see :class:`purifiers.core.capture.Captured`;
+            empty if it did not try to record it.
         largest_label: largest label of the attacked images, which the logits must cover; -1: their
             number is not checked.
     """
@@ -54,7 +57,12 @@ class Target:
         self._straight_through: bool = getattr(model, "straight_through", False)
         self._per_image: bool = getattr(model, "per_image", False)
         self.largest_label = -1
+        self.step_path = ""
         self._queries: Counter[int] = Counter()
+
+    @property
+    def capturable(self) -> bool:
+        return getattr(self.model, "capturable", False) and self.chunk is None
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes), differentiable: one draw, or the mean of ``eot_samples``."""

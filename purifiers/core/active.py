@@ -93,7 +93,6 @@ class MaskedSet(ActiveSet):
     def __init__(self, images: Tensor, indices: Tensor, longest_wait: int = LONGEST_WAIT) -> None:
         super().__init__(images, indices)
         self.mask = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        self.sizes = [-(-len(images) // 2**k) for k in range(SIZES, -1, -1)]
         self.longest_wait = longest_wait
         self._copy: _HostCopy | None = None
         self._steps, self._next_look = 0, 1
@@ -110,11 +109,8 @@ class MaskedSet(ActiveSet):
 
     def _kept(self, unbroken: np.ndarray[Any, Any]) -> Tensor | None:
         """Positions to keep on the host, int64: the unbroken rows and as many as fill a size."""
-        count = int(np.count_nonzero(unbroken))
-        size = next(size for size in self.sizes if size >= count) if count else 0
-        if size >= len(unbroken):
-            return None
-        return torch.from_numpy(np.sort(np.argsort(~unbroken, kind="stable")[:size]))
+        kept = _filled(unbroken)
+        return kept if len(kept) < len(unbroken) else None
 
     def reduce(self, kept: Tensor, *tensors: Tensor) -> Iterator[Tensor]:
         self.indices = self.indices[kept.to(self.indices.device)]
@@ -127,6 +123,23 @@ class MaskedSet(ActiveSet):
 
     def moved(self, new: Tensor, old: Tensor | float) -> Tensor:
         return torch.where(_spread(self.mask, new), new, old)
+
+
+def selected(where: Tensor) -> Tensor:
+    """Positions of the rows ``where``, bool (k,), int64 on the host.
+
+    On a device other rows are added until their number is one of a few sizes.
+    """
+    if reads_are_free(where.device):
+        return where.nonzero().flatten()
+    return _filled(where.cpu().numpy())
+
+
+def _filled(where: np.ndarray[Any, Any]) -> Tensor:
+    count = int(np.count_nonzero(where))
+    sizes = [0] + [-(-len(where) // 2**k) for k in range(SIZES, -1, -1)]
+    size = next(size for size in sizes if size >= count)
+    return torch.from_numpy(np.sort(np.argsort(~where, kind="stable")[:size]))
 
 
 def assign(into: Tensor, rows: Tensor, where: Tensor, values: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purifiers.core.active import selected
 from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.logits import as_logits
@@ -132,12 +133,15 @@ class Target:
         exact = getattr(self.model, "exact", None)
         if exact is None and declared() != "float32":
             exact = self.model
-        if exact is None or correct.all():
+        if exact is None:
             return correct
-        broken = ~correct
+        rows = selected(~correct)
+        if not len(rows):
+            return correct
+        indices, rows = indices[rows.to(indices.device)], rows.to(images.device)
         with torch.no_grad(), computing("float32", images.device):
-            exact_logits = self._expected(exact, images[broken], indices[broken.to(indices.device)])
-        correct[broken] = exact_logits.argmax(dim=1) == labels[broken]
+            exact_logits = self._expected(exact, images[rows], indices)
+        correct[rows] = correct[rows] | (exact_logits.argmax(dim=1) == labels[rows])
         return correct
 
     def _expected(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import purifiers
 from purifiers.attacks._steady import SteadyDescent
 from purifiers.core import active
+from purifiers.core.target import as_target
 
 from .host_reads import host_reads
 
@@ -141,6 +142,30 @@ def test_values_that_are_not_finite_still_end_the_attack(
     with pytest.raises(RuntimeError, match="not finite"):
         attack(model, victim.images[:8], victim.labels[:8])
     assert len(calls) == 2  # checked at once
+
+
+def test_confirmation_in_float32_takes_a_few_sizes(victim, monkeypatch, device_policy):
+    """A model in low precision that calls every image broken; half of them are not."""
+    wrong = torch.arange(10) < 5
+    sizes = []
+
+    class Low(torch.nn.Module):
+        def forward(self, images):
+            return torch.eye(3)[torch.zeros(len(images), dtype=torch.int64)]
+
+        def exact(self, images):
+            sizes.append(len(images))
+            return torch.eye(3)[torch.where(images.flatten(1)[:, 0] > 0.5, 0, 1)]
+
+    images = wrong.float().view(-1, 1, 1, 1).expand(10, 1, 2, 2)
+    target, labels = as_target(Low()), torch.ones(10, dtype=torch.int64)
+    labels[9] = 0  # correct in low precision, so not asked about
+    unbroken = target.unbroken(target(images, labels), images, labels, torch.arange(10))
+    assert unbroken.tolist() == [False] * 5 + [True] * 5
+    assert sizes == [10]
+    labels[3:] = 0
+    target.unbroken(target(images, labels), images, labels, torch.arange(10))
+    assert sizes == [10, 3]
 
 
 def test_device_descends_without_coasting(victim, monkeypatch, device_policy):

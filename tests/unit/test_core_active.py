@@ -37,7 +37,6 @@ def test_cpu_drops_at_once():
 
 def test_device_looks_one_step_late_and_keeps_a_few_sizes():
     rows = MaskedSet(IMAGES, INDICES)
-    assert rows.sizes == [1, 1, 2, 4, 8]
     assert rows.update(mask(0, 1, 2, 3, 4)) is None  # looked at in the next step
     kept = rows.update(mask(0, 7))
     assert kept.tolist() == [0, 5, 6, 7]  # three unbroken ones after step 1, one to fill up
@@ -67,6 +66,21 @@ def test_device_looks_seldom(monkeypatch, longest_wait, expected):
     for _ in range(64):
         assert rows.update(mask()) is None
     assert len(looks) == expected  # 16: after 1, 2, 4, 8, 16, 32 and 48
+
+
+@pytest.mark.parametrize(
+    "free, rows, expected",
+    [
+        (True, [1, 5, 6], [1, 5, 6]),
+        (False, [1, 5, 6], [0, 1, 5, 6]),
+        (False, [7], [7]),
+        (False, [], []),
+        (False, [0, 2, 4, 6, 7], list(range(8))),
+    ],
+)
+def test_selected(monkeypatch, free, rows, expected):
+    monkeypatch.setattr(active, "reads_are_free", lambda device: free)
+    assert active.selected(~mask(*rows)).tolist() == expected
 
 
 @pytest.mark.parametrize("free", [True, False])

@@ -30,10 +30,11 @@ class Adam:
         scale = (self._second / (1 - BETA2**self._steps)).sqrt_().add_(EPSILON)
         return (self._first / scale).mul_(-self.learning_rate / (1 - BETA1**self._steps))
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop the state of all other rows.
+    @property
+    def state(self) -> list[Tensor]:
+        """Estimates of both moments, each (n, ...); assign some of their rows to drop others."""
+        return [self._first, self._second]
 
-        Args:
-            rows: the rows to keep, a bool mask or indices.
-        """
-        self._first, self._second = self._first[rows], self._second[rows]
+    @state.setter
+    def state(self, moments: list[Tensor]) -> None:
+        self._first, self._second = moments

@@ -15,8 +15,9 @@ from torch import Tensor
 from purifiers.core import noise
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.finite import finite
 from purifiers.core.ranges import Count
-from purifiers.core.target import FIRST_DRAW, Target, finite
+from purifiers.core.target import FIRST_DRAW, Target
 from purifiers.core.traits import AttackTraits
 
 VERSIONS = ("standard", "rand")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from purifiers.attacks._adam import BETA1, BETA2, EPSILON
 from purifiers.attacks._tanh import hinge, to_image, to_tanh
-from purifiers.core.target import Target, finite, input_gradient
+from purifiers.core.finite import finite
+from purifiers.core.target import Target, input_gradient
 
 # nlcarlini/nn_robust_attacks: ten progress checks; a decrease below .01 % counts as none
 CHECKS, FLAT = 10, 0.9999

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from purifiers.core.active import active_set
 from purifiers.core.errors import UserError
-from purifiers.core.target import Target, finite
+from purifiers.core.finite import finite
+from purifiers.core.target import Target
 
 # LTS4/DeepFool: added to each step. Without it, an image with saturated pixels (0 or 1)
 # converges to the boundary and never crosses it.
@@ -59,38 +61,37 @@ def deepfool(
         Each image's first misclassified iterate (n, C, H, W), or its last iterate.
     """
     result, original, total = images.clone(), images, torch.zeros_like(images)
-    rows, current, rivals = torch.arange(len(images), device=images.device), images, labels
+    current, rivals = images, labels
+    active = active_set(images, indices, longest_wait=1)  # a step is many passes
     for step in range(steps if len(images) else 0):
-        leaf, logits = _forward(target, current, indices)
+        leaf, logits = _forward(target, current, active.indices)
         if step == 0:
             rivals = _strongest(logits.detach(), labels, candidates - 1)
-        unbroken = target.unbroken(logits.detach(), current, labels, indices)
-        n_unbroken = int(unbroken.sum())
-        n_broken = len(rows) - n_unbroken
-        if n_broken:
-            result[rows] = current
-        if not n_unbroken:
-            return result
+        kept = active.update(target.unbroken(logits.detach(), current, labels, active.indices))
+        if kept is not None:
+            active.store(result, current)
+            if not len(kept):
+                return result
         # a second forward pass without the broken images, where it is cheaper than their
         # backward passes
-        if n_broken * rivals.shape[1] > n_unbroken:
-            rows, labels, rivals = rows[unbroken], labels[unbroken], rivals[unbroken]
-            current, original, total = current[unbroken], original[unbroken], total[unbroken]
-            indices = indices[unbroken.to(indices.device)]
-            leaf, logits = _forward(target, current, indices)
-            n_broken, unbroken = 0, unbroken[unbroken]
+        if kept is not None and (len(current) - len(kept)) * rivals.shape[1] > len(kept):
+            labels, rivals, current, original, total = active.reduce(
+                kept, labels, rivals, current, original, total
+            )
+            leaf, logits = _forward(target, current, active.indices)
+            kept = None
         distance, slope = _nearest(leaf, logits, labels, rivals, dual_norm)
-        if n_broken:
-            rows, labels, rivals = rows[unbroken], labels[unbroken], rivals[unbroken]
-            original, total = original[unbroken], total[unbroken]
-            indices = indices[unbroken.to(indices.device)]
-            distance, slope = distance[unbroken], slope[unbroken]
+        if kept is not None:
+            labels, rivals, current, original, total, distance, slope = active.reduce(
+                kept, labels, rivals, current, original, total, distance, slope
+            )
         reach = (distance + MARGIN).clamp_max(longest).view(-1, 1, 1, 1)
-        total = total - reach * steepest(slope)
-        current = (original + (1 + overshoot) * total).clamp_(0.0, 1.0)
+        moved = total - reach * steepest(slope)
+        current = active.moved((original + (1 + overshoot) * moved).clamp_(0.0, 1.0), current)
         if clip_sum:
-            total = (current - original) / (1 + overshoot)
-    result[rows] = current
+            moved = (current - original) / (1 + overshoot)
+        total = active.moved(moved, total)
+    active.store(result, current)
     return result
 
 

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core import noise
+from purifiers.core.active import active_set
+from purifiers.core.capture import CUDA_GRAPHS, Captured
 from purifiers.core.errors import check_choice
-from purifiers.core.target import Target, finite, input_gradient
+from purifiers.core.finite import finite
+from purifiers.core.target import Target, input_gradient
 
 STOPS = ("never", "success")
 LABELS = ("true", "predicted")
+
+RECORDED = 8
+"""Fewest steps whose gradient is recorded on a device. Our choice: recording takes about 4."""
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Images (n, C, H, W), labels (n,) and indices (n,) to input gradients and logits."""
@@ -106,29 +112,52 @@ def ascend(
     Returns:
         Each image's last iterate (n, C, H, W).
     """
-    gradient_of = gradient_of or cross_entropy_gradient(target, step_size)
     lower, upper = (images - eps).clamp_(min=0.0), (images + eps).clamp_(max=1.0)
     current, result = start.clone(), start.clone()
-    rows = torch.arange(len(images), device=images.device)
-    momentum = torch.zeros_like(images) if decay is not None else None
+    active = active_set(images, indices)
+    recorded = None
+    if gradient_of is None:
+        gradient_of = cross_entropy_gradient(target, step_size)
+        if not active.at_once and stop == "never" and steps >= RECORDED:
+            gradient_of, recorded = _recorded(target, gradient_of)
+    momentum = torch.zeros_like(images if decay is not None else labels)  # else unused
     for _ in range(steps if len(images) else 0):
-        gradient, logits = gradient_of(current, labels, indices)
+        gradient, logits = gradient_of(current, labels, active.indices)
         if stop == "success":
-            unbroken = target.unbroken(logits, current, labels, indices)
-            if not unbroken.all():
-                result[rows] = current
-                rows, current, labels = rows[unbroken], current[unbroken], labels[unbroken]
-                if not len(rows):
+            kept = active.update(target.unbroken(logits, current, labels, active.indices))
+            if kept is not None:
+                active.store(result, current)
+                current, labels, lower, upper, gradient, momentum = active.reduce(
+                    kept, current, labels, lower, upper, gradient, momentum
+                )
+                if not len(active.rows):
                     break
-                indices = indices[unbroken.to(indices.device)]
-                lower, upper, gradient = lower[unbroken], upper[unbroken], gradient[unbroken]
-                momentum = None if momentum is None else momentum[unbroken]
-        if decay is not None and momentum is not None:
+        if decay is not None:
             norm = gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
             # a saturated model's gradient may be exactly zero
             gradient = gradient / norm.clamp_min(torch.finfo(norm.dtype).tiny)
             gradient = momentum.mul_(decay).add_(gradient)
-        current.add_(gradient.sign(), alpha=step_size)
+        # in place; the clamp leaves a broken image, which lies inside the ball, as it is
+        current.add_(active.moved(gradient.sign(), 0.0), alpha=step_size)
         torch.clamp(current, lower, upper, out=current)
-    result[rows] = current
+    active.store(result, current)
+    if recorded is not None:
+        target.step_path = recorded.path
     return result
+
+
+def _recorded(target: Target, gradient_of: Gradient) -> tuple[Gradient, Captured]:
+    """The same gradient, recorded at its first call, and what records it."""
+    first_indices: list[Tensor] = []
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        return gradient_of(images, labels, first_indices[0])
+
+    recorded = Captured(step, lambda: target.capturable, CUDA_GRAPHS)
+
+    def replayed(images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        first_indices[:] = [indices]
+        gradient, logits = recorded(images, labels)
+        return gradient, logits
+
+    return replayed, recorded

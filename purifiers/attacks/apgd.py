@@ -10,11 +10,13 @@ from torch import Tensor
 from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import cross_entropy, margin
 from purifiers.core import noise
+from purifiers.core.active import ActiveSet, active_set, assign
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError, check_choice
+from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Fraction
-from purifiers.core.target import Target, finite, input_gradient
+from purifiers.core.target import Target, input_gradient
 from purifiers.core.traits import AttackTraits
 
 # weight of the new step against the last move: alpha of section 3
@@ -112,20 +114,25 @@ class Apgd(Attack):
         rivals = logits.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
         ranks = [r for r in range(min(self.targets, classes - 1)) for _ in range(self.restarts)]
         for run, rank in enumerate(ranks):
-            all_rows = run == 0 and self.stop == "never"
-            rows = (~best.broken | all_rows).nonzero().squeeze(1)
+            rows = torch.arange(len(images))
+            if run > 0 or self.stop == "success":
+                rows = (~best.broken).nonzero().flatten().to(rows.device)
             if not len(rows):
                 break
-            clean, row_indices = images[rows], indices[rows.to(indices.device)]
+            row_indices, rows = indices[rows.to(indices.device)], rows.to(images.device)
+            clean = images[rows]
             start = random_start(clean, self.eps, seed, row_indices, run)
             aims = labels[rows] * classes + rivals[rows, rank]
-            climb = _Climb(rows, row_indices, labels[rows], aims, clean, start, self.eps)
-            self._run(target, climb, classes, best)
+            climb = _Climb(rows, labels[rows], aims, clean, start, self.eps)
+            self._run(target, climb, row_indices, classes, best)
         return best.points
 
-    def _run(self, target: Target, climb: _Climb, classes: int, best: _BestPoints) -> None:
+    def _run(
+        self, target: Target, climb: _Climb, indices: Tensor, classes: int, best: _BestPoints
+    ) -> None:
         """Make one run from one start and update ``best``."""
         marks, last = checkpoints(self.steps), 0
+        active = active_set(climb.current, indices)
 
         def loss(logits: Tensor, aims: Tensor) -> Tensor:
             return LOSSES[self.loss][0](logits, aims // classes, aims % classes)
@@ -134,23 +141,20 @@ class Apgd(Attack):
             if step > 0:
                 climb.move(NEW_SHARE if step > 1 else 1.0)
             gradient, logits, losses = input_gradient(
-                target, climb.current, climb.aims, climb.indices, loss
+                target, climb.current, climb.aims, active.indices, loss
             )
             climb.record(gradient, losses)
-            unbroken = target.unbroken(logits, climb.current, climb.labels, climb.indices)
-            if not unbroken.all():
-                broken = ~unbroken
-                best.update(
-                    climb.rows[broken], climb.current[broken], climb.loss[broken], broken=True
-                )
-                if self.stop == "success":
-                    climb.keep(unbroken)
-                    if not len(climb.rows):
-                        return
+            unbroken = target.unbroken(logits, climb.current, climb.labels, active.indices)
+            best.add_broken(climb.rows, climb.current, climb.loss, active.only(~unbroken))
+            kept = active.update(unbroken) if self.stop == "success" else None
+            if kept is not None:
+                climb.keep(active, kept)
+                if not len(active.rows):
+                    return
             if step in marks:
                 climb.adapt(self.rho * (step - last), self.every_other and step > 0)
                 last = step
-        best.update(climb.rows, climb.peak, climb.peak_loss, broken=False)
+        best.add_unbroken(climb.rows, climb.peak, climb.peak_loss)
 
 
 @dataclass
@@ -167,17 +171,25 @@ class _BestPoints:
     losses: Tensor
     broken: Tensor
 
-    def update(self, rows: Tensor, points: Tensor, losses: Tensor, broken: bool) -> None:
-        """Store the points of the images ``rows`` that are better than the current ones.
+    def add_broken(self, rows: Tensor, points: Tensor, losses: Tensor, where: Tensor) -> None:
+        """Store the misclassified points that are the first of their image or have a higher loss.
 
-        A misclassified point is better than others; between equals the higher loss decides.
+        Args:
+            rows: positions of the images, int64 (k,).
+            points, losses: (k, C, H, W) and (k,).
+            where: which of them are misclassified, bool (k,).
         """
-        was_broken = self.broken[rows]
-        better = (was_broken < broken) | ((was_broken == broken) & (losses > self.losses[rows]))
-        rows = rows[better]
-        self.points[rows] = points[better]
-        self.losses[rows] = losses[better]
-        self.broken[rows] = broken
+        broken = self.broken[rows]
+        self._store(rows, points, losses, where & (~broken | (losses > self.losses[rows])))
+        self.broken[rows] = broken | where
+
+    def add_unbroken(self, rows: Tensor, points: Tensor, losses: Tensor) -> None:
+        """Store the points of a higher loss of those images that are not broken."""
+        self._store(rows, points, losses, ~self.broken[rows] & (losses > self.losses[rows]))
+
+    def _store(self, rows: Tensor, points: Tensor, losses: Tensor, better: Tensor) -> None:
+        assign(self.points, rows, better, points)
+        assign(self.losses, rows, better, losses)
 
 
 class _Climb:
@@ -197,14 +209,13 @@ class _Climb:
     def __init__(
         self,
         rows: Tensor,
-        indices: Tensor,
         labels: Tensor,
         aims: Tensor,
         images: Tensor,
         start: Tensor,
         eps: float,
     ) -> None:
-        self.rows, self.indices, self.labels, self.aims = rows, indices, labels, aims
+        self.rows, self.labels, self.aims = rows, labels, aims
         self.lower, self.upper = (images - eps).clamp_(min=0.0), (images + eps).clamp_(max=1.0)
         self.current, self.previous, self.peak = start, start, start.clone()
         self.gradient, self.peak_gradient = torch.zeros_like(start), torch.zeros_like(start)
@@ -250,10 +261,10 @@ class _Climb:
         self.rises = torch.zeros_like(self.rises)
         self.halved, self.checked = stalled, self.peak_loss
 
-    def keep(self, mask: Tensor) -> None:
-        """Drop all rows outside the bool mask."""
-        for name, rows in list(vars(self).items()):
-            setattr(self, name, rows[mask.to(rows.device)])
+    def keep(self, active: ActiveSet, kept: Tensor) -> None:
+        """Drop all rows but those at the positions ``kept``."""
+        names, tensors = zip(*vars(self).items(), strict=True)
+        vars(self).update(zip(names, active.reduce(kept, *tensors), strict=True))
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:

@@ -9,9 +9,10 @@ from torch.nn import functional
 from purifiers.attacks._linf import ascend, cross_entropy_gradient, random_start
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Fraction
-from purifiers.core.target import Target, finite
+from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 

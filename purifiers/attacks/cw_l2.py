@@ -7,6 +7,8 @@ from torch import Tensor
 
 from purifiers.attacks._coasting import Descent
 from purifiers.attacks._l2 import project
+from purifiers.attacks._steady import SteadyDescent
+from purifiers.core import active
 from purifiers.core.component import Attack
 from purifiers.core.errors import check_choice
 from purifiers.core.ranges import Count, NonNegative, Positive
@@ -85,8 +87,10 @@ class CwL2(Attack):
         distance = images.new_full((len(images),), float("inf"))
         constant = torch.full_like(distance, self.initial_const)
         low, high = torch.zeros_like(distance), torch.full_like(distance, float("inf"))
+        # coasting saves passes, but the host must see how far each image may coast
+        minimise = Descent if active.reads_are_free(images.device) else SteadyDescent
         for _ in range(self.search_steps if len(images) else 0):
-            descent = Descent(
+            descent = minimise(
                 target,
                 images,
                 labels,

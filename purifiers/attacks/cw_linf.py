@@ -8,9 +8,10 @@ from torch import Tensor
 from purifiers.attacks._tanh import hinge, to_image, to_tanh
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, NonNegative, Positive
-from purifiers.core.target import Target, finite, input_gradient
+from purifiers.core.target import Target, input_gradient
 from purifiers.core.traits import AttackTraits
 
 # CarliniLInfMethod's defaults: the first rate and four halvings, or five doublings

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._joint import Joint
-from purifiers.core.target import Target, finite
+from purifiers.core.finite import finite
+from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from purifiers.attacks._joint import Joint
-from purifiers.core.target import Target, finite
+from purifiers.core.finite import finite
+from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 

@@ -14,9 +14,10 @@ from purifiers.attacks._linf import (
 )
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count
-from purifiers.core.target import Target, finite
+from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 

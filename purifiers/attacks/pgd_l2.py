@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from purifiers.attacks._l2 import direction, project, random_start
 from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import cross_entropy
+from purifiers.core.active import active_set
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Radius
 from purifiers.core.ranges import Count
@@ -58,19 +58,21 @@ class PgdL2(Attack):
         if self.random_start:
             current = random_start(images, self.radius, seed, indices, tag="pgd_l2")
         result = current.clone()
-        rows = torch.arange(len(images), device=images.device)
+        active = active_set(images, indices)
         for _ in range(self.steps if len(images) else 0):
-            gradient, logits, _ = input_gradient(target, current, labels, indices, cross_entropy)
+            gradient, logits, _ = input_gradient(
+                target, current, labels, active.indices, cross_entropy
+            )
             if self.stop == "success":
-                unbroken = target.unbroken(logits, current, labels, indices)
-                if not unbroken.all():
-                    result[rows] = current
-                    rows, images, labels = rows[unbroken], images[unbroken], labels[unbroken]
-                    current, gradient = current[unbroken], gradient[unbroken]
-                    if not len(rows):
+                kept = active.update(target.unbroken(logits, current, labels, active.indices))
+                if kept is not None:
+                    active.store(result, current)
+                    images, labels, current, gradient = active.reduce(
+                        kept, images, labels, current, gradient
+                    )
+                    if not len(active.rows):
                         break
-                    indices = indices[unbroken.to(indices.device)]
-            current = current + self.step_length * direction(gradient)
-            current = project(current, images, self.radius)
-        result[rows] = current
+            moved = project(current + self.step_length * direction(gradient), images, self.radius)
+            current = active.moved(moved, current)
+        active.store(result, current)
         return result

@@ -9,11 +9,13 @@ from purifiers.attacks._adam import Adam
 from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
+from purifiers.core.active import active_set
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Positive
-from purifiers.core.target import Target, finite
+from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 # Perturbed images per query: our choice; fills a GPU, and 224x224 RGB images then take 150 MB.
@@ -88,32 +90,32 @@ class Spsa(Attack):
         self, target: Target, images: Tensor, labels: Tensor, indices: Tensor, keys: Tensor
     ) -> Tensor:
         result, best, current, clean = images.clone(), images, images, images
-        rows = torch.arange(len(images), device=images.device)
+        active = active_set(images, indices)
         lowest = images.new_full((len(images),), float("inf"))
         adam = Adam(images, self.learning_rate)
         for step in range(self.steps + 1 if len(images) else 0):
-            logits = finite(target(current, indices))
+            logits = finite(target(current, active.indices))
             margins = margin(logits, labels)
-            better = margins < lowest
+            better = active.only(margins < lowest)
             lowest = torch.where(better, margins, lowest)
             best = torch.where(better.view(-1, 1, 1, 1), current, best)
             if step == self.steps:
                 break
             if self.stop == "success":
-                unbroken = target.unbroken(logits, current, labels, indices) | ~better
-                if not unbroken.all():
-                    result[rows] = best
-                    rows, labels, keys = rows[unbroken], labels[unbroken], keys[unbroken]
-                    best, lowest = best[unbroken], lowest[unbroken]
-                    current, clean = current[unbroken], clean[unbroken]
-                    if not len(rows):
+                unbroken = target.unbroken(logits, current, labels, active.indices) | ~better
+                kept = active.update(unbroken)
+                if kept is not None:
+                    active.store(result, best)
+                    labels, keys, best, lowest, current, clean, *state = active.reduce(
+                        kept, labels, keys, best, lowest, current, clean, *adam.state
+                    )
+                    if not len(active.rows):
                         break
-                    indices = indices[unbroken.to(indices.device)]
-                    adam.keep(unbroken)
-            slope = self._slope(target, current, labels, indices, keys, step)
+                    adam.state = state
+            slope = self._slope(target, current, labels, active.indices, keys, step)
             current = (current + adam.step(slope)).clamp(clean - self.eps, clean + self.eps)
             current = current.clamp_(0.0, 1.0)
-        result[rows] = best
+        active.store(result, best)
         return result
 
     def _slope(
@@ -129,15 +131,16 @@ class Spsa(Attack):
         pairs, size = torch.arange(self.samples // 2, device=keys.device), images[0].numel()
         several = AT_ONCE // (2 * min(len(pairs), PAIRS))
         slope = torch.zeros_like(images)
-        for rows in torch.arange(len(images)).split(several):
+        for first in range(0, len(images), several):
+            rows = slice(first, first + several)
             centre, row_labels, row_indices = images[rows].unsqueeze(1), labels[rows], indices[rows]
             for numbers in pairs.split(PAIRS):
                 signs = noise.sign_vectors(keys[rows], step * len(pairs) + numbers, size)
-                shift = self.delta * signs.view(len(rows), -1, *images.shape[1:])
+                shift = self.delta * signs.view(len(centre), -1, *images.shape[1:])
                 around = torch.stack([centre + shift, centre - shift], dim=2).clamp_(0.0, 1.0)
                 n_queries = 2 * len(numbers)
                 logits = target(around.flatten(0, 2), row_indices.repeat_interleave(n_queries))
                 margins = margin(finite(logits), row_labels.repeat_interleave(n_queries))
-                rise = margins.view(len(rows), 1, -1, 2).diff(dim=3).neg().squeeze(3)
-                slope[rows] += (rise @ signs).view(len(rows), *images.shape[1:])
+                rise = margins.view(len(centre), 1, -1, 2).diff(dim=3).neg().squeeze(3)
+                slope[rows] += (rise @ signs).view(len(centre), *images.shape[1:])
         return slope / (self.samples * self.delta)

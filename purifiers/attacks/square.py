@@ -10,11 +10,13 @@ from torch import Tensor
 from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
+from purifiers.core.active import active_set
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Positive
-from purifiers.core.target import Target, finite
+from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
 # Ten-thousandths of the budget after which p is halved: fra31/auto-attack, max-andr/square-attack
@@ -83,7 +85,7 @@ class Square(Attack):
         shape, sides = images.shape[1:], self._sides(images.shape[2], images.shape[3])
         clean = images.flatten(2)
         result, current = clean.clone(), clean.clone()
-        rows = torch.arange(len(images), device=images.device)
+        active = active_set(images, indices)
         logits = finite(target(images, indices))
         unbroken = target.unbroken(logits, images, labels, indices)
         best = margin(logits, labels)
@@ -92,14 +94,14 @@ class Square(Attack):
         )  # any stripes are better than a correctly classified image
         draws = _draw(keys, shape, 0, sides[:BLOCK])
         for query in range(1, self.queries):
-            if self.stop == "success" and not unbroken.all():
-                result[rows] = current
-                rows, current, clean = rows[unbroken], current[unbroken], clean[unbroken]
-                if not len(rows):
+            kept = active.update(unbroken) if self.stop == "success" else None
+            if kept is not None:
+                active.store(result, current)
+                current, clean, labels, best, keys, draws = active.reduce(
+                    kept, current, clean, labels, best, keys, draws
+                )
+                if not len(active.rows):
                     break
-                labels, best = labels[unbroken], best[unbroken]
-                keys, draws = keys[unbroken], draws[unbroken]
-                indices = indices[unbroken.to(indices.device)]
             number = query - 2
             if number < 0:
                 pixels, signs = _stripes(keys, shape)
@@ -112,14 +114,14 @@ class Square(Attack):
             new = _moved(clean.gather(2, pixels), self.eps * signs, old)
             current.scatter_(2, pixels, new)
             candidate = current.view(-1, *shape)
-            logits = finite(target(candidate, indices))
+            logits = finite(target(candidate, active.indices))
             margins = margin(logits, labels)
-            better = margins < best
+            better = active.only(margins < best)
             if self.stop == "success":
-                unbroken = target.unbroken(logits, candidate, labels, indices) | ~better
+                unbroken = target.unbroken(logits, candidate, labels, active.indices) | ~better
             best = torch.where(better, margins, best)
             current.scatter_(2, pixels, torch.where(better.view(-1, 1, 1), new, old))
-        result[rows] = current
+        active.store(result, current)
         return result.view(images.shape)
 
     def _sides(self, height: int, width: int) -> list[int]:

@@ -9,10 +9,12 @@ from torch.nn import functional as F
 from purifiers.attacks._adam import Adam
 from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
+from purifiers.core.active import active_set
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.ranges import Count, NonNegative, Positive
-from purifiers.core.target import Target, finite, input_gradient
+from purifiers.core.target import Target, input_gradient
 from purifiers.core.traits import AttackTraits
 
 # cassidylaidlaw/ReColorAdv: keeps the square root's gradient finite at equal flows
@@ -74,7 +76,7 @@ class Stadv(Attack):
     ) -> Tensor:
         """Adversarial examples, float32 (n, C, H, W) in [0, 1]."""
         result, best, clean = images.clone(), images, images
-        rows = torch.arange(len(images), device=images.device)
+        active = active_set(images, indices)
         flow = images.new_zeros((len(images), *images.shape[2:], 2))
         lowest = images.new_full((len(images),), float("inf"))
         broken = torch.zeros_like(lowest, dtype=torch.bool)
@@ -85,14 +87,17 @@ class Stadv(Attack):
                 moved, uneven = warp(clean, leaf), roughness(leaf)
             warped = moved.detach().clamp(0.0, 1.0)
             if step < self.steps:
-                gradient, logits, margins = input_gradient(target, warped, labels, indices, margin)
+                gradient, logits, margins = input_gradient(
+                    target, warped, labels, active.indices, margin
+                )
             else:
                 with torch.no_grad():
-                    logits = finite(target(warped, indices))
+                    logits = finite(target(warped, active.indices))
                 margins = margin(logits, labels)
-            misclassified = ~target.unbroken(logits, warped, labels, indices)
+            misclassified = ~target.unbroken(logits, warped, labels, active.indices)
             objective = margins + self.smoothness * uneven.detach()
             better = torch.where(misclassified == broken, objective < lowest, misclassified)
+            better = active.only(better)
             lowest, broken = torch.where(better, objective, lowest), broken | misclassified
             best = torch.where(better.view(-1, 1, 1, 1), warped, best)
             if step == self.steps:
@@ -100,21 +105,16 @@ class Stadv(Attack):
             weight = torch.full_like(uneven, self.smoothness)
             (slope,) = torch.autograd.grad((moved, uneven), leaf, (gradient, weight))
             flow = self._bounded(leaf.detach() + adam.step(slope))
-            if self.stop == "success" and broken.any():
-                result[rows] = best
-                unbroken = ~broken
-                rows, labels, lowest = rows[unbroken], labels[unbroken], lowest[unbroken]
-                best, clean, flow, broken = (
-                    best[unbroken],
-                    clean[unbroken],
-                    flow[unbroken],
-                    broken[unbroken],
+            kept = active.update(~broken) if self.stop == "success" else None
+            if kept is not None:
+                active.store(result, best)
+                labels, lowest, best, clean, flow, broken, *state = active.reduce(
+                    kept, labels, lowest, best, clean, flow, broken, *adam.state
                 )
-                if not len(rows):
+                if not len(active.rows):
                     break
-                indices = indices[unbroken.to(indices.device)]
-                adam.keep(unbroken)
-        result[rows] = best
+                adam.state = state
+        active.store(result, best)
         return result
 
     def _bounded(self, flow: Tensor) -> Tensor:

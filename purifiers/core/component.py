@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from purifiers.core.binding import guard
 from purifiers.core.errors import UserError
+from purifiers.core.finite import checked_at_end
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.modes import attackable, refuse_training_mode
 from purifiers.core.noise import derive_seed
@@ -70,6 +71,8 @@ class Attack(Component):
     """
 
     traits: ClassVar[AttackTraits] = AttackTraits(version=0, passes="0")
+    step_path = ""
+    """How the last call ran its step, see :class:`purifiers.core.capture.Captured`."""
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
@@ -107,7 +110,8 @@ class Attack(Component):
             UserError: images of the wrong type or range, labels that do not fit, an unknown
                 precision, or a module with
                 batch normalisation or dropout in training mode.
-            RuntimeError: the adversarial images are not finite or leave [0, 1] or the eps ball.
+            RuntimeError: the model's logits or gradients are not finite; the adversarial images are
+                not finite or leave [0, 1] or the eps ball.
         """
         name = type(self).__name__
         check_images(images, name)
@@ -120,8 +124,10 @@ class Attack(Component):
         with attackable(), computing(precision, images.device):
             # copies, because a model may work in place and the caller's images stay
             images, labels = images.detach().clone(), labels.clone()
-            adversarial = self.perturb(target, images, labels, seed, rows).detach()
+            with checked_at_end(images.device):
+                adversarial = self.perturb(target, images, labels, seed, rows).detach()
             self._check(images, adversarial)
+        self.step_path = target.step_path
         return adversarial
 
     def _check(self, images: Tensor, adversarial: Tensor) -> None:

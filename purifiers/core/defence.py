@@ -91,6 +91,11 @@ class Defence(nn.Module):
         """This defence in float32 if the classifier computes in lower precision, else None."""
         return self._exact[0] if self._exact else None
 
+    @property
+    def capturable(self) -> bool:
+        """Whether each call runs the same kernels; purifiers may not."""
+        return getattr(self.classifier, "capturable", False) and not self.methods
+
     def purify(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images after all purifiers, float32 (n, C, H, W) in [0, 1]."""
         return self._pass("purify", images, indices)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import operator
 from collections.abc import Sequence
 
@@ -106,6 +108,66 @@ def integers(keys: Tensor, counters: Tensor, high: int | Tensor) -> Tensor:
         high: at most 2^31; a tensor is broadcast against ``counters``.
     """
     return (_shifted(words(keys, counters), 32) * high) >> 32
+
+
+def keys_on(seed: int, indices: Tensor, tag: str = "") -> Tensor:
+    """Key of each image's stream, int64 (n,), computed on the device of ``indices``.
+
+    For new code: no loop over images. The streams are others than those of :func:`keys`. The key of
+    index k is word k of the stream that (seed, tag) sets.
+
+    Args:
+        indices: int64 (n,), not negative.
+    """
+    base = torch.full((1,), derive_seed(seed, tag), dtype=torch.int64, device=indices.device)
+    return words(base, indices).squeeze(0)
+
+
+def uniform_on(
+    keys: Tensor, shape: Sequence[int], first: int = 0, low: float = 0.0, high: float = 1.0
+) -> Tensor:
+    """Uniform noise in [low, high), float32 (len(keys), *shape), on the device of ``keys``.
+
+    The bits are the same on every device. Each number uses one word of its image's stream, of which
+    it takes the upper 24 bits.
+
+    Args:
+        keys: of :func:`keys` or :func:`keys_on`, int64 (n,).
+        first: number of the first word; further draws begin where earlier ones ended.
+    """
+    fractions = _shifted(_stream(keys, shape, first), 40).float() / (1 << 24)
+    return fractions * (high - low) + low
+
+
+def normal_on(keys: Tensor, shape: Sequence[int], first: int = 0) -> Tensor:
+    """Standard normal noise, float32 (len(keys), *shape), on the device of ``keys``.
+
+    The bits are the same on every device, because no function is computed there that devices round
+    differently. Each number is the sum of two quantiles, picked by the upper and the next 16 bits
+    of one word, divided by the square root of 2. Its size is at most 6.1.
+
+    Args:
+        keys, first: as for :func:`uniform_on`.
+    """
+    drawn = _stream(keys, shape, first)
+    table = _quantiles(keys.device)
+    return table[_shifted(drawn, 48)] + table[_shifted(drawn, 32) & 0xFFFF]
+
+
+def _stream(keys: Tensor, shape: Sequence[int], first: int) -> Tensor:
+    """The words from number ``first`` on, int64 (len(keys), *shape)."""
+    count = math.prod(shape)
+    counters = torch.arange(first, first + count, device=keys.device)
+    return words(keys, counters).view(-1, *shape)
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    """2^16 equally likely quantiles of a normal distribution of mean 0 and variance 1/2."""
+    places = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    quantiles = torch.special.ndtri(places)
+    scaled = quantiles / (2 * quantiles.square().mean()).sqrt()
+    return scaled.float().to(device)
 
 
 def sign_vectors(keys: Tensor, counters: Tensor, size: int) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from purifiers.core import prepared_cache
 from purifiers.core.component import frozen
 from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
@@ -25,6 +27,9 @@ cache, which took 8 to 25 % off the time of two networks against batches of 128 
 ROUNDING = 1e-3
 """Largest difference between prepared and original logits, as a fraction of the largest logit. Our
 choice: folding moved the logits of a WRN-34-10 by 5e-7 of it."""
+
+_CONFIRMED = 2
+"""Images on which a reused network is compared with the classifier: our choice."""
 
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Normalisation = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -41,6 +46,9 @@ class Prepared:
     Tracing misses some behaviour without an error, such as the network's own forward hooks. So the
     first batch, and random images of its shape, are compared with the original network in float32.
     Where the logits differ, or preparing fails, the original is used instead.
+
+    The prepared network is kept for as long as the classifier exists and does not change, and is
+    used again then. Its logits of two images are compared with the classifier's once more.
 
     Args:
         classifier: images to logits; not modified.
@@ -60,10 +68,20 @@ class Prepared:
 
     def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
         check_choice("precision", precision, ("float32", "bfloat16"))
-        self.fallback = ""
         self.exact: Callable[[Tensor], Tensor] | None = None
-        self._classifier = self._original = classifier
+        self._classifier, self._precision = classifier, precision
         self._layout: torch.memory_format | None = None
+        self._reused: dict[str, Any] | None = prepared_cache.fetch(classifier, precision)
+        if self._reused is None:
+            self._prepare(classifier, precision)
+            return
+        vars(self).update(self._reused)
+        self.exact = Prepared(classifier) if precision == "bfloat16" else None
+
+    def _prepare(self, classifier: nn.Module, precision: str) -> None:
+        self.fallback = ""
+        self.exact = self._layout = self._reused = None
+        self._original = classifier
         graph = None
         try:
             self._original = _frozen_copy(classifier)
@@ -86,14 +104,24 @@ class Prepared:
         if on_cpu and graph is not None:
             _convolve_grey(graph)
 
+    @property
+    def capturable(self) -> bool:
+        """Whether each call runs the same kernels: a traced network has no other control flow."""
+        return self._compared and isinstance(self.module, fx.GraphModule)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
-        # a copy, because a network may work in place
-        if self._layout is None and len(images):
+        if self._reused is not None and len(images):
+            self._confirm(images)
+        first = self._layout is None and len(images) > 0
+        if first:
             self._layout = self._choose_layout(images)
+        # a copy, because a network may work in place
         images = images.clone(memory_format=self._layout or torch.channels_last)
         if not self._compared and len(images):
             self._compare(images.detach())
+        if first:
+            self._keep()
         return as_logits(self.module(images), self._original).float()
 
     def _choose_layout(self, images: Tensor) -> torch.memory_format:
@@ -104,6 +132,28 @@ class Prepared:
             if module is not self._classifier:  # which is the caller's
                 to_contiguous(module)
         return torch.contiguous_format
+
+    def _keep(self) -> None:
+        """Keep what another :class:`Prepared` of the same network needs."""
+        if self.fallback:
+            return
+        names = ("module", "fallback", "chunk", "_original", "_layout", "_compared")
+        parts = {name: getattr(self, name) for name in names}
+        prepared_cache.keep(self._classifier, self._precision, parts)
+        if isinstance(self.exact, Prepared):
+            self.exact._keep()
+
+    def _confirm(self, images: Tensor) -> None:
+        """Prepare anew if the classifier has changed in a way that the cache cannot see."""
+        self._reused = None
+        images = images[:_CONFIRMED].detach()
+        with evaluation(self._classifier), torch.no_grad():
+            expected = as_logits(self._classifier(images.contiguous().clone()), self._classifier)
+            standard = self.exact if isinstance(self.exact, Prepared) else self
+            own = images.clone(memory_format=self._layout or torch.channels_last)
+            changed = standard._difference(expected.float(), own)
+        if changed:
+            self._prepare(self._classifier, self._precision)
 
     def _compare(self, images: Tensor) -> None:
         """Use the original network if the prepared one gives other logits."""
@@ -119,19 +169,22 @@ class Prepared:
         with evaluation(self.module):
             for batch in (images, random):
                 expected = as_logits(self._original(batch.clone()), self._original)
-                self._compare_logits(expected.float(), batch.clone())
+                difference = self._difference(expected.float(), batch.clone())
+                if difference:
+                    self._fall_back(difference)
 
-    def _compare_logits(self, expected: Tensor, images: Tensor) -> None:
+    def _difference(self, expected: Tensor, images: Tensor) -> str:
+        """How the module's logits differ from the expected ones; empty if they do not."""
         try:
             logits = as_logits(self.module(images), self._original).float()
         except Exception as error:  # a traced network can fail with any exception
-            self._fall_back(f"the prepared network failed: {error}")
-            return
+            return f"the prepared network failed: {error}"
         finite = expected[torch.isfinite(expected)].abs()
         allowed = ROUNDING * float(finite.max()) if len(finite) else 0.0
-        if not torch.allclose(logits, expected, rtol=0.0, atol=allowed, equal_nan=True):
-            largest = float((logits - expected).abs().max())
-            self._fall_back(f"logits of the prepared network differ by {largest:.2g}")
+        if torch.allclose(logits, expected, rtol=0.0, atol=allowed, equal_nan=True):
+            return ""
+        largest = float((logits - expected).abs().max())
+        return f"logits of the prepared network differ by {largest:.2g}"
 
     def _fall_back(self, reason: str) -> None:
         self.module, self.exact = self._original, None

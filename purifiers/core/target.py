@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purifiers.core.active import selected
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.logits import as_logits
 from purifiers.core.precision import computing, declared
 
@@ -40,6 +42,9 @@ class Target:
             ``"sign"`` or ``"displacement"``.
         chunk: images per gradient computation, so that activations stay in the CPU's cache; None:
             all at once.
+        capturable: whether each query runs the same kernels, see :mod:`purifiers.core.capture`.
+        step_path: how the last attack ran its step, see :class:`purifiers.core.capture.Captured`;
+            empty if it did not try to record it.
         largest_label: largest label of the attacked images, which the logits must cover; -1: their
             number is not checked.
     """
@@ -53,7 +58,12 @@ class Target:
         self._straight_through: bool = getattr(model, "straight_through", False)
         self._per_image: bool = getattr(model, "per_image", False)
         self.largest_label = -1
+        self.step_path = ""
         self._queries: Counter[int] = Counter()
+
+    @property
+    def capturable(self) -> bool:
+        return getattr(self.model, "capturable", False) and self.chunk is None
 
     def __call__(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes), differentiable: one draw, or the mean of ``eot_samples``."""
@@ -123,12 +133,15 @@ class Target:
         exact = getattr(self.model, "exact", None)
         if exact is None and declared() != "float32":
             exact = self.model
-        if exact is None or correct.all():
+        if exact is None:
             return correct
-        broken = ~correct
+        rows = selected(~correct)
+        if not len(rows):
+            return correct
+        indices, rows = indices[rows.to(indices.device)], rows.to(images.device)
         with torch.no_grad(), computing("float32", images.device):
-            exact_logits = self._expected(exact, images[broken], indices[broken.to(indices.device)])
-        correct[broken] = exact_logits.argmax(dim=1) == labels[broken]
+            exact_logits = self._expected(exact, images[rows], indices)
+        correct[rows] = correct[rows] | (exact_logits.argmax(dim=1) == labels[rows])
         return correct
 
     def _expected(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
@@ -276,14 +289,3 @@ def _gradient(
 
 def _mean(stacked: Tensor, draws: int) -> Tensor:
     return stacked.view(draws, len(stacked) // draws, *stacked.shape[1:]).mean(dim=0)
-
-
-def finite(values: Tensor, kind: str = "logits") -> Tensor:
-    """Return ``values`` unchanged.
-
-    Raises:
-        RuntimeError: they are not finite. A broken model must not count as robust.
-    """
-    if not torch.isfinite(values).all():
-        raise RuntimeError(f"the attacked model gave {kind} that are not finite")
-    return values

@@ -51,6 +51,8 @@ def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
     summary: dict[str, Any] = {"n": len(images), **halved}
     if attack.traits.batch_dependent:
         summary["batch_size"] = context.batch_size
+    if attack.step_path:
+        summary["step"] = attack.step_path
     if reason := unprepared(defence):
         summary["unprepared"] = reason
     if defence is not None:  # without a model there is no gradient and no loss

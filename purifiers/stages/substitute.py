@@ -18,11 +18,11 @@ from purifiers.core.artifacts import RunFolder, read_sealed, write_sealed
 from purifiers.core.component import Classifier
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.finite import finite
 from purifiers.core.loop import fit
 from purifiers.core.noise import derive_seed
 from purifiers.core.shards import fill
 from purifiers.core.spec import Subset, SubstituteSpec
-from purifiers.core.target import finite
 from purifiers.core.training_images import to_float
 from purifiers.stages._context import WEIGHTS, Context, Data, Outcome, save_weights
 from purifiers.stages._opening import (

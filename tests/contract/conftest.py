@@ -36,6 +36,7 @@ SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budge
 MOST_STEPS = 12
 MOST_QUERIES = 100  # random search needs more answers than gradients to break anything
 FITTED_ON = 384  # images
+RESTORING_EPOCHS = 10  # of a second phase, whose inputs are embeddings
 FILES = {
     "classifier.file": {"path": str(HERE / "network.py"), "taps": ("0", "3")},
     "classifier.robustbench": {"entry": "Wong2020Fast"},
@@ -188,9 +189,17 @@ class Fitting:
 
     folder: Path
 
-    def __call__(self, module: nn.Module, loss: Any, recipe: Recipe, victim: Victim) -> None:
-        short = replace(recipe, epochs=2, batch_size=64, checkpoint_seconds=1e9)
-        pixels, targets = victim.pixels[:FITTED_ON], victim.targets[:FITTED_ON]
+    def __call__(
+        self,
+        module: nn.Module,
+        loss: Any,
+        recipe: Recipe,
+        victim: Victim,
+        epochs: int = 2,
+        images: int = FITTED_ON,
+    ) -> None:
+        short = replace(recipe, epochs=epochs, batch_size=64, checkpoint_seconds=1e9)
+        pixels, targets = victim.pixels[:images], victim.targets[:images]
         checkpoint = self.folder / "checkpoint"
         with torch.random.fork_rng(devices=[]):
             fit(module, loss, pixels, targets, short, 0, checkpoint, "short", "short")
@@ -221,6 +230,12 @@ def ready(victim: Victim, fit_briefly: Fitting) -> Any:
             if method.traits.fit is not None:
                 method.fit_on([victim.classifier], FITTED_ON)
                 fit_briefly(method.train(), method.fit_loss, method.recipe, victim)
+                pixels, targets = victim.pixels[:FITTED_ON], victim.targets[:FITTED_ON]
+                phase = method.next_phase(pixels, targets)
+                if phase is not None:
+                    data = replace(victim, pixels=phase.inputs, targets=phase.labels)
+                    part, rows = phase.part.train(), len(phase.inputs)
+                    fit_briefly(part, phase.loss, phase.recipe, data, RESTORING_EPOCHS, rows)
             made[component.name] = frozen(method)
         return made[component.name]
 

@@ -70,13 +70,14 @@ def train(
     at: Workplace,
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
+    ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
     layout: torch.memory_format = torch.channels_last,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
         loss, prepare: as for :func:`purifiers.core.loop.fit`.
-        pixels, labels, recipe, seed, watch: as for :func:`purifiers.core.loop.fit`.
+        pixels, labels, recipe, seed, watch, ends: as for :func:`purifiers.core.loop.fit`.
         layout: of the images that the loss receives.
 
     Returns:
@@ -101,6 +102,7 @@ def train(
             prepare,
             at.quiet,
             watch,
+            ends,
         )
 
 

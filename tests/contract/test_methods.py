@@ -21,13 +21,14 @@ from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
 CHANCE = 0.1
 ALTERNATIVES = {
+    "comdefend": (("soap_resnet", {"width": 4}, {}, {"test_sigma": 1}),),
     "soap": (
-        ("soap_cae", {"width": 4, "units": 8}, {"task": "reconstruction"}),
-        ("soap_resnet", {"width": 4}, {"task": "rotation"}),
+        ("soap_cae", {"width": 4, "units": 8}, {"task": "reconstruction"}, {}),
+        ("soap_resnet", {"width": 4}, {"task": "rotation"}, {}),
     ),
 }
-"""For a method whose ``random`` is a condition: classifiers, their sizes, and the parameters that
-method and classifier share."""
+"""For a method whose ``random`` is a condition: classifiers, their sizes, the parameters that both
+share, and the method's own."""
 
 
 def test_images_are_images(method, ready, victim):
@@ -55,11 +56,11 @@ def variants(method, ready, victim):
     bound to an untrained classifier that has what it needs."""
     made = [ready(method)]
     shape = victim.classifier.shape
-    for classifier, sizes, parameters in ALTERNATIVES.get(method.name, ()):
+    for classifier, sizes, parameters, own in ALTERNATIVES.get(method.name, ()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = registry.load("classifier", classifier)(shape, 10, **sizes, **parameters)
-            other = method.make(**parameters)
+            other = method.make(**parameters, **own)
         other.bind(frozen(network), shape)
         made.append(frozen(other))
     condition = method.cls.traits.random

@@ -143,6 +143,7 @@ def _convolutions(channels: Sequence[int]) -> nn.Sequential:
     for inputs, outputs in pairwise(channels):
         convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        assert convolution.bias is not None
         nn.init.zeros_(convolution.bias)
         layers += [convolution, nn.ELU()]
     return nn.Sequential(*layers[:-1])

@@ -42,6 +42,8 @@ FILES = {
     "classifier.robustbench": {"entry": "Wong2020Fast"},
 }
 """Parameters of components that read files."""
+EASIER = {"method.comdefend": {"sigma": 2.0}}
+"""Parameters with which a component learns in a few steps."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
 
@@ -81,7 +83,8 @@ class Component:
                 if type(v) is int
             }
             chosen |= {n: v for n, v in LENGTHS.items() if n in described.parameters}
-        return chosen | FILES.get(f"{self.kind}.{self.name}", {})
+        key = f"{self.kind}.{self.name}"
+        return chosen | FILES.get(key, {}) | EASIER.get(key, {})
 
     def make(self, *context: Any, **parameters: Any) -> Any:
         """The component at its small size."""

@@ -42,7 +42,7 @@ FILES = {
     "classifier.robustbench": {"entry": "Wong2020Fast"},
 }
 """Parameters of components that read files."""
-EASIER = {"method.comdefend": {"sigma": 2.0}}
+EASIER = {"method.comdefend": {"sigma": 2.0, "width": 8, "learning_rate": 0.01}}
 """Parameters with which a component learns in a few steps."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 

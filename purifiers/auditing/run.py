@@ -21,7 +21,7 @@ from purifiers.auditing.protocol import (
 )
 from purifiers.auditing.report import AttackResult, AuditReport, Rows
 from purifiers.auditing.weakness import find_signs
-from purifiers.core.component import Attack, Method, default_indices
+from purifiers.core.component import Attack, Method, default_indices, equipped
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.evaluation import (
@@ -137,6 +137,7 @@ class _Run:
     ) -> None:
         self.classifier, self.methods, self.batches = classifier, methods, batches
         self.seed, self.progress = seed, progress
+        self.network = equipped(classifier, methods)
         self.random = any(method.random for method in methods)
         self.draws = budget.draws if self.random else 1
         self.images = sum(len(images) for images, _, _ in batches)
@@ -223,7 +224,7 @@ class _Run:
     ) -> Tensor:
         for method in methods:
             images = purified(method, images, self.seed, indices, draw)
-        return predicted(self.classifier, images)
+        return predicted(self.network if methods else self.classifier, images)
 
     def announce(self, planned: Sequence[Planned]) -> None:
         """Print the number of attacks and a rough price, from one measured batch."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy.typing as npt
 import torch
@@ -23,6 +23,10 @@ from purifiers.core.ranges import Count
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
 from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
+
+if TYPE_CHECKING:
+    from purifiers.core.phase import Phase
+    from purifiers.core.training_images import Pixels
 
 
 class Component:
@@ -294,6 +298,32 @@ class Method(Component, nn.Module):
         """
         return self.purify(images, seed, indices)
 
+    def equipped(self, classifier: nn.Module) -> nn.Module:
+        """The network that classifies purified images; by default the classifier itself.
+
+        A method that also restores the classifier's embedding declares the trait ``restores`` and
+        returns a frozen copy of the classifier with its restorer inside.
+
+        Args:
+            classifier: the defended classifier, frozen.
+
+        Raises:
+            UserError: the restorer does not fit the classifier.
+        """
+        return classifier
+
+    def next_phase(self, pixels: Pixels, labels: npt.NDArray) -> Phase | None:
+        """The training that follows that of :meth:`fit_loss`, or None.
+
+        Called once the weights of the first training are final. Parameters of the second training
+        must not require gradients before.
+
+        Args:
+            pixels: all training images, uint8 or float32 (n, C, H, W).
+            labels: int64 (n,).
+        """
+        return None
+
     def own_pass(self, images: Tensor) -> Tensor:
         """One forward pass of the method's own network for ``images``.
 
@@ -321,6 +351,13 @@ class Method(Component, nn.Module):
         Implemented by methods that provide ``score``.
         """
         raise UserError(f"{type(self).__name__} has no score that could be attacked")
+
+
+def equipped(classifier: Any, methods: Iterable[Method]) -> Any:
+    """The network that classifies images purified by ``methods``, see :meth:`Method.equipped`."""
+    for method in methods:
+        classifier = method.equipped(classifier)
+    return classifier
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from purifiers.core.component import Method, default_indices
+from purifiers.core.component import Method, default_indices, equipped
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.images import check_input
 from purifiers.core.logits import as_logits
@@ -22,6 +22,9 @@ _SCORES_ONLY = "the attacker sees scores only: choose a gradient other than none
 
 class Defence(nn.Module):
     """Images to logits through ``methods`` in order, then ``classifier``, in float32.
+
+    A method that restores the classifier's embedding also acts inside the classifier
+    (:meth:`purifiers.core.component.Method.equipped`); gradients pass its restorer as they are.
 
     A random defence draws fresh noise at every call, reproducibly from ``seed`` and the number of
     calls. With ``indices`` an image's noise depends on the seed and its index alone.
@@ -47,6 +50,8 @@ class Defence(nn.Module):
             see :func:`purifiers.core.target.contribution`.
         auxiliary: a method whose detector is attacked together with the classifier; it need not be
             one of ``methods``.
+        network: what classifies the purified images, prepared for speed; None: ``classifier``
+            equipped by the methods.
 
     Attributes:
         stochastic: whether a purifier of the chain is random.
@@ -65,6 +70,7 @@ class Defence(nn.Module):
         eot_samples: int = 1,
         eot_combine: str = "mean",
         auxiliary: Method | None = None,
+        network: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_choice("gradient", gradient, GRADIENTS)
         check_choice("eot_combine", eot_combine, COMBINES)
@@ -80,11 +86,21 @@ class Defence(nn.Module):
         self.auxiliary = auxiliary
         self.stochastic = any(method.random for method in self.methods)
         self.straight_through = gradient == "bpda" and bool(self.methods)
-        self.chunk: int | None = getattr(classifier, "chunk", None)
+        network = equipped(classifier, methods) if network is None else network
+        # a module is registered once, and moves with the defence
+        self._equipped = None if network is classifier else network
+        self.chunk: int | None = getattr(network, "chunk", None)
         self._calls = 0
-        precise = getattr(classifier, "exact", None)
+        precise = getattr(network, "exact", None)
         # in a list, so that the methods are not registered twice
-        self._exact = [] if precise is None else [Defence(precise, methods, gradient, seed)]
+        self._exact: list[Defence] = []
+        if precise is not None:
+            self._exact = [Defence(classifier, methods, gradient, seed, network=precise)]
+
+    @property
+    def network(self) -> Callable[[Tensor], Tensor]:
+        """What classifies the purified images: the classifier with the methods' restorers."""
+        return self.classifier if self._equipped is None else self._equipped
 
     @property
     def exact(self) -> Defence | None:
@@ -119,7 +135,7 @@ class Defence(nn.Module):
         """
         self._refuse_gradient(images)
         with computing(None, images.device):
-            return as_logits(self.classifier(images), self.classifier)
+            return as_logits(self.network(images), self.classifier)
 
     def detector_logit(self, images: Tensor) -> Tensor:
         """Logit (n,) of the first detector among ``auxiliary`` and ``methods``.
@@ -178,7 +194,7 @@ class Defence(nn.Module):
             with torch.no_grad():
                 purified = self.purify(images.detach(), indices)
             purified = with_gradient_of(purified, images)
-            return as_logits(self.classifier(purified), self.classifier)
+            return as_logits(self.network(purified), self.classifier)
         how = {"one_step": "step", "second_order": "unrolled"}.get(self.gradient, "purify")
         purified = self._pass(how, images, indices)
-        return as_logits(self.classifier(purified), self.classifier)
+        return as_logits(self.network(purified), self.classifier)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purifiers.core.component import Attack, Method
+from purifiers.core.component import Attack, Method, equipped
 from purifiers.core.defence import Defence
 from purifiers.core.images import check_images
 from purifiers.core.logits import as_logits
@@ -42,13 +42,14 @@ def attacked_defence(
         precision: as in :class:`Prepared`.
     """
     return Defence(
-        Prepared(classifier, precision),
+        classifier,
         methods,
         gradient,
         derive_seed(seed, "attacker"),
         eot_samples,
         eot_combine,
         auxiliary,
+        Prepared(equipped(classifier, methods), precision),
     )
 
 
@@ -77,7 +78,7 @@ def _no_model(images: Tensor) -> Tensor:
 
 def unprepared(defence: Defence | None) -> str:
     """Why the original classifier was attacked instead of a prepared one; empty if it was not."""
-    return "" if defence is None else getattr(defence.classifier, "fallback", "")
+    return "" if defence is None else getattr(defence.network, "fallback", "")
 
 
 def purified(method: Method, images: Tensor, seed: int, indices: Tensor, draw: int = 0) -> Tensor:

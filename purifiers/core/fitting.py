@@ -22,6 +22,7 @@ from purifiers.core.images import check_images, check_labels
 from purifiers.core.memory_layout import runs_channels_last
 from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
+from purifiers.core.phase import Phase
 from purifiers.core.precision import rounding
 from purifiers.core.recipe import Recipe
 from purifiers.core.shards import fill
@@ -30,6 +31,8 @@ from purifiers.core.training_images import Pixels, to_float
 
 EXAMPLES = "examples"
 """Folder of stored adversarial examples; useless after the training."""
+PHASES = "phases"
+"""Folder of the checkpoints of second trainings; useless after the training."""
 
 BATCH_SIZE = 128
 """Images per batch while :func:`fit` makes adversarial examples; affects time and memory only."""
@@ -68,13 +71,14 @@ def train(
     at: Workplace,
     prepare: Callable[[], None] | None = None,
     watch: Callable[[], dict[str, float]] | None = None,
+    ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
     layout: torch.memory_format = torch.channels_last,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
         loss, prepare: as for :func:`purifiers.core.loop.fit`.
-        pixels, labels, recipe, seed, watch: as for :func:`purifiers.core.loop.fit`.
+        pixels, labels, recipe, seed, watch, ends: as for :func:`purifiers.core.loop.fit`.
         layout: of the images that the loss receives.
 
     Returns:
@@ -99,6 +103,7 @@ def train(
             prepare,
             at.quiet,
             watch,
+            ends,
         )
 
 
@@ -112,13 +117,16 @@ def fit_method(
 ) -> dict[str, Any]:
     """Fit a bound method in place by its own recipe, on stored examples if it needs any.
 
+    A method's second training follows, see :meth:`purifiers.core.component.Method.next_phase`.
+
     Args:
         classifiers: the frozen classifiers to fit on.
         pixels, labels: training images, uint8 or float32 (n, C, H, W), and int64 (n,).
         seed: random seed of the training.
 
     Returns:
-        The summary of :func:`purifiers.core.loop.fit`.
+        The summary of :func:`purifiers.core.loop.fit`; under the name of the second training its
+        own. ``train_seconds`` are those of both.
     """
     method.fit_on(classifiers, len(pixels))
     some = to_float(pixels[np.arange(min(len(pixels), 2))], at.device)
@@ -132,7 +140,29 @@ def fit_method(
     fit = method.traits.fit
     prepare = store_examples if fit and fit.stored_examples else None
     recipe = method.recipe
-    return train(method, method.fit_loss, pixels, labels, recipe, seed, at, prepare, layout=layout)
+    summary = train(
+        method, method.fit_loss, pixels, labels, recipe, seed, at, prepare, layout=layout
+    )
+    phase = method.next_phase(pixels, labels)
+    return summary if phase is None else {**summary, **_second(phase, summary, seed, at)}
+
+
+def _second(phase: Phase, first: dict[str, Any], seed: int, at: Workplace) -> dict[str, Any]:
+    """Run a method's second training; what it adds to the summary of the first."""
+    folder = at.folder / PHASES / phase.name
+    folder.mkdir(parents=True, exist_ok=True)
+    second = train(
+        phase.part,
+        phase.loss,
+        phase.inputs,
+        phase.labels,
+        phase.recipe,
+        derive_seed(seed, phase.name),
+        replace(at, folder=folder, label=f"{at.label}, {phase.name}"),
+        layout=torch.contiguous_format,
+    )
+    seconds = round(first["train_seconds"] + second["train_seconds"], 3)
+    return {phase.name: second, "train_seconds": seconds}
 
 
 def _examples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def fit(
     prepare: Callable[[], None] | None = None,
     quiet: bool = False,
     watch: Callable[[], dict[str, float]] | None = None,
+    ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -66,6 +67,8 @@ def fit(
             time, except that of a call which a kill interrupted.
         quiet: print no progress.
         watch: measures the module after each epoch; called in evaluation mode.
+        ends: whether the training ends, from the results of ``watch`` so far. The weights after the
+            epoch before are then kept; with ``recipe.validation`` those with the lowest loss.
 
     Returns:
         Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
@@ -154,10 +157,16 @@ def fit(
             with evaluation(module):
                 measured = watch()
             state.watched += [measured] if measured else []
+            if measured and ends is not None:
+                if ends(state.watched):
+                    state.losses = state.losses or [losses.last]
+                    break
+                if not len(held_out):
+                    state.best = _copy(module)
         if len(held_out) and end_of_epoch:
             current = validation_loss()
             if current < min(state.validation, default=math.inf):
-                state.best = {name: value.clone() for name, value in module.state_dict().items()}
+                state.best = _copy(module)
             state.validation.append(current)
         if save:
             state.seconds = time.monotonic() - started
@@ -170,6 +179,8 @@ def fit(
     }
     if state.watched:
         summary["watched"] = state.watched
+    if ends is not None and ends(state.watched) and not state.validation:
+        module.load_state_dict(state.best)
     if not state.validation:
         return summary
     module.load_state_dict(state.best)
@@ -199,6 +210,10 @@ class _Losses:
         values = torch.stack([value for _, value in self._unread]).tolist()
         self._unread, self.last = [], values[-1]
         return list(zip(steps, values, strict=True))
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 def _split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -285,11 +285,12 @@ class ScoreSpec(Spec):
     classifier: str  # run
     attack: ComponentSpec | None  # the attack behind the images; None: clean
     detector: MethodSpec | None = None  # the method whose detected images count as its success
+    restorers: tuple[MethodSpec, ...] = ()  # methods that restore the classifier's embedding
 
     def upstream(self) -> Iterator[Upstream]:
         yield from _images(self.images)
         yield "classifier", self.classifier
-        yield from _fits(self.detector)
+        yield from _fits(self.detector, *self.restorers)
 
 
 @dataclass(frozen=True, kw_only=True)

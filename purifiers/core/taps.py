@@ -95,7 +95,7 @@ def tap_shapes(
         UserError: as :func:`tapped_features`.
     """
     with evaluation(classifier):
-        features = tapped_features(classifier, _black_image(classifier, shape), taps)
+        features = tapped_features(classifier, black_image(classifier, shape), taps)
     return {tap: _shape(tensor) for tap, tensor in zip(taps, features, strict=True)}
 
 
@@ -123,7 +123,7 @@ def deepest_tap(classifier: nn.Module, shape: Sequence[int]) -> str:
     parts = {name: part for name, part in network.named_modules() if name}
     if parts:
         with evaluation(network), _hooks(parts, store):
-            network(_black_image(network, shape))
+            network(black_image(network, shape))
     with_pixels = [name for name, has_pixels in ended.items() if has_pixels]
     if not with_pixels:
         raise UserError(
@@ -162,7 +162,8 @@ def _hooks(parts: dict[str, nn.Module], store: Callable[[str, Any], None]) -> It
         yield
 
 
-def _black_image(network: nn.Module, shape: Sequence[int]) -> Tensor:
+def black_image(network: nn.Module, shape: Sequence[int]) -> Tensor:
+    """One black image (1, C, H, W) of ``shape`` (C, H, W) on the network's device."""
     return torch.zeros(1, *shape, device=device_of(network))
 
 

@@ -158,6 +158,7 @@ class MethodTraits(Traits):
     random: bool | Condition = False  # two seeds give two outputs: always, or under a condition
     differentiable: bool = True  # `purify` has a gradient, or a surrogate of it; else bpda
     provides: tuple[str, ...] = ()  # parts others may use: detector_logit, detected, score
+    restores: bool | Condition = False  # changes the classifier's embedding, see Method.equipped
     fit: Fit | None = None  # None: nothing is fitted
     network: Network | None = None  # None: brings no network
     images: Images = Images()  # what it takes
@@ -166,6 +167,10 @@ class MethodTraits(Traits):
     def is_random(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the output depends on the seed under ``parameters``."""
         return self.random if isinstance(self.random, bool) else met(self.random, parameters)
+
+    def is_restoring(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the method changes the classifier's embedding under ``parameters``."""
+        return self.restores if isinstance(self.restores, bool) else met(self.restores, parameters)
 
     def formulas(self) -> dict[str, str]:
         formulas = {"passes": self.passes, "images.side_multiple": self.images.side_multiple}
@@ -185,8 +190,9 @@ class MethodTraits(Traits):
             named["network.sized_by"] = self.network.sized_by
         if self.trained_with is not None:
             named["trained_with.same"] = self.trained_with.same
-        if not isinstance(self.random, bool):
-            named["random"] = tuple(self.random)
+        for place, condition in (("random", self.random), ("restores", self.restores)):
+            if not isinstance(condition, bool):
+                named[place] = tuple(condition)
         return named
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.core.spec import (
     AttackSpec,
     ImagesSpec,
     InformationSpec,
+    MethodSpec,
     PurifySpec,
     ScoreSpec,
     TimeSpec,
@@ -49,9 +51,20 @@ def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
         assert isinstance(attack_spec, AttackSpec)
         attack = attack_spec.attack
     classifier = defence.classifier
-    spec = ScoreSpec(images=images, classifier=classifier.id, attack=attack, detector=detector)
+    restorers = tuple(method for method in defence.methods if _restores(method))
+    spec = ScoreSpec(
+        images=images,
+        classifier=classifier.id,
+        attack=attack,
+        detector=detector,
+        restorers=restorers,
+    )
     cost = {network_of(classifier, setting.used): float(setting.used.test)}
     return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
+
+
+def _restores(method: MethodSpec) -> bool:
+    return registry.method_traits(method.component).is_restoring(method.parameters)
 
 
 def information_run(graph: Graph, setting: Setting, seed: int) -> Run:

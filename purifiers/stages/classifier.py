@@ -50,6 +50,7 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
         seed,
         workplace(folder, context),
         watch=lambda: training.watch(classifier, images, *watched, seed),
+        ends=training.ends,
     )
     note = training.note(summary.get("watched", ()))
     if note:

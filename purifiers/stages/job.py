@@ -16,7 +16,7 @@ import torch
 from purifiers.core.artifacts import RunFolder, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.files import remembered
-from purifiers.core.fitting import EXAMPLES
+from purifiers.core.fitting import EXAMPLES, PHASES
 from purifiers.core.precision import computing
 from purifiers.core.provenance import provenance
 from purifiers.core.sources import component_sources
@@ -93,7 +93,8 @@ def _execute(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Cont
         provenance(context.device, context.threads, component_sources(spec)),
     )
     (folder.path / "checkpoint").unlink(missing_ok=True)
-    shutil.rmtree(folder.path / EXAMPLES, ignore_errors=True)
+    for temporary in (EXAMPLES, PHASES):
+        shutil.rmtree(folder.path / temporary, ignore_errors=True)
 
 
 def _record_failure(folder: RunFolder, error: Exception) -> None:

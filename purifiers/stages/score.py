@@ -9,6 +9,7 @@ import torch
 
 from purifiers.core.ancestry import image_history
 from purifiers.core.artifacts import RunFolder
+from purifiers.core.component import equipped
 from purifiers.core.errors import UserError
 from purifiers.core.evaluation import distances, scored
 from purifiers.core.shards import fill
@@ -37,11 +38,13 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     classifier = open_classifier(context, spec.classifier)
     rows_path = folder.path / "measured.npy"
     detector = open_method(context, spec.detector, classifier) if spec.detector else None
+    restorers = [open_method(context, method, classifier) for method in spec.restorers]
+    network = equipped(classifier, restorers)
 
     def work(start: int, stop: int) -> npt.NDArray:
         batch, _, _ = images.batch(start, stop, context.device)
         clean = images.clean_batch(start, stop)
-        measured = scored(classifier, batch, clean)
+        measured = scored(network, batch, clean)
         attack_distances = (measured.linf, measured.l2)
         if attacked is not None:
             attack_distances = distances(attacked.batch(start, stop, "cpu")[0], clean)

@@ -104,6 +104,13 @@ class Training(Component):
         """
         return {}
 
+    def ends(self, watched: Sequence[dict[str, float]]) -> bool:
+        """Whether the training ends after what :meth:`watch` measured in each epoch so far.
+
+        The weights after the epoch before the last are then kept.
+        """
+        return False
+
     def note(self, watched: Sequence[dict[str, float]]) -> str:
         """A sentence for every table about what :meth:`watch` found; "" if there is nothing."""
         return ""

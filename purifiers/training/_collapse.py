@@ -18,6 +18,10 @@ COLLAPSED = 0.5
 Wong et al. (2020, section 5.1) observe a sudden drop to 0 %; without one, the fraction is above .8.
 """
 
+FALL = 0.2
+"""A training ends if accuracy under PGD falls by more than this from one epoch to the next
+(`locuslab/fast_adversarial`, `--early-stop`)."""
+
 
 def compared(
     classifier: Classifier,
@@ -45,6 +49,15 @@ def compared(
     with torch.no_grad():
         right = {n: classifier(x).argmax(1) == labels for n, x in attacked.items()}
     return {name: float(value.float().mean()) for name, value in right.items()}
+
+
+def fell(watched: Sequence[dict[str, float]]) -> bool:
+    """Whether accuracy under PGD fell by more than ``FALL`` in the last epoch.
+
+    Args:
+        watched: results of :func:`compared` after each epoch.
+    """
+    return len(watched) > 1 and watched[-2]["pgd"] - watched[-1]["pgd"] > FALL
 
 
 def collapse_note(watched: Sequence[dict[str, float]]) -> str:

@@ -36,11 +36,14 @@ SMOKE = yaml.safe_load((ROOT / "workflow/scales/smoke.yaml").read_text())["budge
 MOST_STEPS = 12
 MOST_QUERIES = 100  # random search needs more answers than gradients to break anything
 FITTED_ON = 384  # images
+RESTORING_EPOCHS = 10  # of a second phase, whose inputs are embeddings
 FILES = {
     "classifier.file": {"path": str(HERE / "network.py"), "taps": ("0", "3")},
     "classifier.robustbench": {"entry": "Wong2020Fast"},
 }
 """Parameters of components that read files."""
+EASIER = {"method.comdefend": {"sigma": 2.0, "width": 8, "learning_rate": 0.01}}
+"""Parameters with which a component learns in a few steps."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
 
@@ -80,7 +83,8 @@ class Component:
                 if type(v) is int
             }
             chosen |= {n: v for n, v in LENGTHS.items() if n in described.parameters}
-        return chosen | FILES.get(f"{self.kind}.{self.name}", {})
+        key = f"{self.kind}.{self.name}"
+        return chosen | FILES.get(key, {}) | EASIER.get(key, {})
 
     def make(self, *context: Any, **parameters: Any) -> Any:
         """The component at its small size."""
@@ -188,9 +192,17 @@ class Fitting:
 
     folder: Path
 
-    def __call__(self, module: nn.Module, loss: Any, recipe: Recipe, victim: Victim) -> None:
-        short = replace(recipe, epochs=2, batch_size=64, checkpoint_seconds=1e9)
-        pixels, targets = victim.pixels[:FITTED_ON], victim.targets[:FITTED_ON]
+    def __call__(
+        self,
+        module: nn.Module,
+        loss: Any,
+        recipe: Recipe,
+        victim: Victim,
+        epochs: int = 2,
+        images: int = FITTED_ON,
+    ) -> None:
+        short = replace(recipe, epochs=epochs, batch_size=64, checkpoint_seconds=1e9)
+        pixels, targets = victim.pixels[:images], victim.targets[:images]
         checkpoint = self.folder / "checkpoint"
         with torch.random.fork_rng(devices=[]):
             fit(module, loss, pixels, targets, short, 0, checkpoint, "short", "short")
@@ -221,6 +233,12 @@ def ready(victim: Victim, fit_briefly: Fitting) -> Any:
             if method.traits.fit is not None:
                 method.fit_on([victim.classifier], FITTED_ON)
                 fit_briefly(method.train(), method.fit_loss, method.recipe, victim)
+                pixels, targets = victim.pixels[:FITTED_ON], victim.targets[:FITTED_ON]
+                phase = method.next_phase(pixels, targets)
+                if phase is not None:
+                    data = replace(victim, pixels=phase.inputs, targets=phase.labels)
+                    part, rows = phase.part.train(), len(phase.inputs)
+                    fit_briefly(part, phase.loss, phase.recipe, data, RESTORING_EPOCHS, rows)
             made[component.name] = frozen(method)
         return made[component.name]
 

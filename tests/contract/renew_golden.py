@@ -158,10 +158,14 @@ def method_output(name: str, parameters: dict[str, Any]) -> Tensor:
     if method.traits.fit is not None:
         method.fit_on([net], len(images))
         loss = method.train().fit_loss(images, labels, indices, SEED)
-        gradients = torch.autograd.grad(loss, list(method.parameters()))
+        gradients = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad])
         made += [flat(loss), torch.stack([gradient.norm() for gradient in gradients])]
     frozen(method)
-    return torch.cat([method.purify(images, SEED, indices).flatten(), *made])
+    purified = method.purify(images, SEED, indices)
+    network = method.equipped(net)
+    if network is not net:
+        made.append(network(purified).flatten())
+    return torch.cat([purified.flatten(), *made])
 
 
 def classifier_output(name: str, parameters: dict[str, Any]) -> Tensor:

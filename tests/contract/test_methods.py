@@ -21,13 +21,14 @@ from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
 CHANCE = 0.1
 ALTERNATIVES = {
+    "comdefend": (("soap_resnet", {"width": 4}, {}, {"test_sigma": 1}),),
     "soap": (
-        ("soap_cae", {"width": 4, "units": 8}, {"task": "reconstruction"}),
-        ("soap_resnet", {"width": 4}, {"task": "rotation"}),
+        ("soap_cae", {"width": 4, "units": 8}, {"task": "reconstruction"}, {}),
+        ("soap_resnet", {"width": 4}, {"task": "rotation"}, {}),
     ),
 }
-"""For a method whose ``random`` is a condition: classifiers, their sizes, and the parameters that
-method and classifier share."""
+"""For a method whose ``random`` is a condition: classifiers, their sizes, the parameters that both
+share, and the method's own."""
 
 
 def test_images_are_images(method, ready, victim):
@@ -55,11 +56,11 @@ def variants(method, ready, victim):
     bound to an untrained classifier that has what it needs."""
     made = [ready(method)]
     shape = victim.classifier.shape
-    for classifier, sizes, parameters in ALTERNATIVES.get(method.name, ()):
+    for classifier, sizes, parameters, own in ALTERNATIVES.get(method.name, ()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = registry.load("classifier", classifier)(shape, 10, **sizes, **parameters)
-            other = method.make(**parameters)
+            other = method.make(**parameters, **own)
         other.bind(frozen(network), shape)
         made.append(frozen(other))
     condition = method.cls.traits.random
@@ -105,6 +106,14 @@ def test_batches_and_batch_mates_do_not_matter(method, ready, victim):
 def test_clean_accuracy_stays_above_chance(method, ready, victim):
     purified = ready(method).purify(victim.images, 1, victim.indices)
     assert victim.accuracy(purified) > 3 * CHANCE
+    logits = ready(method).equipped(victim.classifier)(purified)
+    assert (logits.argmax(1) == victim.labels).float().mean() > 3 * CHANCE
+
+
+def test_restores_exactly_where_it_changes_the_classifier(method, ready, victim):
+    made = ready(method)
+    restores = method.description.traits.is_restoring(vars(made))
+    assert restores is (made.equipped(victim.classifier) is not victim.classifier)
 
 
 def test_works_where_gradients_are_switched_off(method, ready, victim):
@@ -123,7 +132,7 @@ def test_can_be_attacked(method, ready, victim):
     (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
     assert torch.isfinite(gradient).all() and gradient.flatten(1).norm(dim=1).min() > 0
     purified = ready(method).purify(victim.images, 1, victim.indices)
-    assert torch.equal(logits, victim.classifier(purified))
+    assert torch.equal(logits, ready(method).equipped(victim.classifier)(purified))
 
 
 def test_saved_and_loaded_purifies_the_same(method, ready, victim, tmp_path):
@@ -162,7 +171,8 @@ def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
         loss = made.fit_loss(victim.images, victim.labels, victim.indices, 0)
         assert loss.dim() == 0 and torch.isfinite(loss)
         loss.backward()
-        assert all(p.grad is not None for p in made.parameters())
+        trained = [p for p in made.parameters() if p.requires_grad]  # others: in a second phase
+        assert trained and all(p.grad is not None for p in trained)
     frozen(made).purify(victim.images, 1, victim.indices)
     assert not victim.classifier.training
     assert all(p.grad is None and not p.requires_grad for p in victim.classifier.parameters())

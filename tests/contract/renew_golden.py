@@ -111,9 +111,21 @@ class Net(Classifier):
         return 0.5 - images
 
 
-def problem(count: int, side: int) -> tuple[Net, Tensor, Tensor, Tensor]:
+class Ended(Net):
+    """The same with a linear layer in single precision as its end, for restorers of embeddings."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__(shape)
+        self.last = nn.Linear(CLASSES, CLASSES)
+        fill(self.last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(super().forward(images))
+
+
+def problem(count: int, side: int, kind: type[Net] = Net) -> tuple[Net, Tensor, Tensor, Tensor]:
     """A network, images (count, 1, side, side) from dark to bright, its own labels, and indices."""
-    net = Net((1, side, side))
+    net = kind((1, side, side))
     frozen(net)
     brightness = torch.linspace(0.2, 0.7, count, dtype=torch.float64).view(-1, 1, 1, 1)
     images = (0.1 + 0.2 * numbers(count, 1, side, side) + brightness).float()
@@ -148,7 +160,8 @@ def attack_output(name: str, parameters: dict[str, Any]) -> Tensor:
 
 
 def method_output(name: str, parameters: dict[str, Any]) -> Tensor:
-    net, images, labels, indices = problem(4, 6)
+    restores = registry.describe("method", name).traits.restores
+    net, images, labels, indices = problem(4, 6, Ended if restores else Net)
     torch.manual_seed(SEED)
     method: Method = construct("method", name, parameters)
     method.bind(net, net.shape)

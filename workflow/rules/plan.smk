@@ -11,8 +11,10 @@ SCALE = config.get("scale", "smoke")
 ROOT = Path(workflow.basedir)
 BATCHES = "results/runs/batches"
 if Path.cwd().resolve() != ROOT.resolve():  # paths are relative to the repository
-    sys.exit(f"error: {Path.cwd()}: is not the repository: start Snakemake in {ROOT}, or with "
-             f"--directory {ROOT}")
+    sys.exit(
+        f"error: {Path.cwd()}: is not the repository: start Snakemake in {ROOT}, or with "
+        f"--directory {ROOT}"
+    )
 remove_stale_lock(Path.cwd())
 PROGRAMS = shlex.quote(str(Path(sys.executable).parent))  # this environment's python first
 shell.prefix(f"export PATH={PROGRAMS}:$PATH; ")

@@ -95,10 +95,14 @@ class AdvAe(FittedAutoencoder):
         if by_batch and not self.reconstruction_weight:  # else the reconstruction updates them
             with torch.no_grad():
                 self.autoencoder(images)
-        classify = self._classified_by_batch if by_batch else self._classified
-        for number in range(len(targets)):
-            attack_seed = derive_seed(seed, number)
-            logits = classify(number, images, labels, indices, attack_seed, share)
+        for number, target in enumerate(targets):
+            batch = (images, labels, indices, derive_seed(seed, number), share)
+            if by_batch:
+                logits = self._by_batch(self._classifiers[number], *batch)
+            else:
+                with frozen_meanwhile(self):
+                    adversarial = self.attack(Defence(target, [self]), *batch)
+                logits = target(self.autoencoder(adversarial))
             loss = loss + functional.cross_entropy(logits, labels)
         if self.reconstruction_weight:
             reconstruction_loss = functional.binary_cross_entropy_with_logits(
@@ -107,33 +111,14 @@ class AdvAe(FittedAutoencoder):
             loss = loss + len(targets) * self.reconstruction_weight * reconstruction_loss
         return loss
 
-    def _classified(
-        self,
-        number: int,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        seed: int,
-        share: float,
-    ) -> Tensor:
-        """Logits of adversarial images against one classifier, made in evaluation mode."""
-        target = self.targets()[number]
-        with frozen_meanwhile(self):
-            defence = Defence(target, [self])
-            adversarial = self.attack(defence, images, labels, indices, seed, share)
-        return target(self.autoencoder(adversarial))
+    def _by_batch(self, classifier: nn.Module, *batch: Any) -> Tensor:
+        """Logits of adversarial images, made and classified with the statistics of the batch.
 
-    def _classified_by_batch(
-        self,
-        number: int,
-        images: Tensor,
-        labels: Tensor,
-        indices: Tensor,
-        seed: int,
-        share: float,
-    ) -> Tensor:
-        """The same with the statistics of the batch; no running statistics are updated."""
-        classifier = self._classifiers[number]
+        No running statistics are updated.
+
+        Args:
+            batch: what :meth:`attack` takes after the model.
+        """
         with attack_mode(self.autoencoder, "train"), attack_mode(classifier, "train"):
             for part in classifier.modules():
                 if isinstance(part, nn.Dropout):
@@ -143,7 +128,7 @@ class AdvAe(FittedAutoencoder):
                 logits: Tensor = classifier(self.autoencoder(inputs))
                 return logits
 
-            return model(self.attack(model, images, labels, indices, seed, share))
+            return model(self.attack(model, *batch))
 
     def _share(self) -> float:
         """Fraction of eps that the attack may use in this batch."""

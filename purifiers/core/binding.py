@@ -22,6 +22,7 @@ GUARDED = (
     "detector_logit",
     "detected",
     "score",
+    "equipped",
 )
 """Functions of a method that use the parts built by ``bind``."""
 

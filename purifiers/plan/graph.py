@@ -31,7 +31,7 @@ class Run:
 
     id: str
     spec: Spec = field(hash=False)
-    inputs: tuple[Run, ...] = field(hash=False)
+    inputs: tuple[Run, ...] = field(hash=False, repr=False)  # its text would grow exponentially
     job_group: str
     cost: Cost = field(hash=False)
     size_bytes: int

@@ -38,6 +38,9 @@ class Plan:
     runs: dict[str, Run]
     batches: dict[str, Batch]
 
+    def __repr__(self) -> str:
+        return f"Plan({self.scale.name}: {len(self.documents)} documents, {len(self.runs)} runs)"
+
     @property
     def runs_root(self) -> Path:
         """Folder of the runs."""

@@ -330,3 +330,10 @@ def test_a_data_set_may_have_seeds_of_its_own(root: Path) -> None:
     assert seeds["svhn"] == (0,) and seeds["cifar10"] == (4, 7)
     of_cell = next(c for c in plan.documents["aid/table_3"].cells if c.dataset == "cifar10")
     assert len(set(of_cell.scores)) == 2
+
+
+def test_the_text_of_a_plan_and_of_a_run_is_short(plans) -> None:
+    """Inputs of inputs would be printed once per path to them, which filled the memory."""
+    plan = plans["paper"]
+    assert len(repr(plan)) < 200
+    assert max(len(repr(run)) for run in plan.runs.values()) < 20_000

@@ -10,6 +10,7 @@ import fcntl
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: [folder not in item.path.parents for folder in folders])
 
 
+def _heed_interrupts() -> None:
+    """Undo what a shell sets for commands in its background, which ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A copy of the workflow with declarations of its own; the package is this checkout's."""
@@ -58,6 +64,7 @@ class Workspace:
             cwd=self.path,
             env={**inherited, **environment},
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if arguments[0] == "snakemake" else subprocess.PIPE,
             text=True,

@@ -110,7 +110,7 @@ class Defence(nn.Module):
     @property
     def capturable(self) -> bool:
         """Whether each call runs the same kernels; purifiers may not."""
-        return getattr(self.classifier, "capturable", False) and not self.methods
+        return getattr(self.network, "capturable", False) and not self.methods
 
     def purify(self, images: Tensor, indices: Sequence[int] | Tensor | None = None) -> Tensor:
         """Images after all purifiers, float32 (n, C, H, W) in [0, 1]."""

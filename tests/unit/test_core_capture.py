@@ -11,6 +11,7 @@ from purifiers.core import active, capture
 from purifiers.core.capture import Captured
 from purifiers.core.component import Method
 from purifiers.core.defence import Defence
+from purifiers.core.evaluation import attacked_defence
 from purifiers.core.prepare import Prepared
 
 
@@ -141,6 +142,15 @@ def test_only_traced_networks_without_purifiers_are_recorded(victim, on_device):
     for model in (victim.model, Defence(prepared, [DoesNothing()])):
         attack(model, victim.images[:4], victim.labels[:4])
         assert attack.step_path.startswith("eager: the model may")
+
+
+def test_the_defence_that_a_stage_attacks_is_recorded(victim, on_device):
+    """Its prepared network decides, not the classifier behind it."""
+    attack = purifiers.attack("bim", eps=0.1, step_size=0.02, steps=9)
+    defence = attacked_defence(victim.model, [], 0)
+    defence.chunk = None  # as on a device
+    attack(defence, victim.images[:4], victim.labels[:4])
+    assert attack.step_path == "captured"
 
 
 class DoesNothing(Method):

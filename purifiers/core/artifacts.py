@@ -62,14 +62,22 @@ def room_for(path: Path) -> Iterator[None]:
         ) from None
 
 
-def hold_lock(file: IO[Any]) -> None:
-    """Lock an open file exclusively until it is closed; wait while another process holds it.
+def hold_lock(file: IO[Any], wait: bool = True) -> bool:
+    """Lock an open file exclusively until it is closed.
+
+    Args:
+        wait: wait while another process holds the lock; else give up.
+
+    Returns:
+        Whether this process holds the lock.
 
     Raises:
         UserError: its file system has no locks, as some network file systems.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -78,6 +86,7 @@ def hold_lock(file: IO[Any]) -> None:
             "without which two processes would overwrite each other: mount it with locks (Lustre: "
             "-o flock) or move this folder to another file system"
         ) from None
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

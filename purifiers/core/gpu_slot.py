@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import time
 from pathlib import Path
 from typing import IO
+
+from purifiers.core.artifacts import hold_lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAIT = 1.0
@@ -26,6 +27,9 @@ def claim_gpu(folder: Path, wait: float = WAIT) -> IO[str] | None:
 
     Returns:
         The lock, which ends with the process or when it is closed; None if none was needed.
+
+    Raises:
+        UserError: the folder's file system has no locks.
     """
     names = visible_gpus()
     if len(names) < 2:
@@ -34,13 +38,10 @@ def claim_gpu(folder: Path, wait: float = WAIT) -> IO[str] | None:
     while True:
         for name in names:
             lock = (folder / f"gpu-{name}.lock").open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                continue
-            os.environ[VISIBLE] = name
-            return lock
+            if hold_lock(lock, wait=False):
+                os.environ[VISIBLE] = name
+                return lock
+            lock.close()
         time.sleep(wait)
 
 

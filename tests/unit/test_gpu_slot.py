@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from purifiers.core import artifacts
+from purifiers.core.errors import UserError
 from purifiers.core.gpu_slot import VISIBLE, claim_gpu, visible_gpus
 
 
@@ -26,6 +29,18 @@ def test_every_job_takes_a_free_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert third is not None and os.environ[VISIBLE] == "GPU-ab"
     for lock in (taken[0][1], third):
         lock.close()
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, as for the folder of a run."""
+
+    def refuse(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", refuse)
+    monkeypatch.setenv(VISIBLE, "0,1")
+    with pytest.raises(UserError, match="no file locks"):
+        claim_gpu(tmp_path)
 
 
 @pytest.mark.parametrize("visible", ["", "2"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -12,26 +11,17 @@ from torch import Tensor
 
 from purifiers.report.attack_timing import SUITE
 from purifiers.timing import settings
-from purifiers.timing.rounds import clock, machine
+from purifiers.timing.rounds import Alternated, machine
 
 
 def measured(
     rows: dict[str, Callable[[], Tensor]], device: str, benchmark: Any, pytestconfig: pytest.Config
 ) -> dict[str, list[float]]:
     """Seconds of each row in each round, in reverse order every other round."""
-    now = clock(device)
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
-    turns = itertools.cycle([list(rows), list(reversed(rows))])
-
-    def one_round() -> None:
-        for row in next(turns):
-            start = now()
-            rows[row]()
-            seconds[row].append(now() - start)
-
+    one_round = Alternated(rows, device)
     rounds = pytestconfig.getoption("--rounds") or settings.ROUNDS
     benchmark.pedantic(one_round, rounds=rounds, iterations=1)
-    return seconds
+    return one_round.seconds
 
 
 def judge(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +39,7 @@ from purifiers.datasets.mnist import Mnist
 from purifiers.methods.adv_ae import AdvAe
 from purifiers.report.attack_timing import SUITE
 from purifiers.timing.plain_training import Case, PlainAutoencoder, plain_loss
-from purifiers.timing.rounds import clock, has_bfloat16, machine
+from purifiers.timing.rounds import Alternated, has_bfloat16, machine
 from purifiers.training.natural import Natural
 
 SHAPE = (1, 28, 28)
@@ -141,20 +140,15 @@ def test_adv_ae(
         rows.append(LOW)
     if device == "cuda":
         rows.append(COMPILED)
-    now = clock(device)
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
     outcomes: dict[str, tuple[nn.Module, list[float]]] = {}
-    turns = itertools.cycle([rows, rows[::-1]])
 
-    def one_round() -> None:
-        for row in next(turns):
-            start = now()
-            outcome = run(row)
-            seconds[row].append(now() - start)
-            outcomes.setdefault(row, outcome)
+    def kept(row: str) -> None:
+        outcomes.setdefault(row, run(row))
 
+    one_round = Alternated({row: functools.partial(kept, row) for row in rows}, device)
     count = pytestconfig.getoption("--rounds") or ROUNDS
     benchmark.pedantic(one_round, rounds=count, iterations=1)
+    seconds = one_round.seconds
 
     accuracies = {row: robust_accuracy(outcomes[row][0], still, case, device) for row in rows}
     times = {row: statistics.median(taken) for row, taken in seconds.items()}

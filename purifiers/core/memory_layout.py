@@ -25,7 +25,7 @@ def runs_channels_last(network: nn.Module, images: Tensor) -> bool:
     """
     images = images[:_PROBED].detach().clone(memory_format=torch.channels_last)
     try:
-        with evaluation(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluation(network), torch.random.fork_rng(devices=[]):
             network(images)
     except RuntimeError:  # PyTorch's for a view of incompatible strides
         return False

@@ -94,19 +94,17 @@ def attack_mode(network: nn.Module, mode: str) -> Iterator[None]:
     counts = [
         None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms
     ]
-    modes = [(module, module.training) for module in network.modules()]
-    network.train(mode == "train")
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum = momentum
-            if count is not None and norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(count)
+    with _modes_kept(network):
+        network.train(mode == "train")
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+                norm.momentum = momentum
+                if count is not None and norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.copy_(count)
 
 
 @contextlib.contextmanager

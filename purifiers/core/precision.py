@@ -55,18 +55,18 @@ def computing(precision: str | None, device: torch.device | str) -> Iterator[Non
     if precision is None and _declared.get() is not None:
         yield
         return
-    chosen = check_choice("precision", precision or "float32", PRECISIONS)
-    token = _declared.set(chosen)
+    effective = check_choice("precision", precision or "float32", PRECISIONS)
+    token = _declared.set(effective)
     # casts of weights are not cached: one that is made while gradients are disabled would be
     # reused where they are needed
     autocast = torch.autocast(
         torch.device(device).type,
         torch.bfloat16,
-        enabled=chosen == "bfloat16",
+        enabled=effective == "bfloat16",
         cache_enabled=False,
     )
     try:
-        with rounding(chosen), autocast:
+        with rounding(effective), autocast:
             yield
     finally:
         _declared.reset(token)

@@ -51,13 +51,13 @@ class TrainingImages:
         Args:
             rows: int64 (n,), on the CPU.
         """
-        there = rows.to(self._device, non_blocking=True)
+        device_rows = rows.to(self._device, non_blocking=True)
         if self._resident is None:
-            return to_float(self._pixels[rows.numpy()], self._device), self._labels[there]
-        images = self._resident[there]
+            return to_float(self._pixels[rows.numpy()], self._device), self._labels[device_rows]
+        images = self._resident[device_rows]
         if images.dtype == torch.uint8:
             images = images.float().div_(255.0)
-        return images, self._labels[there]
+        return images, self._labels[device_rows]
 
 
 def _fits(pixels: Pixels, device: str) -> bool:

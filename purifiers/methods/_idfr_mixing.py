@@ -26,8 +26,8 @@ class Mixing:
         counts = torch.bincount(side, minlength=2 * int(labels.max()) + 2)
         starts = counts.cumsum(0) - counts
         other = side ^ 1
-        chosen = torch.where(counts[other] > 0, other, side)
-        self._start, self._count = starts[chosen], counts[chosen]
+        partner_side = torch.where(counts[other] > 0, other, side)
+        self._start, self._count = starts[partner_side], counts[partner_side]
 
     def partners(self, rows: Tensor, draws: Tensor) -> Tensor:
         """Rows of the partners, int64 (n,).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -36,6 +38,41 @@ def check_strength(name: str, strength: float) -> None:
     """
     if strength == 0.0:
         raise UserError(f"{name} is 0: choose a number above 0, such as 4/255")
+
+
+def squeezers(
+    owner: str,
+    bits: int | None,
+    median_side: int,
+    nlm_search: int | None,
+    nlm_patch: int,
+    nlm_strength: float,
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield the squeezers that the parameters ask for, in this order.
+
+    Args:
+        owner: name of the component, for error messages of windows that are too large.
+        bits: see :func:`reduce_bits`; None: left out.
+        median_side: see :func:`median`; 1: left out.
+        nlm_search, nlm_patch, nlm_strength: see :func:`non_local_means`; ``nlm_search`` None: left
+            out.
+    """
+    if bits is not None:
+        yield lambda images: reduce_bits(images, bits)
+    if median_side > 1:
+
+        def filtered(images: Tensor) -> Tensor:
+            check_window(f"{owner}: median", median_side, images)
+            return median(images, median_side)
+
+        yield filtered
+    if nlm_search is not None:
+
+        def averaged(images: Tensor) -> Tensor:
+            check_window(f"{owner}: nlm_search", nlm_search, images)
+            return non_local_means(images, nlm_search, nlm_patch, nlm_strength)
+
+        yield averaged
 
 
 def reduce_bits(images: Tensor, bits: int) -> Tensor:

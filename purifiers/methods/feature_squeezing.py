@@ -10,13 +10,7 @@ from purifiers.core.component import Method
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Bits, Count, Odd
 from purifiers.core.traits import Images, MethodTraits
-from purifiers.methods._squeezers import (
-    check_strength,
-    check_window,
-    median,
-    non_local_means,
-    reduce_bits,
-)
+from purifiers.methods._squeezers import check_strength, squeezers
 
 
 class FeatureSqueezing(Method):
@@ -67,12 +61,7 @@ class FeatureSqueezing(Method):
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
         """Squeezed images; the same for every seed."""
-        if self.bits is not None:
-            images = reduce_bits(images, self.bits)
-        if self.median > 1:
-            check_window("feature_squeezing: median", self.median, images)
-            images = median(images, self.median)
-        if self.nlm_search is not None:
-            check_window("feature_squeezing: nlm_search", self.nlm_search, images)
-            images = non_local_means(images, self.nlm_search, self.nlm_patch, self.nlm_strength)
+        windows = (self.median, self.nlm_search, self.nlm_patch)
+        for squeeze in squeezers("feature_squeezing", self.bits, *windows, self.nlm_strength):
+            images = squeeze(images)
         return images

@@ -15,13 +15,7 @@ from purifiers.core.numbers import Length
 from purifiers.core.ranges import Bits, Count, Odd, Share
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, Images, MethodTraits
-from purifiers.methods._squeezers import (
-    check_strength,
-    check_window,
-    median,
-    non_local_means,
-    reduce_bits,
-)
+from purifiers.methods._squeezers import check_strength, squeezers
 
 
 class FeatureSqueezingDetector(Method):
@@ -118,17 +112,10 @@ class FeatureSqueezingDetector(Method):
 
     def squeezed(self, images: Tensor) -> list[Tensor]:
         """The images after each squeezer alone, each (n, C, H, W)."""
-        results = []
-        if self.bits is not None:
-            results.append(reduce_bits(images, self.bits))
-        if self.median > 1:
-            check_window("feature_squeezing_detector: median", self.median, images)
-            results.append(median(images, self.median))
-        if self.nlm_search is not None:
-            check_window("feature_squeezing_detector: nlm_search", self.nlm_search, images)
-            windows = (self.nlm_search, self.nlm_patch)
-            results.append(non_local_means(images, *windows, self.nlm_strength))
-        return results
+        owner = "feature_squeezing_detector"
+        windows = (self.median, self.nlm_search, self.nlm_patch)
+        each = squeezers(owner, self.bits, *windows, self.nlm_strength)
+        return [squeeze(images) for squeeze in each]
 
     def distances(self, images: Tensor) -> Tensor:
         """Largest L1 distance between the predictions of each image and its squeezed ones, (n,).

@@ -142,8 +142,8 @@ class Throughput:
             UserError: nothing is measured on the device.
         """
         for candidate in MEASURED_AS[precision]:
-            if (found := self._measured(network, device, candidate, batch)) is not None:
-                return Estimate(found)
+            if (seconds := self._measured(network, device, candidate, batch)) is not None:
+                return Estimate(seconds)
         references = [
             (self._distance(network, other), rank, other, seconds)
             for rank, candidate in enumerate(MEASURED_AS[precision])
@@ -155,10 +155,10 @@ class Throughput:
             best = min(references, key=lambda row: (row[0][0], row[1], row[0][1]))
             _, _, nearest, seconds = best
             return Estimate(seconds * self.macs[network] / max(self.macs[nearest], 1), nearest)
-        known = ", ".join(self.devices()) or "none"
+        devices = ", ".join(self.devices()) or "none"
         raise UserError(
-            f"workflow/throughput.yaml: no network is measured on {device!r} (measured: {known}); "
-            "choose one of these, or run python -m purifiers measure there"
+            f"workflow/throughput.yaml: no network is measured on {device!r} (measured: "
+            f"{devices}); choose one of these, or run python -m purifiers measure there"
         )
 
     def _measured(

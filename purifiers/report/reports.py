@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from purifiers.core.artifacts import RunFolder, write_text
+from purifiers.core.artifacts import Record, RunFolder, write_text
 from purifiers.core.spec import DatasetSpec
 from purifiers.plan.cells import Cell, Document, Flag
 from purifiers.plan.graph import Run, with_ancestors
@@ -80,25 +80,27 @@ def write_reports(root: Path, scale: str, names: Sequence[str]) -> None:
 
 def _data_notes(plan: Plan) -> dict[str, str]:
     """Notes on the images in the records of the prepared data sets, by data set."""
-    notes: dict[str, str] = {}
-    for run in plan.runs.values():
-        folder = RunFolder(plan.runs_root, run.stage, run.id)
-        if run.stage == "dataset" and folder.complete():
-            record = folder.record(verify=False)
-            notes[record.spec_as(DatasetSpec).dataset.component] = record.summary["note"]
-    return notes
+    return {
+        record.spec_as(DatasetSpec).dataset.component: record.summary["note"]
+        for _, record in _finished(plan, "dataset")
+    }
 
 
 def _training_notes(plan: Plan) -> dict[str, str]:
     """Notes in the records of the trained classifiers, by run."""
-    notes: dict[str, str] = {}
+    return {
+        name: f"{name}: {note}"
+        for name, record in _finished(plan, "classifier")
+        if (note := record.summary.get("note"))
+    }
+
+
+def _finished(plan: Plan, stage: str) -> Iterator[tuple[str, Record]]:
+    """Id and record of each finished run of a stage."""
     for run in plan.runs.values():
         folder = RunFolder(plan.runs_root, run.stage, run.id)
-        if run.stage == "classifier" and folder.complete():
-            note = folder.record(verify=False).summary.get("note")
-            if note:
-                notes[run.id] = f"{run.id}: {note}"
-    return notes
+        if run.stage == stage and folder.complete():
+            yield run.id, folder.record(verify=False)
 
 
 def _flagged(

@@ -115,8 +115,8 @@ class Context:
     def digits(self, count: int = 0) -> tuple[Tensor, Tensor]:
         """The first test images, float32 (n, 1, 16, 16), and labels, on the CPU."""
         pixels, labels = Digits().load("test", Path())
-        chosen = slice(count or self.size.images)
-        return to_float(pixels[chosen]), torch.from_numpy(labels[chosen])
+        first = slice(count or self.size.images)
+        return to_float(pixels[first]), torch.from_numpy(labels[first])
 
     def correct(self, images: Tensor, labels: Tensor) -> int:
         """Number of images that the classifier classifies correctly, on the CPU in float32."""

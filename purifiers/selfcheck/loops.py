@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
@@ -23,7 +22,7 @@ from purifiers.selfcheck.checks import Check, Outcome, passed_if
 from purifiers.selfcheck.context import CLASSES, SHAPE, Context
 from purifiers.timing.plain_purification import beginnings, plain, repeated, sequential
 from purifiers.timing.plain_training import Case, PlainAutoencoder, plain_loss
-from purifiers.timing.rounds import clock, machine
+from purifiers.timing.rounds import Alternated, machine
 
 PLAIN = "plain loop"
 LIMIT = 1.05
@@ -50,15 +49,12 @@ def _loop(
     context: Context, name: str, rows_of: Callable[[Context], tuple[str, int, Rows]]
 ) -> Outcome:
     task, count, rows = rows_of(context)
-    now = clock(context.device)
-    seconds: dict[str, list[float]] = {row: [] for row in rows}
     for run in rows.values():
         run()  # warms up
-    turns = itertools.cycle([list(rows), list(reversed(rows))])
-    for row in itertools.chain.from_iterable(next(turns) for _ in range(context.size.rounds)):
-        start = now()
-        rows[row]()
-        seconds[row].append(now() - start)
+    one_round = Alternated(rows, context.device)
+    for _ in range(context.size.rounds):
+        one_round()
+    seconds = one_round.seconds
     key = "purifier" if task == "purification" else "method"
     entry = {key: name, "case": "selfcheck", "n_images": count, "seconds": seconds}
     context.measured.setdefault("loops", []).append({**machine(context.device), **entry})

@@ -53,16 +53,16 @@ def _strength(context: Context, victim: str, name: str, precision: str) -> Outco
         return Outcome(SKIP, subject)
     network, images, labels, eps, rate = subject
     parameters = {"steps": context.size.steps, **ATTACKS[name]}
-    known = registry.describe("attack", name).parameters
+    accepted = registry.describe("attack", name).parameters
     for key, value in {"eps": eps, "step_size": eps / 4, "learning_rate": rate}.items():
-        if key in known and key not in parameters:
+        if key in accepted and key not in parameters:
             parameters[key] = value
     attack = build(registry.load("attack", name), **parameters)
 
     def left_in(variant: str) -> int:
         with _ambient_tf32() if variant == AMBIENT else contextlib.nullcontext():
-            chosen = None if variant == AMBIENT else variant
-            adversarial = attack(Prepared(network), images, labels, 1, precision=chosen)
+            declared = None if variant == AMBIENT else variant
+            adversarial = attack(Prepared(network), images, labels, 1, precision=declared)
         return unbroken(network, adversarial, labels)
 
     in_float32 = context.remembered(("strength", victim, name), lambda: left_in("float32"))
@@ -104,10 +104,10 @@ def _subject(context: Context, victim: str) -> tuple[nn.Module, Tensor, Tensor, 
         images, labels = context.digits()
         network = context.on(context.device)
         return network, images.to(context.device), labels.to(context.device), EPS, 0.1
-    found = victim_of(context, victim)
-    if isinstance(found, str):
-        return found
-    return found.frozen(), found.images, found.labels, found.eps, found.cw_rate
+    loaded = victim_of(context, victim)
+    if isinstance(loaded, str):
+        return loaded
+    return loaded.frozen(), loaded.images, loaded.labels, loaded.eps, loaded.cw_rate
 
 
 def victim_of(context: Context, name: str) -> victims.Victim | str:

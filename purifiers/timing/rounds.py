@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,25 @@ def has_bfloat16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return "avx512_bf16" in processor().split()
+
+
+class Alternated:
+    """One round per call: every row once, in reverse order every other time.
+
+    Attributes:
+        seconds: row to its time in each round.
+    """
+
+    def __init__(self, rows: Mapping[str, Callable[[], Any]], device: str) -> None:
+        self.seconds: dict[str, list[float]] = {row: [] for row in rows}
+        self._rows, self._clock = rows, clock(device)
+        self._turns = itertools.cycle([list(rows), list(reversed(list(rows)))])
+
+    def __call__(self) -> None:
+        for row in next(self._turns):
+            start = self._clock()
+            self._rows[row]()
+            self.seconds[row].append(self._clock() - start)
 
 
 class Rounds:

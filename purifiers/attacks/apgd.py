@@ -39,8 +39,9 @@ class Apgd(Attack):
     Args:
         eps: L-infinity radius on the [0, 1] scale.
         steps: steps per run; a run computes one gradient more.
-        loss: ``"ce"`` (cross entropy), or the difference of logits ratio of section 4, ``"dlr"`` or
-            ``"dlr_targeted"``.
+        loss: ``"ce"`` (cross entropy), ``"cw"`` (difference between the largest wrong logit and the
+            true one; Carlini & Wagner 2017; APGD-CW of Croce et al. 2022), or the difference of
+            logits ratio of section 4, ``"dlr"`` or ``"dlr_targeted"``.
         targets: number of target classes of ``"dlr_targeted"``, likeliest first, at most all but
             the true one; 1 with the other losses.
         restarts: runs (per target class), each from a new random start.
@@ -298,6 +299,11 @@ def ce(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
     return cross_entropy(logits, labels)
 
 
+def cw(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
+    """Difference of logits (n,): max_{i != y} z_i - z_y."""
+    return -margin(logits, labels)
+
+
 def dlr(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
     """Difference of logits ratio (n,): -(z_y - max_{i != y} z_i) / (z_1st - z_3rd)."""
     first, _, third = logits.topk(3, dim=1).values.unbind(dim=1)
@@ -312,4 +318,4 @@ def dlr_targeted(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
 
 
 # loss to its function and the smallest number of classes
-LOSSES = {"ce": (ce, 2), "dlr": (dlr, 3), "dlr_targeted": (dlr_targeted, 4)}
+LOSSES = {"ce": (ce, 2), "cw": (cw, 2), "dlr": (dlr, 3), "dlr_targeted": (dlr_targeted, 4)}

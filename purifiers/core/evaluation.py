@@ -86,7 +86,7 @@ def purified(method: Method, images: Tensor, seed: int, indices: Tensor, draw: i
 
     Args:
         seed: random seed of the run.
-        draw: number of the defender's random draw; tables score draw 0.
+        draw: number of the defender's random draw; a single draw is draw 0.
 
     Raises:
         UserError: the method's output is not finite, or leaves [0, 1].
@@ -118,12 +118,20 @@ def scored(classifier: Callable[[Tensor], Any], images: Tensor, clean: Tensor) -
     Raises:
         RuntimeError: the logits are not finite.
     """
-    prediction = predicted(classifier, images)
-    return Scored(prediction, *distances(images.cpu(), clean.cpu()))
+    return Scored(predicted(classifier, images), *distances(images.cpu(), clean.cpu()))
 
 
 def predicted(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Predictions (n,) on the CPU, without gradients.
+
+    Raises:
+        RuntimeError: the logits are not finite.
+    """
+    return finite_logits(classifier, images).argmax(1).cpu()
+
+
+def finite_logits(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    """Logits (n, classes), without gradients.
 
     Raises:
         RuntimeError: the logits are not finite.
@@ -133,7 +141,7 @@ def predicted(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
         logits = as_logits(classifier(images.clone()), classifier)
     if not torch.isfinite(logits).all():
         raise RuntimeError("the classifier gave logits that are not finite")
-    return logits.argmax(1).cpu()
+    return logits
 
 
 def distances(images: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

@@ -277,6 +277,24 @@ class PurifySpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictSpec(Spec):
+    """Classify a set of images behind several random draws of a defence."""
+
+    stage: ClassVar[str] = "predict"
+    images: ImagesSpec
+    classifier: str  # run
+    methods: tuple[MethodSpec, ...]  # first to last
+    first_draw: int
+    draws: int
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(*self.methods)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreSpec(Spec):
     """Classify a set of images."""
 
@@ -286,9 +304,13 @@ class ScoreSpec(Spec):
     attack: ComponentSpec | None  # the attack behind the images; None: clean
     detector: MethodSpec | None = None  # the method whose detected images count as its success
     restorers: tuple[MethodSpec, ...] = ()  # methods that restore the classifier's embedding
+    predictions: tuple[str, ...] = ()  # runs with the logits of several draws, in order
+    draws: int = 1  # the first draws, which give one prediction
+    combine_draws: str = ""  # see core/draws.py; empty: a single draw
 
     def upstream(self) -> Iterator[Upstream]:
         yield from _images(self.images)
+        yield from (("predict", run) for run in self.predictions)
         yield "classifier", self.classifier
         yield from _fits(self.detector, *self.restorers)
 
@@ -306,6 +328,23 @@ class InformationSpec(Spec):
     def upstream(self) -> Iterator[Upstream]:
         yield from _images(self.images)
         yield "classifier", self.classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSpec(Spec):
+    """Measure the norm of a method's score."""
+
+    stage: ClassVar[str] = "norm"
+    images: ImagesSpec
+    classifier: str  # run
+    method: MethodSpec
+    purified: bool  # by one step of the method
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(self.method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,7 +368,7 @@ SPECS: dict[str, type[Spec]] = {
     spec.stage: spec
     for spec in (
         *(DatasetSpec, ClassifierSpec, PurifierSpec, SubstituteSpec, AttackSpec, PurifySpec),
-        *(ScoreSpec, InformationSpec, TimeSpec),
+        *(PredictSpec, ScoreSpec, InformationSpec, NormSpec, TimeSpec),
     )
 }
 """Stage to its spec, in the order in which the stages depend on each other."""

@@ -7,6 +7,8 @@ from typing import Literal
 
 STAGE_OF = {
     "mutual_information": "information",
+    "score_norm": "norm",
+    "purified_score_norm": "norm",
     "seconds_per_image": "time",
     "seconds_per_image_batched": "time",
     "train_minutes": "time",
@@ -46,12 +48,13 @@ class Combine:
     """How a cell combines several runs into one number.
 
     Attributes:
-        how: ``worst`` for the lowest accuracy, ``mean`` for the mean.
+        how: ``worst`` for the lowest accuracy, ``worst_image`` for the share of images that no run
+            breaks, ``mean`` for the mean.
         over: the columns, attacks, or values of ``parameter`` that are combined.
         parameter: parameter of the attack; ``""`` where columns or attacks are combined.
     """
 
-    how: Literal["worst", "mean"]
+    how: Literal["worst", "worst_image", "mean"]
     over: tuple[str, ...]
     parameter: str = ""
 
@@ -125,6 +128,11 @@ class Cell:
         return self.combine is not None and self.combine.how == "mean"
 
     @property
+    def per_image(self) -> bool:
+        """Whether an image counts as correct only if every run classifies it correctly."""
+        return self.combine is not None and self.combine.how == "worst_image"
+
+    @property
     def attack_label(self) -> str:
         """Name of the attack, or of the attacks that are combined."""
         if self.combine is None:
@@ -132,7 +140,8 @@ class Cell:
         listed = ", ".join(self.combine.over)
         if self.combine.parameter:
             return f"{self.attack}, {self.combine.how} over {self.combine.parameter} {listed}"
-        return f"{self.combine.how} of {listed}"
+        how = {"worst_image": "worst case per image"}.get(self.combine.how, self.combine.how)
+        return f"{how} of {listed}"
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,33 @@ from purifiers.core.spec import ScoreSpec
 from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.graph import Graph, Run
+from purifiers.plan.limits import limited_document
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
 from purifiers.plan.score_runs import MEASURED
 from purifiers.plan.threats import CellMethod, CellParts, attacked_methods, check_threat, eot
 
-COMBINED = ("worst_of", "worst_over", "mean_of", "mean_over")
-"""Keys that declare a cell as the lowest value or the mean of several."""
+COMBINED = ("worst_of", "worst_over", "worst_image_of", "mean_of", "mean_over")
+"""Keys that declare a cell as the lowest value, the worst case per image or the mean of several."""
 METRICS = ("accuracy", "mean_l2", "mean_linf", *STAGE_OF)
 """Implemented metrics; the first is the default."""
+_DRAWS = {
+    "logits": "prediction: mean of the logits of {draws} random draws",
+    "softmax": "prediction: mean of the probabilities of {draws} random draws",
+    "argmax": "prediction: majority of {draws} random draws",
+    "any": "an image counts as correct if all of {draws} random draws classify it correctly",
+}
+"""Remark of a table on cells with several random draws, by ``combine_draws``."""
+_HOW: dict[str, Literal["worst", "worst_image", "mean"]] = {
+    "worst_of": "worst",
+    "worst_over": "worst",
+    "worst_image_of": "worst_image",
+    "mean_of": "mean",
+}
 SUPPORTED = frozenset(
     "dataset classifier training methods attack threat_model gradient metric unit "  # noqa: SIM905
-    "eot source auxiliary detector fit_classifiers attacked_methods override quoted flags".split()
+    "eot source auxiliary detector fit_classifiers attacked_methods override draws combine_draws "
+    "quoted flags".split()
 )
 """Keys of a cell that are implemented, beside those of ``COMBINED``."""
 
@@ -42,7 +57,7 @@ class Expander:
 
     def document(self, paper: Paper, stem: str) -> Document:
         """Expand one table or figure into its cells, and add their runs to the graph."""
-        content = paper.documents[stem]
+        content = limited_document(paper.documents[stem], self.scale.setting("limits", {}))
         where = f"benchmarks/{paper.id}/{stem}.yaml"
         cells: list[Cell] = []
         for block in blocks_of(content):
@@ -88,8 +103,6 @@ class Expander:
             flags.append(Flag("doubt", doubt))
         if content.get("status", "measured") != "measured":
             state = "configuration"
-        elif declared.get("quoted"):
-            state = "quoted"
         else:
             try:
                 parts = _parts(declared, base, block, where)
@@ -97,6 +110,11 @@ class Expander:
                 flags += _remarks(self._runs(scores)) if used else []
             except NotImplementedHere as error:
                 state, reason = "not implemented", str(error)
+            if declared.get("quoted"):
+                if used is None:
+                    state, reason = "quoted", ""
+                else:
+                    flags.append(Flag("note", "the published value is quoted"))
             if state == "planned" and used is None:
                 state = "not run"
                 reason = f"{declared['dataset']} is not part of scale {self.scale.name}"
@@ -192,8 +210,9 @@ class Expander:
         if used is None:
             return None
         # no more images than the paper evaluated: some attacks take hours per image
-        limit = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
-        used = replace(used, test=min(used.test, limit))
+        published_n = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
+        at_most = self.scale.setting("limits", {}).get("images", {}).get(paper.id, used.test)
+        used = replace(used, test=min(used.test, published_n, at_most))
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])
@@ -301,8 +320,7 @@ def _combine(declared: dict[str, Any]) -> Combine | None:
             ((parameter, values),) = declared["mean_over"].items()
             return Combine("mean", tuple(map(str, values)), parameter)
         case key:
-            how: Literal["worst", "mean"] = "mean" if key == "mean_of" else "worst"
-            return Combine(how, tuple(declared[key]))
+            return Combine(_HOW[key], tuple(declared[key]))
 
 
 def _remarks(runs: Iterable[Run]) -> list[Flag]:
@@ -316,6 +334,8 @@ def _remarks(runs: Iterable[Run]) -> list[Flag]:
             texts.append(
                 f"images that {name} detects count as correct when attacked, as wrong when clean"
             )
+        if isinstance(spec, ScoreSpec) and spec.predictions:
+            texts.append(_DRAWS[spec.combine_draws].format(draws=spec.draws))
     return [Flag("remark", text) for text in dict.fromkeys(texts)]
 
 

@@ -1,4 +1,4 @@
-"""Plan the runs that measure a cell: accuracy, mutual information or time."""
+"""Plan the runs that measure a cell: accuracy, mutual information, score norm or time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from purifiers.core.spec import (
     ImagesSpec,
     InformationSpec,
     MethodSpec,
+    NormSpec,
+    PredictSpec,
     PurifySpec,
     ScoreSpec,
     TimeSpec,
     Timing,
 )
 from purifiers.plan.attack_runs import PlannedImages, attacked_images
-from purifiers.plan.cost import added, float_bytes, network_of, purify_cost, times
+from purifiers.plan.cost import added, float_bytes, network_of, own_network_key, purify_cost, times
 from purifiers.plan.fit_runs import Defended, defended, fitted_method, slug_of
 from purifiers.plan.graph import Graph, Run
 from purifiers.plan.resolve import Setting
+from purifiers.plan.threats import is_random
 
 ESTIMATOR_VERSION = 1
 """Raised when a change of :mod:`purifiers.core.information` changes its estimates."""
+
+DRAWS_PER_RUN = 5
+"""Draws that one run classifies, unless the scale limits cells to fewer: our choice. The tables of
+ADP combine 10 (Yoon et al. 2021)."""
 
 TIMING = Timing(images=8, batches=(8, 32, 128, 512), limit_seconds=600)
 """Default timing, which a scale's ``timing`` may change: the number of images timed one by one, the
@@ -40,7 +47,17 @@ def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
     """
     defence = defended(graph, setting, seed)
     attacked = attacked_images(graph, setting, defence, seed)
-    images, slug_parts = _purified_images(graph, setting, defence, attacked, seed)
+    draws = _draws(setting, defence)
+    predictions: tuple[str, ...] = ()
+    combine_draws = ""
+    if draws > 1:
+        images, slug_parts = attacked
+        predictions = _predictions(graph, setting, defence, attacked, seed, draws)
+        combine_draws = setting.cell.get("combine_draws", "softmax")
+        names = (method.component for method in defence.methods)
+        slug_parts = (*slug_parts, *names, f"{combine_draws}_of_{draws}")
+    else:
+        images, slug_parts = _purified_images(graph, setting, defence, attacked, seed)
     detector = None
     if "detector" in setting.cell:
         detector = fitted_method(graph, setting, setting.cell["detector"], seed)
@@ -51,16 +68,68 @@ def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
         assert isinstance(attack_spec, AttackSpec)
         attack = attack_spec.attack
     classifier = defence.classifier
-    restorers = tuple(method for method in defence.methods if _restores(method))
+    restorers = () if predictions else tuple(m for m in defence.methods if _restores(m))
     spec = ScoreSpec(
         images=images,
         classifier=classifier.id,
         attack=attack,
         detector=detector,
         restorers=restorers,
+        predictions=predictions,
+        draws=draws,
+        combine_draws=combine_draws,
     )
     cost = {network_of(classifier, setting.used): float(setting.used.test)}
     return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
+
+
+def _draws(setting: Setting, defence: Defended) -> int:
+    """Number of random draws that the cell's prediction combines; 1 if no method is random.
+
+    Raises:
+        UserError: several draws for a metric that a single purified image decides.
+    """
+    random = any(is_random(method) for method in defence.methods)
+    draws = int(setting.cell.get("draws", 1)) if random else 1
+    if draws > 1 and setting.cell.get("metric", "accuracy") != "accuracy":
+        raise UserError(
+            f"{setting.where}: metric {setting.cell['metric']} needs a single purified image, but "
+            f"the cell combines {draws} draws: set `draws: 1`"
+        )
+    return draws
+
+
+def _predictions(
+    graph: Graph,
+    setting: Setting,
+    defence: Defended,
+    attacked: PlannedImages,
+    seed: int,
+    draws: int,
+) -> tuple[str, ...]:
+    """Plan the runs that classify several draws, ``DRAWS_PER_RUN`` each; return their ids.
+
+    Cells with other numbers of draws share the runs.
+    """
+    classifier, used = defence.classifier, setting.used
+    per_run = min(DRAWS_PER_RUN, setting.scale.setting("limits", {}).get("draws", DRAWS_PER_RUN))
+    per_image = added(*(purify_cost(used, classifier, method) for method in defence.methods))
+    names = (method.component for method in defence.methods)
+    slug = slug_of(classifier, [*attacked.slug_parts, *names], seed)
+    cost = times(used.test * per_run, added(per_image, {network_of(classifier, used): 1.0}))
+    runs = []
+    for first in range(0, draws, per_run):
+        spec = PredictSpec(
+            images=attacked.images,
+            classifier=classifier.id,
+            methods=defence.methods,
+            first_draw=first,
+            draws=per_run,
+            seed=seed,
+        )
+        # an image has more pixels than 10 draws have logits
+        runs.append(graph.add(spec, slug, cost, classifier, float_bytes(used)).id)
+    return tuple(runs)
 
 
 def _restores(method: MethodSpec) -> bool:
@@ -91,6 +160,39 @@ def information_run(graph: Graph, setting: Setting, seed: int) -> Run:
     )
     cost = {network_of(classifier, setting.used): float(setting.used.test)}
     return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
+
+
+def norm_run(graph: Graph, setting: Setting, seed: int) -> Run:
+    """Plan the run that measures the score's norm at a cell's images.
+
+    Raises:
+        UserError: the cell does not have exactly one method, or the method has learned no score.
+    """
+    defence = defended(graph, setting, seed)
+    learned = [m for m in defence.methods if "score" in _provides(m)]
+    if len(defence.methods) != 1 or not learned:
+        raise UserError(
+            f"{setting.where}: metric {setting.cell['metric']} needs exactly one method, with a "
+            "learned score such as adp: correct `methods`"
+        )
+    (method,) = defence.methods
+    attacked = attacked_images(graph, setting, defence, seed)
+    classifier, used = defence.classifier, setting.used
+    purified = setting.cell["metric"] == "purified_score_norm"
+    spec = NormSpec(
+        images=attacked.images,
+        classifier=classifier.id,
+        method=method,
+        purified=purified,
+        seed=seed,
+    )
+    words = (*attacked.slug_parts, method.component, *(("purified",) if purified else ()))
+    cost = {own_network_key(method, used): used.test * (3.0 if purified else 1.0)}
+    return graph.add(spec, slug_of(classifier, words, seed), cost, classifier)
+
+
+def _provides(method: MethodSpec) -> tuple[str, ...]:
+    return registry.method_traits(method.component).provides
 
 
 def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
@@ -142,6 +244,7 @@ def _purified_images(
 MEASURED: dict[str, Callable[[Graph, Setting, int], Run]] = {
     "score": score_run,
     "information": information_run,
+    "norm": norm_run,
     "time": time_run,
 }
 """Stage to the function that plans its runs."""

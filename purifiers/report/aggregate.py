@@ -12,7 +12,7 @@ from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
 from purifiers.report.attacked import weak_attacks
 from purifiers.report.compare import ELSEWHERE, verdict
 from purifiers.report.intervals import wilson
-from purifiers.report.results import FLAGS, CellRuns, Results, ScoreRun, worst
+from purifiers.report.results import FLAGS, CellRuns, Results, ScoreRun, worst, worst_per_image
 
 COLUMNS = (
     *("paper", "document", "table", "block", "row", "column", "dataset", "classifier"),
@@ -129,7 +129,7 @@ def _measured(
     published_n: Mapping[str, int],
     columns: Mapping[tuple[str, str, str], str],
 ) -> dict[str, Any]:
-    parts = [runs if cell.mean else (worst(cell, runs),) for runs in cell_runs.seeds.values()]
+    parts = [_counted(cell, runs) for runs in cell_runs.seeds.values()]
     counted = [run for runs in parts for run in runs]
     values = [[run.value(cell.metric) for run in runs] for runs in parts]
     by_seed = [float(np.mean([v for v in of if v is not None])) for of in values if None not in of]
@@ -152,7 +152,8 @@ def _measured(
         interval = (100 * low, 100 * high)
         result |= {"n_correct": n_correct, "n": n, "images": images}
         result |= {"ci_low": interval[0], "ci_high": interval[1]}
-    if not cell.mean and any(len(runs) > 1 for runs in cell_runs.seeds.values()):
+    several = any(len(runs) > 1 for runs in cell_runs.seeds.values())
+    if several and not (cell.mean or cell.per_image):
         worst_names = (columns.get((cell.block, cell.row, run.id), run.attack) for run in counted)
         result["worst_attack"] = "/".join(dict.fromkeys(worst_names))
     if cell.published is not None:
@@ -173,6 +174,13 @@ def _measured(
         if cell.published is not None:
             result["verdict"] = ELSEWHERE
     return result
+
+
+def _counted(cell: Cell, runs: tuple[ScoreRun, ...]) -> tuple[ScoreRun, ...]:
+    """The runs of a seed whose values a cell averages."""
+    if cell.mean:
+        return runs
+    return (worst_per_image(runs) if cell.per_image else worst(cell, runs),)
 
 
 def _timed_on(run: ScoreRun, metric: str) -> str:

@@ -110,7 +110,7 @@ def _check_alike(question: Question, where: str) -> None:
             )
     for side in (question.better, question.than):
         for cell in side:
-            if len(side) > 1 and cell.combine is not None and not cell.mean:
+            if len(side) > 1 and cell.combine is not None and cell.combine.how == "worst":
                 raise UserError(
                     f"{where}: a mean over cells includes {name_of(cell)}, which is a minimum "
                     "over several attacks: name the attacks' own cells"

@@ -247,8 +247,12 @@ def _margin(by: float) -> str:
 
 
 def _combined(cell: Cell, seeds: list[np.ndarray]) -> list[np.ndarray]:
-    """Average the runs of a mean cell into one run; the bootstrap takes the lowest run."""
-    return [runs.mean(axis=0, keepdims=True) for runs in seeds] if cell.mean else seeds
+    """Combine the runs of a cell into one, image by image; else the bootstrap takes the lowest."""
+    if cell.mean:
+        return [runs.mean(axis=0, keepdims=True) for runs in seeds]
+    if cell.per_image:
+        return [runs.min(axis=0, keepdims=True) for runs in seeds]
+    return seeds
 
 
 def _outcome(low: float, high: float) -> str:

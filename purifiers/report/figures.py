@@ -18,18 +18,29 @@ from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.audit_chart import draw_audit
+from purifiers.report.histograms import draw_histograms
 from purifiers.report.layout import WEAK_HEADING, heading, stamp
+from purifiers.report.results import Results
 
 FORMATS = ("png", "svg")
 
 
-def write_picture(document: Document, frame: pd.DataFrame, scale: ScaleInfo, out_dir: Path) -> None:
+def write_picture(
+    document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
+) -> None:
     """Write ``<out_dir>/<document>.png`` and ``.svg`` of a document with ``plot``.
 
     If nothing is reproduced, no picture is written and an older one is removed.
     """
-    draw = {"curves": _curves, "audit": draw_audit}.get(document.plot)
-    picture = draw(document, frame) if draw and frame["reproduced"].notna().any() else None
+    picture = None
+    if frame["reproduced"].notna().any():
+        match document.plot:
+            case "curves":
+                picture = _curves(document, frame)
+            case "audit":
+                picture = draw_audit(document, frame)
+            case "histograms":
+                picture = draw_histograms(document, frame, results)
     for kind in FORMATS:
         path = out_dir / f"{document.document}.{kind}"
         if picture is None:

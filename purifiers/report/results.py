@@ -18,6 +18,8 @@ from purifiers.core.spec import (
     ImagesSpec,
     InformationSpec,
     MethodSpec,
+    NormSpec,
+    PredictSpec,
     PurifySpec,
     ScoreSpec,
     TimeSpec,
@@ -32,6 +34,8 @@ MEANS = {
     "mean_linf": "attack_linf",
     "mutual_information": "information",
     "seconds_per_image": "seconds",
+    "score_norm": "score_norm",
+    "purified_score_norm": "score_norm",
 }
 """Metric to the column of ``scores.parquet`` whose mean it is. Distances are between the clean and
 the adversarial image, before any purification."""
@@ -69,7 +73,7 @@ class ScoreRun:
     def images(self) -> ImagesSpec:
         """Spec of the measured images."""
         spec = self.record.spec
-        assert isinstance(spec, ScoreSpec | InformationSpec | TimeSpec)
+        assert isinstance(spec, ScoreSpec | InformationSpec | NormSpec | TimeSpec)
         return spec.images
 
     @cached_property
@@ -185,6 +189,12 @@ class Results:
             the methods that purified the images, first to last (None if a record is missing).
         """
         methods: list[MethodSpec] = []
+        spec = score.record.spec
+        for run in spec.predictions[:1] if isinstance(spec, ScoreSpec) else ():
+            folder = RunFolder(self.root, "predict", run)
+            if not folder.complete():
+                return None, None
+            methods += folder.record(verify=False).spec_as(PredictSpec).methods[::-1]
         for images, record in image_history(self.root, score.images):
             if images.stage == "attack":
                 return record, tuple(methods[::-1])
@@ -233,6 +243,31 @@ class Results:
             self._reported[spec.classifier] = summary.get("reported_elsewhere")
         line = self._reported[spec.classifier]
         return () if line is None else (Flag("run", line["sentence"]),)
+
+
+@dataclass(frozen=True)
+class WorstPerImage(ScoreRun):
+    """The first of several runs, with images as correct only if all runs have them correct.
+
+    Attributes:
+        runs: runs of the same images.
+    """
+
+    runs: tuple[ScoreRun, ...]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        first, *others = (run.scores for run in self.runs)
+        correct = first["correct"]
+        for other in others:
+            correct = correct & other["correct"]
+        return first.assign(correct=correct)
+
+
+def worst_per_image(runs: tuple[ScoreRun, ...]) -> ScoreRun:
+    """Combine the runs of one seed to the worst case of each image."""
+    first = runs[0]
+    return WorstPerImage(first.id, first.folder, first.record, runs)
 
 
 def worst(cell: Cell, runs: tuple[ScoreRun, ...]) -> ScoreRun:

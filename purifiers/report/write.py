@@ -59,7 +59,7 @@ def write_document(
     if not document.document.startswith("figure_"):
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
         write_text(base.with_suffix(".tex"), latex_text(document, frame, scale))
-    write_picture(document, frame, scale, out_dir)
+    write_picture(document, frame, results, scale, out_dir)
     write_images(document, frame, results, scale, out_dir)
     measured = (
         (cell.stage, run_id) for cell in document.cells for seed in cell.scores for run_id in seed

@@ -23,6 +23,7 @@ from purifiers.core.spec import Subset
 
 WEIGHTS = "weights.safetensors"
 IMAGES = "images.npy"
+LOGITS = "logits.npy"
 SCORES = "scores.parquet"
 
 

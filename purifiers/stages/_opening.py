@@ -27,7 +27,7 @@ from purifiers.core.spec import (
     SubstituteSpec,
 )
 from purifiers.core.training_images import to_float
-from purifiers.stages._context import IMAGES, Context, Data, load_weights
+from purifiers.stages._context import IMAGES, LOGITS, Context, Data, load_weights
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class ImageSet:
         indices: the images' indices in their split, int64 (n,).
         labels: int64 (n,).
         clean: uint8 images of the whole split.
+        classes: number of classes of the data set.
     """
 
     images: npt.NDArray
@@ -67,6 +68,7 @@ class ImageSet:
     indices: npt.NDArray
     labels: npt.NDArray
     clean: npt.NDArray
+    classes: int
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -111,7 +113,7 @@ def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
     labels = data.labels[spec.subset.split][indices]
     clean = data.images[spec.subset.split]
     if spec.run is None:
-        return ImageSet(clean, indices, indices, labels, clean)
+        return ImageSet(clean, indices, indices, labels, clean, data.classes)
     folder = context.folder(spec.stage, spec.run)
     source = folder.record().spec
     assert isinstance(source, AttackSpec | PurifySpec)
@@ -125,7 +127,24 @@ def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
             f"{folder.path / IMAGES}: has shape {images.shape}, "
             f"expected {(len(indices), *data.shape)}; remove {folder.path} and start again"
         )
-    return ImageSet(images, np.arange(len(indices)), indices, labels, clean)
+    return ImageSet(images, np.arange(len(indices)), indices, labels, clean, data.classes)
+
+
+def open_logits(context: Context, run_id: str, images: ImageSet) -> npt.NDArray:
+    """Logits of a finished ``predict`` run, float32 (n, draws, classes), memory-mapped.
+
+    Raises:
+        UserError: the run is not finished, is damaged, or classified another number of images.
+    """
+    folder = context.folder("predict", run_id)
+    folder.record()
+    logits: npt.NDArray = np.load(folder.path / LOGITS, mmap_mode="r")
+    if (len(logits), logits.shape[2]) != (len(images), images.classes):
+        raise UserError(
+            f"{folder.path / LOGITS}: has shape {logits.shape}, expected {len(images)} images and "
+            f"{images.classes} classes; remove {folder.path} and start again"
+        )
+    return logits
 
 
 def new_component(kind: str, spec: ComponentSpec, *context: Any) -> Any:

@@ -10,20 +10,27 @@ import torch
 from purifiers.core.ancestry import image_history
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import equipped
+from purifiers.core.draws import prediction
 from purifiers.core.errors import UserError
-from purifiers.core.evaluation import distances, scored
+from purifiers.core.evaluation import Scored, distances, scored
 from purifiers.core.shards import fill
 from purifiers.core.spec import ImagesSpec, PurifySpec, ScoreSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
-from purifiers.stages._opening import ImageSet, open_classifier, open_images, open_method
+from purifiers.stages._opening import (
+    ImageSet,
+    open_classifier,
+    open_images,
+    open_logits,
+    open_method,
+)
 
 
 def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     """Write ``scores.parquet``, one row per image.
 
     The columns are index, label, prediction, correct and distances to the clean image: ``linf``
-    and ``l2`` of the classified image, ``attack_linf`` and ``attack_l2`` of the adversarial image
-    before purification.
+    and ``l2`` of the classified image (nan if the prediction combines several random draws),
+    ``attack_linf`` and ``attack_l2`` of the adversarial image before purification.
 
     With a detector there is a column ``detected``: its decision on the image before purification.
     An attacked image then counts as correct if it is classified correctly *or* detected. A clean
@@ -40,12 +47,20 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     detector = open_method(context, spec.detector, classifier) if spec.detector else None
     restorers = [open_method(context, method, classifier) for method in spec.restorers]
     network = equipped(classifier, restorers)
+    predict_runs = [open_logits(context, run, images) for run in spec.predictions]
 
     def work(start: int, stop: int) -> npt.NDArray:
-        batch, _, _ = images.batch(start, stop, context.device)
+        batch, labels, _ = images.batch(start, stop, "cpu")
         clean = images.clean_batch(start, stop)
-        measured = scored(network, batch, clean)
-        attack_distances = (measured.linf, measured.l2)
+        attack_distances = distances(batch, clean)
+        batch = batch.to(context.device)
+        if predict_runs:
+            logits = np.concatenate([run[start:stop] for run in predict_runs], axis=1)
+            draws = torch.from_numpy(logits[:, : spec.draws])
+            unknown = torch.full((stop - start,), torch.nan)
+            measured = Scored(prediction(draws, labels, spec.combine_draws), unknown, unknown)
+        else:
+            measured = scored(network, batch, clean)
         if attacked is not None:
             attack_distances = distances(attacked.batch(start, stop, "cpu")[0], clean)
         columns = [measured.prediction, measured.linf, measured.l2, *attack_distances]
@@ -61,8 +76,8 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     width = 5 if detector is None else 6
     halved = fill(rows_path, len(images), (width,), np.float64, work, context.batch_size, label)
     rows = np.load(rows_path)
-    prediction = rows[:, 0].astype(np.int64)
-    correct = prediction == images.labels
+    predicted = rows[:, 0].astype(np.int64)
+    correct = predicted == images.labels
     detected = {} if detector is None else {"detected": rows[:, 5] > 0}
     if detected:
         flagged = detected["detected"]
@@ -71,7 +86,7 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
         {
             "index": images.indices,
             "label": images.labels,
-            "prediction": prediction,
+            "prediction": predicted,
             "correct": correct,
             "linf": rows[:, 1].astype(np.float32),
             "l2": rows[:, 2].astype(np.float32),

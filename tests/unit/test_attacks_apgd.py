@@ -11,13 +11,13 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor
 from torch.nn import functional as F
 
-from purifiers.attacks.apgd import Apgd, checkpoints, dlr, dlr_targeted, random_start
+from purifiers.attacks.apgd import Apgd, checkpoints, cw, dlr, dlr_targeted, random_start
 from purifiers.core import registry
 from purifiers.core.errors import UserError
 from purifiers.core.formula import evaluate
 
 EPS = 0.1
-TARGETS = {"ce": 1, "dlr": 1, "dlr_targeted": 2}
+TARGETS = {"ce": 1, "cw": 1, "dlr": 1, "dlr_targeted": 2}
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +123,7 @@ def test_losses_are_the_papers():
     torch.testing.assert_close(dlr(logits, labels, rivals), expected)
     expected = torch.tensor([-(5 - 2) / (5 - 1.5), -(2 - 5) / (5 - 1.5)])
     torch.testing.assert_close(dlr_targeted(logits, labels, rivals), expected)
+    torch.testing.assert_close(cw(logits, labels, rivals), torch.tensor([3.0 - 5.0, 5.0 - 2.0]))
 
 
 def test_random_start_touches_the_ball_and_belongs_to_the_image():

@@ -59,6 +59,14 @@ def test_the_worst_of_columns_takes_their_very_runs(make: Make) -> None:
     assert found["worst"].attacked and not found["worst"].mean
 
 
+def test_the_worst_case_per_image_takes_the_runs_of_its_columns(make: Make) -> None:
+    columns = {"pgd": {"attack": "pgd"}, "fgsm": {"attack": "fgsm"}}
+    found = cells(make(**columns, worst={"worst_image_of": ["pgd", "fgsm"]}))
+    assert found["worst"].scores == ((*found["pgd"].scores[0], *found["fgsm"].scores[0]),)
+    assert found["worst"].attack_label == "worst case per image of pgd, fgsm"
+    assert found["worst"].per_image and not found["worst"].mean
+
+
 def test_the_worst_over_attacks_has_a_run_per_attack(make: Make) -> None:
     found = cells(make(pgd={"attack": "pgd"}, worst={"worst_over": ["pgd", "fgsm"]}))
     (pgd, fgsm) = found["worst"].scores[0]

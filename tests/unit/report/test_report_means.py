@@ -80,3 +80,20 @@ def test_claims_compare_the_mean_image_by_image(mean: Cell, a_cell: Make) -> Non
     runs = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
     assert np.array_equal(_combined(mean, [runs])[0], [[0.5, 1.0, 0.0]])
     assert _combined(a_cell(), [runs])[0] is runs
+
+
+def test_the_worst_case_of_each_image(a_cell: Make, score: Make, row_of: Make) -> None:
+    """Two attacks break different images: each leaves 2 of 3, both together leave 1."""
+    score("one", [1, 1, 0], attack="fgsm")
+    score("two", [0, 1, 1], attack="pgd")
+    parts = {"scores": (("one", "two"),), "seeds": (0,)}
+    row = row_of(a_cell(**parts, combine=Combine("worst_image", ("one", "two"))))
+    assert (row["n_correct"], row["n"], row["worst_attack"]) == (1, 3, "")
+    assert row["reproduced"] == pytest.approx(100 / 3)
+    assert row_of(a_cell(**parts, combine=Combine("worst", ("one", "two"))))["n_correct"] == 2
+
+
+def test_claims_compare_the_worst_case_image_by_image(a_cell: Make) -> None:
+    runs = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    cell = a_cell(combine=Combine("worst_image", ("one", "two")))
+    assert np.array_equal(_combined(cell, [runs])[0], [[0.0, 1.0, 0.0]])

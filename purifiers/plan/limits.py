@@ -1,0 +1,64 @@
+"""Limits that a scale sets on cells: draws, EOT samples, and values behind a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def limited_document(content: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+    """A document's declaration with ``limits`` applied to its defaults and to every cell.
+
+    Args:
+        content: the declaration of a table or figure.
+        limits: a scale's ``limits``.
+    """
+    if not limits:
+        return dict(content)
+    changed: dict[str, Any] = {**content}
+    if "defaults" in content:
+        changed["defaults"] = limited(content["defaults"], limits)
+    for axis in ("rows", "columns", "blocks"):
+        if content.get(axis):
+            changed[axis] = [_limited_entry(entry, limits) for entry in content[axis]]
+    return changed
+
+
+def _limited_entry(entry: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+    """A block, row or column with its own cell, rows and columns limited."""
+    changed = {**entry}
+    if "cell" in entry:
+        changed["cell"] = limited(entry["cell"], limits)
+    for axis in ("rows", "columns"):
+        if entry.get(axis):
+            changed[axis] = [_limited_entry(inner, limits) for inner in entry[axis]]
+    return changed
+
+
+def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's declaration with ``limits`` applied.
+
+    Args:
+        cell: any part of a cell's declaration.
+        limits: largest number of ``draws``, ``eot_samples`` and values of ``mean_over``.
+    """
+    changed = {**cell}
+    if "draws" in cell and "draws" in limits:
+        changed["draws"] = min(cell["draws"], limits["draws"])
+    if "eot" in cell and "eot_samples" in limits:
+        eot = cell["eot"]
+        if isinstance(eot, int):
+            changed["eot"] = min(eot, limits["eot_samples"])
+        else:
+            changed["eot"] = {**eot, "samples": min(eot["samples"], limits["eot_samples"])}
+    if "mean_over" in cell and "mean_over" in limits:
+        ((parameter, values),) = cell["mean_over"].items()
+        changed["mean_over"] = {parameter: spread(values, limits["mean_over"])}
+    return changed
+
+
+def spread(values: Sequence[Any], at_most: int) -> list[Any]:
+    """At most ``at_most`` of the values, evenly spread: the middles of as many equal parts."""
+    if len(values) <= at_most:
+        return list(values)
+    return [values[int((part + 0.5) * len(values) / at_most)] for part in range(at_most)]

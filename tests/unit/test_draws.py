@@ -1,0 +1,95 @@
+"""Predictions that combine several random draws of a defence."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from purifiers.core.draws import prediction
+from purifiers.core.errors import UserError
+from purifiers.core.spec import PredictSpec, ScoreSpec
+from purifiers.plan.limits import limited, spread
+from purifiers.plan.plan import make_plan
+
+ROOT = Path(__file__).parents[2]
+
+# two images, three draws, three classes
+LOGITS = torch.tensor(
+    [
+        [[9.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]],
+        [[0.0, 2.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]],
+    ]
+)
+LABELS = torch.tensor([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("logits", [0, 1]),  # means 3, 2/3, 0: the sure draw decides
+        ("softmax", [0, 1]),  # .9998 + 2 x .21 against .0001 + 2 x .58
+        ("argmax", [1, 1]),  # two of three draws
+        ("any", [0, 1]),  # the first draw is wrong
+    ],
+)
+def test_four_ways_to_combine_draws(how, expected):
+    assert prediction(LOGITS, LABELS, how).tolist() == expected
+
+
+def test_any_returns_the_first_wrong_draw():
+    logits = torch.eye(3)[torch.tensor([[1, 2, 0], [1, 1, 1]])]
+    assert prediction(logits, LABELS, "any").tolist() == [2, 1]
+
+
+def test_ties_of_the_majority_go_to_the_lower_class():
+    logits = torch.eye(3)[torch.tensor([[2, 1]])]
+    assert prediction(logits, torch.tensor([2]), "argmax").tolist() == [1]
+
+
+@pytest.fixture(scope="module")
+def figure_8():
+    return make_plan(ROOT, "smoke", ["adp/figure_8"])
+
+
+def test_all_points_of_a_curve_share_the_runs_of_their_draws(figure_8):
+    predict = [run for run in figure_8.runs.values() if run.stage == "predict"]
+    attacks = [run for run in figure_8.runs.values() if run.stage == "attack"]
+    assert (len(predict), len(attacks)) == (1, 1)
+    spec = predict[0].spec
+    assert isinstance(spec, PredictSpec)
+    assert (spec.first_draw, spec.draws) == (0, 2)  # the limit of the scale
+    scores = [run.spec for run in figure_8.runs.values() if run.stage == "score"]
+    combined = {(s.draws, s.combine_draws) for s in scores if isinstance(s, ScoreSpec)}
+    assert {draws for draws, _ in combined} == {1, 2}
+    assert {how for draws, how in combined if draws == 2} == {"logits", "softmax", "argmax"}
+
+
+def test_limits_shorten_draws_samples_and_means():
+    limits = {"draws": 2, "eot_samples": 3, "mean_over": 1}
+    cell = {"draws": 10, "eot": {"samples": 15, "combine": "sign"}, "mean_over": {"a": [1, 2, 3]}}
+    assert limited(cell, limits) == {
+        "draws": 2,
+        "eot": {"samples": 3, "combine": "sign"},
+        "mean_over": {"a": [2]},
+    }
+    assert limited({"eot": 15}, limits) == {"eot": 3}
+    assert limited(cell, {}) == cell
+
+
+def test_spread_takes_the_middles():
+    assert spread([1, 2, 3, 4, 5], 1) == [3]
+    assert spread([1, 2, 3, 4, 5], 2) == [2, 4]
+    assert spread([1, 2], 5) == [1, 2]
+
+
+def test_a_distance_of_several_draws_is_refused(toy_plan):
+    paper = {
+        "classifiers": {"cnn": {"component": "vgg"}},
+        "trainings": {"natural": {"component": "natural"}},
+        "methods": {"adp": {"component": "adp"}},
+        "attacks": {"pgd": {"component": "pgd", "eps": 0.1}},
+    }
+    cell = {"dataset": "digits", "classifier": "cnn", "training": "natural"}
+    cell |= {"methods": ["adp"], "attack": "pgd"}
+    with pytest.raises(UserError, match="mean_l2 needs a single purified image"):
+        toy_plan(paper, {**cell, "draws": 5, "metric": "mean_l2"}, {"row": {}}, {"column": {}})

@@ -125,6 +125,16 @@ class Oracle(_Json):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Smoothing(_Json):
+    """Randomised smoothing (Cohen et al. 2019, section 3.2)."""
+
+    sigma: float  # standard deviation of the noise, on the [0, 1] scale
+    selection: int  # votes per image that choose its class
+    estimation: int  # other votes per image, which bound its probability
+    alpha: float  # probability of a wrong certificate
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing(_Json):
     """Extent of the timing of a purification."""
 
@@ -348,6 +358,23 @@ class NormSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmoothSpec(Spec):
+    """Predict and certify by randomised smoothing."""
+
+    stage: ClassVar[str] = "smooth"
+    images: ImagesSpec
+    classifier: str  # run
+    methods: tuple[MethodSpec, ...]  # first to last, after the noise
+    smoothing: Smoothing
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(*self.methods)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeSpec(Spec):
     """Time a purification."""
 
@@ -368,7 +395,7 @@ SPECS: dict[str, type[Spec]] = {
     spec.stage: spec
     for spec in (
         *(DatasetSpec, ClassifierSpec, PurifierSpec, SubstituteSpec, AttackSpec, PurifySpec),
-        *(PredictSpec, ScoreSpec, InformationSpec, NormSpec, TimeSpec),
+        *(PredictSpec, ScoreSpec, InformationSpec, NormSpec, SmoothSpec, TimeSpec),
     )
 }
 """Stage to its spec, in the order in which the stages depend on each other."""

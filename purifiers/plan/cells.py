@@ -9,6 +9,8 @@ STAGE_OF = {
     "mutual_information": "information",
     "score_norm": "norm",
     "purified_score_norm": "norm",
+    "smoothed_accuracy": "smooth",
+    "certified_radius": "smooth",
     "seconds_per_image": "time",
     "seconds_per_image_batched": "time",
     "train_minutes": "time",

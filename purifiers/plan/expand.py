@@ -38,7 +38,7 @@ _HOW: dict[str, Literal["worst", "worst_image", "mean"]] = {
 SUPPORTED = frozenset(
     "dataset classifier training methods attack threat_model gradient metric unit "  # noqa: SIM905
     "eot source auxiliary detector fit_classifiers attacked_methods override draws combine_draws "
-    "quoted flags".split()
+    "smoothing quoted flags".split()
 )
 """Keys of a cell that are implemented, beside those of ``COMBINED``."""
 

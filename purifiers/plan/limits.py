@@ -40,7 +40,8 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         cell: any part of a cell's declaration.
-        limits: largest number of ``draws``, ``eot_samples`` and values of ``mean_over``.
+        limits: largest number of ``draws``, ``eot_samples`` and values of ``mean_over``, and the
+            number of ``votes`` that estimate a probability in randomised smoothing.
     """
     changed = {**cell}
     if "draws" in cell and "draws" in limits:
@@ -51,6 +52,8 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
             changed["eot"] = min(eot, limits["eot_samples"])
         else:
             changed["eot"] = {**eot, "samples": min(eot["samples"], limits["eot_samples"])}
+    if "smoothing" in cell and "votes" in limits:
+        changed["smoothing"] = {**cell["smoothing"], "estimation": limits["votes"]}
     if "mean_over" in cell and "mean_over" in limits:
         ((parameter, values),) = cell["mean_over"].items()
         changed["mean_over"] = {parameter: spread(values, limits["mean_over"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from purifiers.core import registry
@@ -15,6 +16,8 @@ from purifiers.core.spec import (
     PredictSpec,
     PurifySpec,
     ScoreSpec,
+    Smoothing,
+    SmoothSpec,
     TimeSpec,
     Timing,
 )
@@ -27,6 +30,9 @@ from purifiers.plan.threats import is_random
 
 ESTIMATOR_VERSION = 1
 """Raised when a change of :mod:`purifiers.core.information` changes its estimates."""
+
+SMOOTHING = {"selection": 100, "estimation": 100_000, "alpha": 0.001}
+"""Votes per image and error probability of Cohen et al. 2019, section 4."""
 
 DRAWS_PER_RUN = 5
 """Draws that one run classifies, unless the scale limits cells to fewer: our choice. The tables of
@@ -191,6 +197,41 @@ def norm_run(graph: Graph, setting: Setting, seed: int) -> Run:
     return graph.add(spec, slug_of(classifier, words, seed), cost, classifier)
 
 
+def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
+    """Plan the run that predicts and certifies by randomised smoothing.
+
+    Raises:
+        UserError: the cell has no ``smoothing``, or too few votes to certify anything.
+    """
+    metric = setting.cell["metric"]
+    if "smoothing" not in setting.cell:
+        raise UserError(
+            f"{setting.where}: metric {metric} needs the noise: add `smoothing: {{sigma: 0.25}}`"
+        )
+    smoothing = Smoothing.from_json({**SMOOTHING, **setting.cell["smoothing"]}, setting.where)
+    fewest = math.floor(math.log2(1.0 / smoothing.alpha)) + 1
+    if smoothing.estimation < fewest:
+        raise UserError(
+            f"{setting.where}: {smoothing.estimation} votes cannot certify at alpha "
+            f"{smoothing.alpha:g}, even if all agree: set `estimation` to at least {fewest}"
+        )
+    defence = defended(graph, setting, seed)
+    attacked = attacked_images(graph, setting, defence, seed)
+    classifier, used = defence.classifier, setting.used
+    spec = SmoothSpec(
+        images=attacked.images,
+        classifier=classifier.id,
+        methods=defence.methods,
+        smoothing=smoothing,
+        seed=seed,
+    )
+    per_vote = added(*(purify_cost(used, classifier, method) for method in defence.methods))
+    votes = smoothing.selection + smoothing.estimation
+    cost = times(used.test * votes, added(per_vote, {network_of(classifier, used): 1.0}))
+    words = (*attacked.slug_parts, *(method.component for method in defence.methods), "smoothed")
+    return graph.add(spec, slug_of(classifier, words, seed), cost, classifier)
+
+
 def _provides(method: MethodSpec) -> tuple[str, ...]:
     return registry.method_traits(method.component).provides
 
@@ -245,6 +286,7 @@ MEASURED: dict[str, Callable[[Graph, Setting, int], Run]] = {
     "score": score_run,
     "information": information_run,
     "norm": norm_run,
+    "smooth": smooth_run,
     "time": time_run,
 }
 """Stage to the function that plans its runs."""

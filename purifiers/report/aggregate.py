@@ -12,7 +12,15 @@ from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
 from purifiers.report.attacked import weak_attacks
 from purifiers.report.compare import ELSEWHERE, verdict
 from purifiers.report.intervals import wilson
-from purifiers.report.results import FLAGS, CellRuns, Results, ScoreRun, worst, worst_per_image
+from purifiers.report.results import (
+    COUNTED,
+    FLAGS,
+    CellRuns,
+    Results,
+    ScoreRun,
+    worst,
+    worst_per_image,
+)
 
 COLUMNS = (
     *("paper", "document", "table", "block", "row", "column", "dataset", "classifier"),
@@ -144,7 +152,7 @@ def _measured(
     }
     interval = None
     images = 0
-    if cell.metric == "accuracy":
+    if cell.metric in COUNTED:
         images = len(set().union(*(run.scores.index for run in counted)))
         n_correct = sum(int(run.correct.sum()) for run in counted)
         n = sum(len(run.scores) for run in counted)

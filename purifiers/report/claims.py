@@ -18,15 +18,12 @@ from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
 from purifiers.report.claim_parts import Question, Side, contrast, name_of, questions_of
-from purifiers.report.results import FailureOf, Results
+from purifiers.report.results import COUNTED, FailureOf, Results
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
 
 UNANSWERED = ("not implemented", "failed", "not run")
 """Verdicts of cells without a number, in the order of precedence for a claim."""
-
-PER_IMAGE = ("accuracy", "smoothed_accuracy")
-"""Metrics in percent of the images."""
 
 LOWER_IS_BETTER = (
     *("seconds_per_image", "seconds_per_image_batched", "train_minutes"),
@@ -149,7 +146,7 @@ def _judge(question: Question, results: Results) -> Part:
 def _bound(question: Question, results: Results) -> Part:
     """Test whether an accuracy lies on one side of a bound in percent."""
     (cell,) = question.better
-    if cell.metric not in PER_IMAGE:
+    if cell.metric not in COUNTED:
         raise UserError(
             f"claims: {question.bound} needs an accuracy, but {name_of(cell)} has metric "
             f"{cell.metric}: choose another cell"
@@ -178,7 +175,7 @@ def _compare(question: Question, results: Results) -> Part:
     label = contrast(question, factors)
     if not seeds:
         return Part("not run", f"{label}: not run, the two sides have no seed in common")
-    if metric not in PER_IMAGE:
+    if metric not in COUNTED:
         return _compare_values(question, by_cell, seeds, label, factors)
     per_cell, images = _correct(question.cells, by_cell, seeds)
     if images.empty:

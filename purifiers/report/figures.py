@@ -18,6 +18,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.numbers import fraction
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.audit_chart import draw_audit
+from purifiers.report.certified import draw_certified
 from purifiers.report.histograms import draw_histograms
 from purifiers.report.layout import WEAK_HEADING, heading, stamp
 from purifiers.report.results import Results
@@ -41,6 +42,8 @@ def write_picture(
                 picture = draw_audit(document, frame)
             case "histograms":
                 picture = draw_histograms(document, frame, results)
+            case "certified":
+                picture = draw_certified(document, results)
     for kind in FORMATS:
         path = out_dir / f"{document.document}.{kind}"
         if picture is None:

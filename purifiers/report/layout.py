@@ -18,7 +18,7 @@ from purifiers.report.compare import (
     NOT_COMPARABLE,
     VERDICTS,
 )
-from purifiers.report.results import FLAGS
+from purifiers.report.results import COUNTED, FLAGS
 from purifiers.report.signs import NOT_PROBED
 
 MARKS = {MATCH: "≈", DIFFERS: "≠", NOT_COMPARABLE: "/", ELSEWHERE: "/", NO_PUBLISHED: "/"}
@@ -119,7 +119,7 @@ def cell_text(cell: Cell, row: Mapping[Any, Any], bare: bool = False) -> str:
 
 
 def _number(cell: Cell, row: Mapping[Any, Any]) -> str:
-    if cell.metric != "accuracy":
+    if cell.metric not in COUNTED:
         return f"{row['reproduced']:.3g}"
     return f"{row['reproduced']:.1f} ±{(row['ci_high'] - row['ci_low']) / 2:.1f}"
 

@@ -22,12 +22,16 @@ from purifiers.core.spec import (
     PredictSpec,
     PurifySpec,
     ScoreSpec,
+    SmoothSpec,
     TimeSpec,
 )
 from purifiers.plan.cells import Cell, Flag
 
 FailureOf = Callable[[str], str | None]
 """Maps the id of a score run to why it or one of its ancestors failed, or None."""
+
+COUNTED = ("accuracy", "smoothed_accuracy")
+"""Metrics that are shares of correct images, in percent."""
 
 MEANS = {
     "mean_l2": "attack_l2",
@@ -36,6 +40,7 @@ MEANS = {
     "seconds_per_image": "seconds",
     "score_norm": "score_norm",
     "purified_score_norm": "score_norm",
+    "certified_radius": "radius",
 }
 """Metric to the column of ``scores.parquet`` whose mean it is. Distances are between the clean and
 the adversarial image, before any purification."""
@@ -73,7 +78,7 @@ class ScoreRun:
     def images(self) -> ImagesSpec:
         """Spec of the measured images."""
         spec = self.record.spec
-        assert isinstance(spec, ScoreSpec | InformationSpec | NormSpec | TimeSpec)
+        assert isinstance(spec, ScoreSpec | InformationSpec | NormSpec | SmoothSpec | TimeSpec)
         return spec.images
 
     @cached_property
@@ -102,10 +107,10 @@ class ScoreRun:
     def value(self, metric: str) -> float | None:
         """Compute a metric of this run in the unit of the tables; None if it was not measured.
 
-        Accuracy is in percent, the training time of the methods in minutes. Metrics in ``MEANS``
+        Accuracies are in percent, the training time of the methods in minutes. Metrics in ``MEANS``
         are means over the images. Any other metric is taken from the run's summary.
         """
-        if metric == "accuracy":
+        if metric in COUNTED:
             return 100.0 * float(self.correct.mean())
         if metric in MEANS:
             column = MEANS[metric]

@@ -288,6 +288,15 @@ class Method(Component, nn.Module):
         """Images after one step of an iterative purification; by default :meth:`purify`."""
         return self.purify(images, seed, indices)
 
+    def states(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> list[Tensor]:
+        """The images after each step of an iterative purification; the last are :meth:`purify`'s.
+
+        By default the purified images alone.
+        """
+        return [self.purify(images, seed, indices)]
+
     def unrolled(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:

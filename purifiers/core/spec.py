@@ -358,6 +358,22 @@ class NormSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TraceSpec(Spec):
+    """Trace images through a purification."""
+
+    stage: ClassVar[str] = "trace"
+    images: ImagesSpec
+    classifier: str  # run
+    method: MethodSpec
+    seed: int
+
+    def upstream(self) -> Iterator[Upstream]:
+        yield from _images(self.images)
+        yield "classifier", self.classifier
+        yield from _fits(self.method)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SmoothSpec(Spec):
     """Predict and certify by randomised smoothing."""
 
@@ -395,7 +411,7 @@ SPECS: dict[str, type[Spec]] = {
     spec.stage: spec
     for spec in (
         *(DatasetSpec, ClassifierSpec, PurifierSpec, SubstituteSpec, AttackSpec, PurifySpec),
-        *(PredictSpec, ScoreSpec, InformationSpec, NormSpec, SmoothSpec, TimeSpec),
+        *(PredictSpec, ScoreSpec, InformationSpec, NormSpec, SmoothSpec, TraceSpec, TimeSpec),
     )
 }
 """Stage to its spec, in the order in which the stages depend on each other."""

@@ -189,6 +189,18 @@ class Adp(Method):
         """Images after the noise and one step."""
         return self._run(images, seed, indices, 1)
 
+    def states(
+        self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
+    ) -> list[Tensor]:
+        """The noisy images, then the images after each step."""
+        purified = self._noisy(images, seed, default_indices(images, indices))
+        active = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        states = [purified]
+        for number in range(self.iterations):
+            purified, active = self._step(purified, active, number)
+            states.append(purified)
+        return states
+
     def _run(
         self, images: Tensor, seed: int, indices: Sequence[int] | Tensor | None, iterations: int
     ) -> Tensor:

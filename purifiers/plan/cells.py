@@ -9,6 +9,8 @@ STAGE_OF = {
     "mutual_information": "information",
     "score_norm": "norm",
     "purified_score_norm": "norm",
+    "attacked_distance": "trace",
+    "purified_distance": "trace",
     "smoothed_accuracy": "smooth",
     "certified_radius": "smooth",
     "seconds_per_image": "time",

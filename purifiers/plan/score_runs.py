@@ -20,6 +20,7 @@ from purifiers.core.spec import (
     SmoothSpec,
     TimeSpec,
     Timing,
+    TraceSpec,
 )
 from purifiers.plan.attack_runs import PlannedImages, attacked_images
 from purifiers.plan.cost import added, float_bytes, network_of, own_network_key, purify_cost, times
@@ -168,6 +169,32 @@ def information_run(graph: Graph, setting: Setting, seed: int) -> Run:
     return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
 
 
+def trace_run(graph: Graph, setting: Setting, seed: int) -> Run:
+    """Plan the run that traces a cell's images through its method.
+
+    Raises:
+        UserError: the cell does not have exactly one method.
+    """
+    defence = defended(graph, setting, seed)
+    method = _only_method(setting, defence)
+    attacked = attacked_images(graph, setting, defence, seed)
+    classifier, used = defence.classifier, setting.used
+    spec = TraceSpec(images=attacked.images, classifier=classifier.id, method=method, seed=seed)
+    words = (*attacked.slug_parts, method.component, "traced")
+    cost = times(used.test, purify_cost(used, classifier, method))
+    return graph.add(spec, slug_of(classifier, words, seed), cost, classifier)
+
+
+def _only_method(setting: Setting, defence: Defended) -> MethodSpec:
+    """The single method of a cell."""
+    if len(defence.methods) != 1:
+        raise UserError(
+            f"{setting.where}: metric {setting.cell['metric']} needs exactly one method, not "
+            f"{len(defence.methods)}: correct `methods`"
+        )
+    return defence.methods[0]
+
+
 def norm_run(graph: Graph, setting: Setting, seed: int) -> Run:
     """Plan the run that measures the score's norm at a cell's images.
 
@@ -175,13 +202,12 @@ def norm_run(graph: Graph, setting: Setting, seed: int) -> Run:
         UserError: the cell does not have exactly one method, or the method has learned no score.
     """
     defence = defended(graph, setting, seed)
-    learned = [m for m in defence.methods if "score" in _provides(m)]
-    if len(defence.methods) != 1 or not learned:
+    method = _only_method(setting, defence)
+    if "score" not in registry.method_traits(method.component).provides:
         raise UserError(
-            f"{setting.where}: metric {setting.cell['metric']} needs exactly one method, with a "
-            "learned score such as adp: correct `methods`"
+            f"{setting.where}: metric {setting.cell['metric']} needs a method with a learned "
+            f"score such as adp, not {method.component}: correct `methods`"
         )
-    (method,) = defence.methods
     attacked = attacked_images(graph, setting, defence, seed)
     classifier, used = defence.classifier, setting.used
     purified = setting.cell["metric"] == "purified_score_norm"
@@ -230,10 +256,6 @@ def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
     cost = times(used.test * votes, added(per_vote, {network_of(classifier, used): 1.0}))
     words = (*attacked.slug_parts, *(method.component for method in defence.methods), "smoothed")
     return graph.add(spec, slug_of(classifier, words, seed), cost, classifier)
-
-
-def _provides(method: MethodSpec) -> tuple[str, ...]:
-    return registry.method_traits(method.component).provides
 
 
 def time_run(graph: Graph, setting: Setting, seed: int) -> Run:
@@ -286,6 +308,7 @@ MEASURED: dict[str, Callable[[Graph, Setting, int], Run]] = {
     "score": score_run,
     "information": information_run,
     "norm": norm_run,
+    "trace": trace_run,
     "smooth": smooth_run,
     "time": time_run,
 }

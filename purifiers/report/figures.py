@@ -22,6 +22,7 @@ from purifiers.report.certified import draw_certified
 from purifiers.report.histograms import draw_histograms
 from purifiers.report.layout import WEAK_HEADING, heading, stamp
 from purifiers.report.results import Results
+from purifiers.report.tsne import draw_maps
 
 FORMATS = ("png", "svg")
 
@@ -42,6 +43,8 @@ def write_picture(
                 picture = draw_audit(document, frame)
             case "histograms":
                 picture = draw_histograms(document, frame, results)
+            case "tsne":
+                picture = draw_maps(document, results)
             case "certified":
                 picture = draw_certified(document, results)
     for kind in FORMATS:

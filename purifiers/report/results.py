@@ -16,14 +16,10 @@ from purifiers.core.artifacts import Record, RunFolder
 from purifiers.core.errors import UserError
 from purifiers.core.spec import (
     ImagesSpec,
-    InformationSpec,
     MethodSpec,
-    NormSpec,
     PredictSpec,
     PurifySpec,
     ScoreSpec,
-    SmoothSpec,
-    TimeSpec,
 )
 from purifiers.plan.cells import Cell, Flag
 
@@ -41,6 +37,8 @@ MEANS = {
     "score_norm": "score_norm",
     "purified_score_norm": "score_norm",
     "certified_radius": "radius",
+    "attacked_distance": "attacked",
+    "purified_distance": "purified",
 }
 """Metric to the column of ``scores.parquet`` whose mean it is. Distances are between the clean and
 the adversarial image, before any purification."""
@@ -78,7 +76,9 @@ class ScoreRun:
     def images(self) -> ImagesSpec:
         """Spec of the measured images."""
         spec = self.record.spec
-        assert isinstance(spec, ScoreSpec | InformationSpec | NormSpec | SmoothSpec | TimeSpec)
+        assert isinstance(
+            spec, ScoreSpec | InformationSpec | NormSpec | SmoothSpec | TimeSpec | TraceSpec
+        )
         return spec.images
 
     @cached_property

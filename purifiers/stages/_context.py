@@ -25,6 +25,7 @@ WEIGHTS = "weights.safetensors"
 IMAGES = "images.npy"
 LOGITS = "logits.npy"
 SCORES = "scores.parquet"
+STATES = "states.npz"
 
 
 @dataclass(frozen=True)

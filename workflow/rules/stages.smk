@@ -1,5 +1,5 @@
 # One rule per stage. A job executes a batch of runs, listed in a spec file that the plan writes.
-STAGES = "dataset classifier purifier substitute attack purify predict score information norm smooth".split()
+STAGES = "dataset classifier purifier substitute attack purify predict score information norm smooth trace".split()
 
 for stage in STAGES:
 

@@ -20,6 +20,7 @@ from purifiers.core.spec import (
     PredictSpec,
     PurifySpec,
     ScoreSpec,
+    TimeSpec,
 )
 from purifiers.plan.cells import Cell, Flag
 
@@ -75,11 +76,9 @@ class ScoreRun:
     @property
     def images(self) -> ImagesSpec:
         """Spec of the measured images."""
-        spec = self.record.spec
-        assert isinstance(
-            spec, ScoreSpec | InformationSpec | NormSpec | SmoothSpec | TimeSpec | TraceSpec
-        )
-        return spec.images
+        images = getattr(self.record.spec, "images", None)
+        assert isinstance(images, ImagesSpec)
+        return images
 
     @cached_property
     def scores(self) -> pd.DataFrame:

@@ -1,0 +1,200 @@
+"""Stages that look at several random draws, at scores of a method, and at its steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from purifiers.core.artifacts import RunFolder
+from purifiers.core.component import build, frozen
+from purifiers.core.errors import UserError
+from purifiers.core.evaluation import predicted, purified
+from purifiers.core.spec import (
+    ImagesSpec,
+    MethodSpec,
+    NormSpec,
+    PredictSpec,
+    ScoreSpec,
+    Smoothing,
+    SmoothSpec,
+    Spec,
+    Subset,
+    TraceSpec,
+)
+from purifiers.methods.adp import Adp
+from purifiers.methods.random_sign import RandomSign
+from purifiers.plan.graph import component_spec
+from purifiers.stages import norm, predict, score, smooth, trace
+from purifiers.stages._context import Context, Outcome
+from purifiers.stages._opening import open_classifier, open_images
+
+IMAGES = ImagesSpec(data="digits", subset=Subset(split="test", n=24, seed=0), run=None)
+
+
+class Stages:
+    """Runs of single stages in a folder with a data set and untrained classifiers."""
+
+    def __init__(self, runs_root: Path) -> None:
+        self.context = Context(runs_root, "cpu", 1, 16, 60.0)
+
+    def run(self, stage: ModuleType, spec: Spec, name: str) -> Outcome:
+        folder = self.context.folder(spec.stage, name)
+        folder.path.mkdir(parents=True)
+        outcome: Outcome = stage.run(folder, spec, self.context)
+        folder.finish(spec, outcome.files, outcome.summary, 0.0, {})
+        return outcome
+
+    def folder(self, stage: str, name: str) -> RunFolder:
+        return self.context.folder(stage, name)
+
+    def rows(self, stage: str, name: str) -> pd.DataFrame:
+        return pd.read_parquet(self.folder(stage, name).path / "scores.parquet")
+
+
+@pytest.fixture
+def stages(untrained_runs: Path) -> Stages:
+    return Stages(untrained_runs)
+
+
+def method(name: str, **parameters: Any) -> MethodSpec:
+    spec = component_spec("method", name, parameters)
+    return MethodSpec(
+        component=spec.component, version=spec.version, parameters=spec.parameters, run=None
+    )
+
+
+NOISE = method("random_sign", eps=0.3)
+SPEC = PredictSpec(images=IMAGES, classifier="one", methods=(NOISE,), first_draw=0, draws=4, seed=5)
+
+
+def draws_by_hand(stages: Stages, draws: int) -> np.ndarray:
+    """Predictions (n, draws), image by image."""
+    images = open_images(stages.context, IMAGES)
+    batch, _, indices = images.batch(0, len(images), "cpu")
+    classifier = open_classifier(stages.context, "one")
+    noise = RandomSign(eps=0.3)
+    of_draw = [predicted(classifier, purified(noise, batch, 5, indices, d)) for d in range(draws)]
+    return torch.stack(of_draw, dim=1).numpy()
+
+
+def test_each_draw_is_the_defenders_draw_of_its_number(stages: Stages) -> None:
+    stages.run(predict, SPEC, "first")
+    logits = np.load(stages.folder("predict", "first").path / "logits.npy")
+    assert logits.shape == (24, 4, 10)
+    expected = draws_by_hand(stages, 4)
+    assert np.array_equal(logits.argmax(2), expected)
+    assert (expected[:, :1] != expected).any(), "the draws must differ for this test to tell"
+
+
+@pytest.mark.parametrize(("draws", "how"), [(3, "argmax"), (3, "any"), (6, "any")])
+def test_a_score_combines_the_first_draws(stages: Stages, draws: int, how: str) -> None:
+    stages.run(predict, SPEC, "first")
+    stages.run(predict, dataclasses.replace(SPEC, first_draw=4), "second")
+    spec = ScoreSpec(
+        images=IMAGES,
+        classifier="one",
+        attack=None,
+        predictions=("first", "second"),
+        draws=draws,
+        combine_draws=how,
+    )
+    stages.run(score, spec, "combined")
+    rows = stages.rows("score", "combined")
+    votes = draws_by_hand(stages, draws)
+    if how == "any":
+        expected = (votes == rows["label"].to_numpy()[:, None]).all(axis=1)
+    else:
+        majority = np.array([np.bincount(v, minlength=10).argmax() for v in votes])
+        expected = majority == rows["label"].to_numpy()
+    assert np.array_equal(rows["correct"].to_numpy(), expected)
+    assert rows["linf"].isna().all() and (rows["attack_linf"] == 0).all()
+
+
+def test_predictions_of_other_images_are_refused(stages: Stages) -> None:
+    stages.run(predict, SPEC, "first")
+    fewer = ImagesSpec(data="digits", subset=Subset(split="test", n=8, seed=0), run=None)
+    spec = ScoreSpec(
+        images=fewer,
+        classifier="one",
+        attack=None,
+        predictions=("first",),
+        draws=2,
+        combine_draws="any",
+    )
+    with pytest.raises(UserError, match=r"logits\.npy: has shape .* expected 8 images"):
+        stages.run(score, spec, "fewer")
+
+
+def test_smoothing_without_noise_certifies_every_prediction(stages: Stages) -> None:
+    """Noise of 1e-6 changes no prediction: all votes agree, and the radius is the bound's."""
+    smoothing = Smoothing(sigma=1e-6, selection=3, estimation=20, alpha=0.01)
+    spec = SmoothSpec(images=IMAGES, classifier="one", methods=(), smoothing=smoothing, seed=5)
+    outcome = stages.run(smooth, spec, "smoothed")
+    rows = stages.rows("smooth", "smoothed")
+    images = open_images(stages.context, IMAGES)
+    batch, _, _ = images.batch(0, len(images), "cpu")
+    plain = predicted(open_classifier(stages.context, "one"), batch).numpy()
+    assert np.array_equal(rows["prediction"].to_numpy(), plain)
+    correct = plain == rows["label"].to_numpy()
+    # p = alpha^(1/n) = 0.7943, whose normal quantile is 0.8215
+    assert rows["radius"].to_numpy() == pytest.approx(np.where(correct, 0.8215e-6, 0.0), rel=1e-3)
+    assert outcome.summary["n_correct"] == correct.sum()
+
+
+def adp(**parameters: Any) -> MethodSpec:
+    return method("adp", width=2, blocks=1, iterations=3, score_levels=4, **parameters)
+
+
+@pytest.fixture
+def fitted(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    """Opening a method that was never fitted gives it random weights, the same every time."""
+
+    def opened(context: Context, spec: MethodSpec, classifier: Any) -> Adp:
+        made: Adp = build(Adp, **spec.parameters)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            made.bind(classifier, (1, 16, 16))
+        frozen(made)
+        return made
+
+    for stage in (norm, trace):
+        monkeypatch.setattr(stage, "open_method", opened)
+    return stages
+
+
+def test_the_norm_of_a_score(fitted: Stages) -> None:
+    for name, purify in (("as_is", False), ("stepped", True)):
+        spec = NormSpec(images=IMAGES, classifier="one", method=adp(), purified=purify, seed=5)
+        fitted.run(norm, spec, name)
+    as_is, stepped = (fitted.rows("norm", n)["score_norm"].to_numpy() for n in ("as_is", "stepped"))
+    images = open_images(fitted.context, IMAGES)
+    batch, _, _ = images.batch(0, len(images), "cpu")
+    score_of = norm.open_method(fitted.context, adp(), None).score
+    with torch.no_grad():
+        expected = torch.stack([score_of(image[None]).norm() for image in batch])
+    assert as_is == pytest.approx(expected.numpy(), rel=1e-4)
+    assert not np.allclose(as_is, stepped)
+
+
+def test_the_states_of_a_trace(fitted: Stages) -> None:
+    spec = TraceSpec(images=IMAGES, classifier="one", method=adp(sigma=0.1), seed=5)
+    fitted.run(trace, spec, "traced")
+    rows = fitted.rows("trace", "traced")
+    assert (rows["attacked"] == 0).all() and (rows["purified"] > 0).all()
+    with np.load(fitted.folder("trace", "traced").path / "states.npz") as states:
+        pixels, correct = states["pixels"], states["correct"]
+    assert pixels.shape == (10, 5, 256) and correct.shape == (10, 5)  # image, noise, three steps
+    images = open_images(fitted.context, IMAGES)
+    batch, _, indices = images.batch(0, 1, "cpu")
+    opened = trace.open_method(fitted.context, spec.method, None)
+    assert np.array_equal(pixels[0, 0], batch.flatten().numpy())
+    for draw in (0, 3):
+        last = purified(opened, batch, 5, indices, draw).flatten().numpy()
+        assert pixels[draw, -1] == pytest.approx(last, abs=1e-6)

@@ -73,12 +73,15 @@ def train(
     watch: Callable[[], dict[str, float]] | None = None,
     ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
     layout: torch.memory_format = torch.channels_last,
+    order: loop.Order | None = None,
+    starts: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
         loss, prepare: as for :func:`purifiers.core.loop.fit`.
-        pixels, labels, recipe, seed, watch, ends: as for :func:`purifiers.core.loop.fit`.
+        pixels, labels, recipe, seed, watch, ends, order, starts: as for
+            :func:`purifiers.core.loop.fit`.
         layout: of the images that the loss receives.
 
     Returns:
@@ -104,6 +107,8 @@ def train(
             at.quiet,
             watch,
             ends,
+            order,
+            starts,
         )
 
 

@@ -27,6 +27,12 @@ Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 Validation calls it in evaluation mode and under ``torch.no_grad``."""
 
+Order = Callable[[Tensor, int], Tensor]
+"""(rows to train on, number of the epoch) to the rows of that epoch, int64, as many or more.
+
+Batches are consecutive rows; a row may occur several times. With more rows than
+needed the last batch is full."""
+
 READ_EVERY = 50
 """Steps between two reads of the loss on a GPU, each of which waits for it; our choice."""
 
@@ -46,6 +52,8 @@ def fit(
     quiet: bool = False,
     watch: Callable[[], dict[str, float]] | None = None,
     ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
+    order: Order | None = None,
+    starts: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -69,6 +77,9 @@ def fit(
         watch: measures the module after each epoch; called in evaluation mode.
         ends: whether the training ends, from the results of ``watch`` so far. The weights after the
             epoch before are then kept; with ``recipe.validation`` those with the lowest loss.
+        order: the rows of each epoch; None: all in random order.
+        starts: called with the number of the epoch, from 0, before its first step; after a kill
+            also before the step with which the training goes on.
 
     Returns:
         Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
@@ -123,14 +134,19 @@ def fit(
                 total_loss += float(batch_loss(rows, "none", noise)) * len(rows)
         return finite(total_loss / len(held_out), "validation loss", state.step)
 
-    order, epoch_of_order = torch.empty(0, dtype=torch.int64), -1
+    def shuffled(rows: Tensor, epoch: int) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=generator(seed, "order", epoch))]
+
+    in_order, epoch_of_order = torch.empty(0, dtype=torch.int64), -1
     while state.step < total and not recipe.stops(state.validation):
         epoch, batch_number = divmod(state.step, per_epoch)
         if epoch != epoch_of_order:
-            order = train[torch.randperm(len(train), generator=generator(seed, "order", epoch))]
+            in_order = (order or shuffled)(train, epoch)
             epoch_of_order = epoch
+            if starts is not None:
+                starts(epoch)
         rows = (
-            order[batch_number * recipe.batch_size : (batch_number + 1) * recipe.batch_size]
+            in_order[batch_number * recipe.batch_size : (batch_number + 1) * recipe.batch_size]
             .sort()
             .values
         )

@@ -17,9 +17,9 @@ from purifiers.core.precision import PRECISIONS
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 
 AUGMENTATIONS = ("none", "flip", "crop_flip")
-SCHEDULES = ("step", "one_cycle", "cyclic", "plateau")
+SCHEDULES = ("step", "one_cycle", "cyclic", "cosine", "plateau")
 RISES = {"one_cycle": 0.3, "cyclic": 0.5}  # schedule to the share of steps in which rates rise
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "nesterov", "adam")
 DECAYED = ("all", "kernels")
 
 
@@ -34,7 +34,7 @@ class Recipe:
         learning_rate: the initial rate, or the highest one (schedules ``one_cycle`` and
             ``cyclic``).
         steps: optimizer steps; overrides ``epochs`` unless 0.
-        optimizer: ``sgd`` or ``adam``.
+        optimizer: ``sgd``, ``nesterov`` (SGD with Nesterov's momentum) or ``adam``.
         momentum: of SGD.
         betas: of Adam.
         weight_decay: weight of the squared parameters in the loss, times 1/2.
@@ -44,7 +44,8 @@ class Recipe:
             ``learning_rate_decay`` (schedule ``step``).
         schedule: ``step``, ``plateau``, or ``one_cycle``: linear from 0 to ``learning_rate`` over
             the first 30 % and back to 0. ``cyclic``: the same with 50 %, as
-            `locuslab/fast_adversarial`.
+            `locuslab/fast_adversarial`. ``cosine``: half a period of the cosine, from
+            ``learning_rate`` down to ``min_learning_rate``, in every step.
         augmentation: ``none``, ``flip``, or ``crop_flip`` (pad, crop, flip).
         crop_padding: pixels of zeros around an image before ``crop_flip`` crops it.
         validation: share of the images in [0, 1) that is held out, drawn with the seed. Their loss
@@ -52,7 +53,7 @@ class Recipe:
             same noise each time. The weights with the lowest loss are kept. 0: none is held out.
         patience: number of epochs without a lower validation loss after which the learning rate
             is multiplied by ``learning_rate_decay``, repeatedly (schedule ``plateau``).
-        min_learning_rate: lower bound of the rate (schedule ``plateau``).
+        min_learning_rate: lower bound of the rate (schedules ``plateau`` and ``cosine``).
         early_stopping: epochs without a lower validation loss after which the training ends;
             0: never.
         turns: for games, such as a GAN: (name of a part of the module, steps), repeated in this
@@ -102,6 +103,8 @@ class Recipe:
                 checked(types, getattr(self, field.name), field.name)
         if self.validation == 0.0 and (self.schedule == "plateau" or self.early_stopping):
             raise UserError("plateau and early_stopping need held-out images: set validation")
+        if self.optimizer == "nesterov" and self.momentum == 0.0:
+            raise UserError("nesterov needs a momentum above 0: set momentum, or optimizer to sgd")
         if self.turns and self.validation:
             raise UserError("turns: the losses of a game have no lowest; set validation to 0")
 
@@ -110,6 +113,9 @@ class Recipe:
         if self.schedule == "plateau":
             return self._plateau_rate(history)
         progress = step / max(total, 1)
+        if self.schedule == "cosine":
+            share = 0.5 * (1.0 + math.cos(math.pi * progress))
+            return self.min_learning_rate + (self.learning_rate - self.min_learning_rate) * share
         if self.schedule in RISES:
             rise = RISES[self.schedule]
             share = progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
@@ -157,4 +163,5 @@ class Recipe:
             lr=self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
+            nesterov=self.optimizer == "nesterov",
         )

@@ -222,9 +222,15 @@ class TrainingTraits(Traits):
     passes: str  # forward passes per training image; with a backward pass it is 3
     uses_oracle: bool = False  # trained on the answers of an attacked defence
     keeps_weights: bool = False  # trains nothing; needs a classifier that brings its weights
+    remarks: tuple[Note, ...] = ()  # what a table must add for some parameter values
 
     def formulas(self) -> dict[str, str]:
         return {"passes": self.passes}
+
+    def parameter_names(self) -> dict[str, tuple[str, ...]]:
+        named = super().parameter_names()
+        named["remarks"] = tuple(name for note in self.remarks for name in note.parameter_names())
+        return named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.spec import ScoreSpec
+from purifiers.core.spec import ClassifierSpec, ScoreSpec, SubstituteSpec
 from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
-from purifiers.plan.graph import Graph, Run
+from purifiers.plan.graph import Graph, Run, with_ancestors
 from purifiers.plan.limits import limited_document
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
@@ -324,8 +324,13 @@ def _combine(declared: dict[str, Any]) -> Combine | None:
 
 
 def _remarks(runs: Iterable[Run]) -> list[Flag]:
-    """Remarks that the table must print about a cell's attacks and detector."""
+    """Remarks that the table must print about a cell's trainings, attacks and detector."""
+    runs = list(runs)
     texts: list[str] = []
+    for spec in (run.spec for run in with_ancestors(runs)):
+        if isinstance(spec, ClassifierSpec | SubstituteSpec):
+            traits = registry.training_traits(spec.training.component)
+            texts += notes_on(spec.training, traits.remarks)
     for spec in (run.spec for run in runs):
         if isinstance(spec, ScoreSpec) and spec.attack is not None:
             texts += notes_on(spec.attack, registry.attack_traits(spec.attack.component).remarks)

@@ -38,6 +38,8 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
         return training.loss(classifier, images, labels, indices, seed)
 
     pixels, labels = training_set(data, spec)
+    at = workplace(folder, context)
+    targets, earlier = training.targets(classifier, pixels, labels, seed, at)
     rows = np.arange(min(WATCHED, len(pixels)))
     images = to_float(pixels[rows], context.device)
     watched = (torch.from_numpy(labels[rows]).to(context.device), torch.from_numpy(rows))
@@ -45,13 +47,17 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
         classifier,
         loss,
         pixels,
-        labels,
+        targets,
         training.recipe,
         seed,
-        workplace(folder, context),
+        at,
         watch=lambda: training.watch(classifier, images, *watched, seed),
         ends=training.ends,
+        order=training.order(len(pixels), seed),
+        starts=training.starts,
     )
+    summary["train_seconds"] += sum(part["train_seconds"] for part in earlier.values())
+    summary |= earlier
     note = training.note(summary.get("watched", ()))
     if note:
         summary["note"] = note

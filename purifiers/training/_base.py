@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy.typing as npt
 from torch import Tensor
 
 from purifiers.core.component import Classifier, Component
+from purifiers.core.fitting import Workplace
+from purifiers.core.loop import Order
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
+from purifiers.core.training_images import Pixels
 from purifiers.core.traits import TrainingTraits
 
 
@@ -91,6 +95,45 @@ class Training(Component):
             indices: the images' indices, int64 (n,); with ``seed`` they determine the noise.
         """
         raise TypeError(f"{type(self).__name__} does not implement loss")
+
+    def starts(self, epoch: int) -> None:
+        """Called before the first step of each epoch, for losses that change over the training.
+
+        After a kill it is called again before the training goes on.
+
+        Args:
+            epoch: number of the epoch, from 0.
+        """
+
+    def targets(
+        self, classifier: Classifier, pixels: Pixels, labels: npt.NDArray, seed: int, at: Workplace
+    ) -> tuple[npt.NDArray, dict[str, dict[str, Any]]]:
+        """Labels to train on, such as pseudo-labels; by default those of the data set.
+
+        Called at every start. Whatever takes long must be stored below ``at.folder``, in
+        :data:`purifiers.core.fitting.PHASES`, which is removed after the training.
+
+        Args:
+            classifier: as initialised; it must not change.
+            pixels: training images, uint8 or float32 (n, C, H, W).
+            labels: of the data set, int64 (n,).
+            seed: of the training.
+            at: the run's folder and the resources of the job.
+
+        Returns:
+            The labels, int64 (n,), and the summaries of trainings that they come from, by name,
+            each with its ``train_seconds``.
+        """
+        return labels, {}
+
+    def order(self, count: int, seed: int) -> Order | None:
+        """The rows of each epoch; None: all images in random order.
+
+        Args:
+            count: number of training images.
+            seed: of the training.
+        """
+        return None
 
     def watch(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int

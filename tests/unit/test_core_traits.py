@@ -206,14 +206,17 @@ def test_a_list_of_parameters_names_parameters(describe: Describe, field: str, p
         describe(f"MethodTraits(version=1, {field})")
 
 
-@pytest.mark.parametrize("field", ["refused", "remarks"])
+@pytest.mark.parametrize(
+    ("kind", "field"), [("attack", "refused"), ("attack", "remarks"), ("training", "remarks")]
+)
 @pytest.mark.parametrize(
     "note",
     ['when={"step": (1,)}, text="no"', 'when={"steps": (1,)}, text="{step} is none"'],
 )
-def test_a_note_is_about_parameters(describe: Describe, field: str, note: str) -> None:
+def test_a_note_is_about_parameters(describe: Describe, kind: str, field: str, note: str) -> None:
     with refused(rf"\.{field}: Bad has no 'step' \(did you mean 'steps'\?\)"):
-        describe(f"AttackTraits(version=1, passes='1', {field}=(Note({note}),))", "attack")
+        traits = f"{kind.capitalize()}Traits(version=1, passes='1', {field}=(Note({note}),))"
+        describe(traits, kind)
 
 
 FORMULA_FIELDS = [

@@ -31,7 +31,7 @@ class MeNet(Method):
         keep_start, keep_end: see above.
         nuclear_weight: mu, of the nuclear norm.
         iterations: of Soft-Impute for the nuclear norm; our choice. With 100 and p of .9 the
-            largest error on digits is below 1e-6 of the pixel range.
+            result on uniform noise of 32x32 is within 7e-4 of that with 400.
 
     Raises:
         UserError: an unknown completion, or probabilities that fall or drop nothing.

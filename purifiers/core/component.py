@@ -209,6 +209,7 @@ class Method(Component, nn.Module):
         stored_examples: adversarial examples of all training images, float32 (n, C, H, W), for each
             classifier that the method is fitted on. Empty: the method generates them when needed.
         recipe: training settings of its weights (fitted methods only).
+        batch_size: images per call of the network of :meth:`equipped` (``batch_dependent`` only).
     """
 
     traits: ClassVar[MethodTraits] = MethodTraits(version=0)
@@ -216,6 +217,7 @@ class Method(Component, nn.Module):
     is_bound: bool = False
     stored_examples: Sequence[npt.NDArray] = ()
     recipe: Recipe
+    batch_size: int
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -311,7 +313,9 @@ class Method(Component, nn.Module):
         """The network that classifies purified images; by default the classifier itself.
 
         A method that also restores the classifier's embedding declares the trait ``restores`` and
-        returns a frozen copy of the classifier with its restorer inside.
+        returns a frozen copy of the classifier with its restorer inside. It also declares
+        ``batch_dependent`` if the network's logits depend on the other images of the batch; such a
+        network is never attacked.
 
         Args:
             classifier: the defended classifier, frozen.
@@ -332,6 +336,12 @@ class Method(Component, nn.Module):
             labels: int64 (n,).
         """
         return None
+
+    def end_fit(self) -> None:
+        """Drop what only the fit needs, such as buffers that its checkpoints hold.
+
+        Called once after the last training; the weights are saved afterwards.
+        """
 
     def own_pass(self, images: Tensor) -> Tensor:
         """One forward pass of the method's own network for ``images``.

@@ -85,6 +85,7 @@ class Defence(nn.Module):
         self.eot_combine = eot_combine
         self.auxiliary = auxiliary
         self.stochastic = any(method.random for method in self.methods)
+        self.batch_dependent = any(method.traits.batch_dependent for method in methods)
         self.straight_through = gradient == "bpda" and bool(self.methods)
         network = equipped(classifier, methods) if network is None else network
         # a module is registered once, and moves with the defence

@@ -149,7 +149,10 @@ def fit_method(
         method, method.fit_loss, pixels, labels, recipe, seed, at, prepare, layout=layout
     )
     phase = method.next_phase(pixels, labels)
-    return summary if phase is None else {**summary, **_second(phase, summary, seed, at)}
+    if phase is not None:
+        summary = {**summary, **_second(phase, summary, seed, at)}
+    method.end_fit()
+    return summary
 
 
 def _second(phase: Phase, first: dict[str, Any], seed: int, at: Workplace) -> dict[str, Any]:

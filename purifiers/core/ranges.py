@@ -13,6 +13,9 @@ from dataclasses import dataclass
 Count = int
 """A whole number of at least 1, such as steps."""
 
+Several = int
+"""A whole number of at least 2, such as images that share statistics."""
+
 Whole = int
 """A whole number of at least 0, such as extra layers."""
 
@@ -39,6 +42,9 @@ Fraction = float
 
 Share = float
 """A number in [0, 1), such as a momentum or the held-out part of the images."""
+
+Chance = float
+"""A number in (0, 1], such as the probability that a pixel is kept."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Range:
 
 RANGES = {
     "Count": Range("a whole number of at least 1", True, 1),
+    "Several": Range("a whole number of at least 2", True, 2),
     "Whole": Range("a whole number of at least 0", True, 0),
     "Severity": Range("a whole number from 1 to 5", True, 1, 5),
     "Bits": Range("a whole number from 1 to 8", True, 1, 8),
@@ -92,5 +99,6 @@ RANGES = {
     "NonNegative": Range("a number of at least 0", False, 0),
     "Fraction": Range("a number in [0, 1]", False, 0, 1),
     "Share": Range("a number in [0, 1)", False, 0, 1, below=True),
+    "Chance": Range("a number in (0, 1]", False, 0, 1, above=True),
 }
 """Annotation to its range; :mod:`purifiers.core.numbers` has lengths."""

@@ -25,6 +25,7 @@ def fill(
     batch_size: int,
     label: str,
     quiet: bool = False,
+    halves: bool = True,
 ) -> dict[str, int]:
     """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun continues.
 
@@ -41,6 +42,7 @@ def fill(
         batch_size: largest number of rows per call of ``work``; must be the same in a rerun.
         label: begins the progress lines.
         quiet: print no progress.
+        halves: whether a batch that exceeds the memory is halved; else it is an error.
 
     Returns:
         ``{"halved_batch": rows}`` with the rows per call that fitted, if memory ran out; else
@@ -85,7 +87,7 @@ def fill(
     size, halved = batch_size, {}
     while done < count:
         stop = min(done + size, count)
-        values = _within_memory(work, done, stop)
+        values = _within_memory(work, done, stop) if halves else work(done, stop)
         if values is None:
             size = (stop - done) // 2
             halved = {"halved_batch": size}

@@ -47,9 +47,17 @@ class Target:
             empty if it did not try to record it.
         largest_label: largest label of the attacked images, which the logits must cover; -1: their
             number is not checked.
+
+    Raises:
+        UserError: the model adapts to its queries (``batch_dependent``).
     """
 
     def __init__(self, model: Callable[..., Tensor]) -> None:
+        if getattr(model, "batch_dependent", False):
+            raise UserError(
+                "the attacked defence adapts its classifier to each batch of queries: attack the "
+                "classifier without the adapting method and score the defence on the result"
+            )
         self.model = model
         self.stochastic: bool = getattr(model, "stochastic", False)
         self.eot_samples: int = getattr(model, "eot_samples", 1)

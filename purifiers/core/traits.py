@@ -159,6 +159,7 @@ class MethodTraits(Traits):
     differentiable: bool = True  # `purify` has a gradient, or a surrogate of it; else bpda
     provides: tuple[str, ...] = ()  # parts others may use: detector_logit, detected, score
     restores: bool | Condition = False  # changes the classifier's embedding, see Method.equipped
+    batch_dependent: bool = False  # its network's logits depend on the batch; never attacked
     fit: Fit | None = None  # None: nothing is fitted
     network: Network | None = None  # None: brings no network
     images: Images = Images()  # what it takes

@@ -184,6 +184,12 @@ def _substitute_run(
     seed: int,
 ) -> Run:
     used, (classifier, methods) = setting.used, defence
+    for method in methods:
+        if registry.method_traits(method.component).batch_dependent:
+            raise UserError(
+                f"{setting.where}: {method.component} adapts the classifier to each batch of "
+                "queries, so no substitute is trained on its answers: choose another source"
+            )
     seeds, rounds = training.parameters["seed_images"], training.parameters["rounds"]
     _check_seeds(setting, seeds)
     spec = SubstituteSpec(

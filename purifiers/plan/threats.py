@@ -89,6 +89,7 @@ def check_threat(cell: dict[str, Any], parts: CellParts, where: str) -> None:
 
             - a random defence attacked without a declared ``eot``,
             - a gradient through a method that is not differentiable,
+            - an attack that queries a method which adapts to its batches,
             - a transfer attack without a source,
             - attacked methods under a threat model whose attack meets none,
             - an auxiliary method under a threat model that excludes it,
@@ -142,6 +143,13 @@ def _check_gradient(cell: dict[str, Any], parts: CellParts, where: str) -> None:
     if not queries_defence(cell):
         return
     threat, gradient = cell["threat_model"], cell.get("gradient", "exact")
+    for method in parts.methods:
+        if method.traits.batch_dependent:
+            raise UserError(
+                f"{where}: method {method.name!r} adapts the classifier to each batch of queries, "
+                f"so it is not attacked {threat}: set threat_model to oblivious or transfer, or "
+                "leave it out of `attacked_methods`"
+            )
     if any(method.random for method in parts.methods) and "eot" not in cell:
         raise UserError(
             f"{where}: a random defence is attacked {threat} without EOT: add "

@@ -32,6 +32,7 @@ METHOD_SIZES = {
     **{"width": 8, "blocks": 1, "channels": 8, "filters": 8, "mixtures": 2, "scales": 2},
     **{"latent": 16, "steps": 4, "restarts": 2, "iterations": 4, "attack_steps": 2},
     **{"train_steps": 2, "dropout": 0.0, "drop_rate": 0.0, "batch_size": 16},
+    **{"rank": 8, "langevin_steps": 2},
 }
 PURIFIED = 8  # images
 
@@ -134,7 +135,7 @@ def _method(context: Context, name: str) -> Outcome:
 def _training(context: Context, name: str) -> Outcome:
     described = registry.describe("training", name)
     training: Any = build(
-        registry.load("training", name), **shrunk(described.parameters, {"steps": 3})
+        registry.load("training", name), **shrunk(described.parameters, {"steps": 3, "rank": 8})
     )
     images, labels = context.digits(PURIFIED)
     results = []

@@ -74,7 +74,11 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
 
     label = f"score {folder.id}"
     width = 5 if detector is None else 6
-    halved = fill(rows_path, len(images), (width,), np.float64, work, context.batch_size, label)
+    # a network that adapts to its batches has a size of its own, so that a scale changes nothing
+    sizes = [method.batch_size for method in restorers if method.traits.batch_dependent]
+    size = sizes[0] if sizes else context.batch_size
+    shape = (width,)
+    halved = fill(rows_path, len(images), shape, np.float64, work, size, label, halves=not sizes)
     rows = np.load(rows_path)
     predicted = rows[:, 0].astype(np.int64)
     correct = predicted == images.labels

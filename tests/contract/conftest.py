@@ -239,6 +239,7 @@ def ready(victim: Victim, fit_briefly: Fitting) -> Any:
                     data = replace(victim, pixels=phase.inputs, targets=phase.labels)
                     part, rows = phase.part.train(), len(phase.inputs)
                     fit_briefly(part, phase.loss, phase.recipe, data, RESTORING_EPOCHS, rows)
+                method.end_fit()
             made[component.name] = frozen(method)
         return made[component.name]
 

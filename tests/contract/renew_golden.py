@@ -40,6 +40,8 @@ LENGTHS: dict[str, dict[str, float]] = {
     "method": {"eps": 0.05, "step_size": 0.02},
 }
 MOST = 24  # of anything that traits.budget names in an attack or a method
+# Side of the images for components that need larger ones than the others.
+SIDES = {"method.hill_ebm": 8, "method.me_net": 12, "training.me_net": 12}
 # Settings besides the defaults that are other algorithms in the same file.
 MODES: dict[str, tuple[dict[str, Any], ...]] = {
     "attack.apgd": ({"stop": "success"}, {"loss": "dlr_targeted", "targets": 3}),
@@ -161,7 +163,9 @@ def attack_output(name: str, parameters: dict[str, Any]) -> Tensor:
 
 def method_output(name: str, parameters: dict[str, Any]) -> Tensor:
     restores = registry.describe("method", name).traits.restores
-    net, images, labels, indices = problem(4, 6, Ended if restores else Net)
+    net, images, labels, indices = problem(
+        4, SIDES.get(f"method.{name}", 6), Ended if restores else Net
+    )
     torch.manual_seed(SEED)
     method: Method = construct("method", name, parameters)
     method.bind(net, net.shape)
@@ -191,7 +195,7 @@ def classifier_output(name: str, parameters: dict[str, Any]) -> Tensor:
 
 
 def training_output(name: str, parameters: dict[str, Any]) -> Tensor:
-    net, images, labels, indices = problem(6, 5)
+    net, images, labels, indices = problem(6, SIDES.get(f"training.{name}", 5))
     net.train().requires_grad_(True)
     training = construct("training", name, parameters)
     loss = training.loss(net, images, (labels + 1) % CLASSES, indices, SEED)

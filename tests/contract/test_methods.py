@@ -125,8 +125,16 @@ def test_works_where_gradients_are_switched_off(method, ready, victim):
 
 
 def test_can_be_attacked(method, ready, victim):
-    """BPDA passes a gradient whatever the purifier does; its forward is the purified image's."""
+    """BPDA passes a gradient whatever the purifier does; its forward is the purified image's.
+
+    A network that adapts to its batches is never attacked.
+    """
     defence = Defence(victim.classifier, [ready(method)], gradient="bpda", seed=1)
+    if method.description.traits.batch_dependent:
+        for attack in (purifiers.attack("fgsm"), purifiers.attack("square", queries=1)):
+            with pytest.raises(UserError, match=r"adapts its classifier to each batch"):
+                attack(defence, victim.images, victim.labels)
+        return
     leaf = victim.images.clone().requires_grad_(True)
     logits = defence(leaf, victim.indices)
     (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)

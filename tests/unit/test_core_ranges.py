@@ -20,6 +20,7 @@ from purifiers.core.ranges import RANGES, Count, Fraction, Positive
 NAN, INF = float("nan"), float("inf")
 BOUNDS = {
     "Count": ([1, 2, 10**6, np.int64(3)], [0, -1, 1.5]),
+    "Several": ([2, 200], [1, 0, 2.5]),
     "Whole": ([0, 1], [-1, 0.5]),
     "Severity": ([1, 5], [0, 6, 2.5]),
     "Bits": ([1, 8], [0, 9, 1.5]),
@@ -29,6 +30,7 @@ BOUNDS = {
     "NonNegative": ([0, 0.0, 5.5], [-1e-9, -5]),
     "Fraction": ([0, 0.5, 1], [-0.1, 1.0001, 2]),
     "Share": ([0, 0.9999], [-0.1, 1, 1.0]),
+    "Chance": ([1e-9, 0.5, 1], [0, -0.1, 1.0001]),
 }
 
 

@@ -67,3 +67,21 @@ def test_windows_are_at_most_as_large_as_the_images() -> None:
 
 def test_others_take_what_comes() -> None:
     check("aid", (4, 7, 9))
+
+
+def test_me_net_wants_the_classifier_that_was_trained_for_it() -> None:
+    check("me_net", COLOUR, training=("me_net", {}))
+    check("me_net", GREY, training=("me_net", {"rank": 22}), rank=22)
+    with pytest.raises(UserError, match=r"requires a classifier trained with me_net, completion"):
+        check("me_net", COLOUR)
+    with pytest.raises(UserError, match=r"rank 25, keep_start 0.8.* is me_net, .*rank 22"):
+        check("me_net", GREY, training=("me_net", {"rank": 22}))
+    with pytest.raises(UserError, match="rank is 25, larger than 16x16 images: lower it"):
+        check("me_net", (1, 16, 16), training=("me_net", {}))
+
+
+def test_hill_ebm_halves_the_sides_three_times() -> None:
+    for shape in ((1, 8, 8), GREY, COLOUR):
+        check("hill_ebm", shape)
+    with pytest.raises(UserError, match="only for square images above 7x7"):
+        check("hill_ebm", (1, 7, 7))

@@ -24,13 +24,18 @@ PAPER = {
     "seed_document": "none",
     "settings": {"digits": {}},
     "classifiers": {"small": {"component": "wide_resnet", "depth": 10, "widen_factor": 1}},
-    "trainings": {"natural": {"component": "natural"}, "madry": {"component": "madry"}},
+    "trainings": {
+        "natural": {"component": "natural"},
+        "madry": {"component": "madry"},
+        "substitute": {"component": "jacobian_substitute", "seed_images": 10},
+    },
     "methods": {
         "identity": {"component": "identity"},
         "random": {"component": "random_sign"},
         "aid": {"component": "aid"},
         "pixel_defend": {"component": "pixel_defend"},
         "mine": {"component": "mine"},
+        "tent": {"component": "tent"},
     },
     "attacks": {
         "pgd": PGD,
@@ -425,3 +430,18 @@ def test_who_does_not_know_the_defence_knows_no_auxiliary(make: Make, threat: st
 def test_no_attack_no_refusal(make: Make) -> None:
     """Clean columns inherit their row's threat model."""
     make(row={"methods": ["random"], "threat_model": "white_box", "attack": "none"})
+
+
+def test_what_adapts_to_its_queries_is_not_attacked(make: Make) -> None:
+    tent = {"methods": ["tent"]}
+    made = make(
+        oblivious=tent, before={**tent, "threat_model": "white_box", "attacked_methods": []}
+    )
+    (scored,) = made.score_runs("toy/table_1")  # both attack the classifier alone
+    assert scored.spec.restorers[0].component == "tent"
+    for threat in ("white_box", "black_box"):
+        with pytest.raises(UserError, match=rf"'tent' adapts .* so it is not attacked {threat}: "):
+            make(row={**tent, "threat_model": threat, "gradient": "bpda"})
+    substitute = {"classifier": "small", "training": "substitute"}
+    with pytest.raises(UserError, match=r"tent adapts .* no substitute is trained on its answers"):
+        make(row={**tent, "threat_model": "transfer", "source": substitute})

@@ -25,7 +25,7 @@ def rate(time: float) -> float:
 
 
 def log_decay(time: Any) -> Any:
-    """log m(t): at time t an image x has become N(m x, 1 - m^2). t is a number or a tensor."""
+    """log m(t): an image x has become N(m x, 1 - m^2) at time t, a number or a tensor."""
     return -0.25 * time**2 * (BETA_MAX - BETA_MIN) - 0.5 * time * BETA_MIN
 
 
@@ -48,7 +48,7 @@ def discrete_decay(time: float) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """x -> ``keep`` x + ``denoise`` e(x, ``time``) + ``renoise`` z, where e predicts the noise in x.
+    """x -> ``keep`` x + ``denoise`` e(x, ``time``) + ``renoise`` z; e predicts the noise in x.
 
     Attributes:
         time: at which the noise is predicted.

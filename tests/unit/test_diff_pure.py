@@ -134,6 +134,21 @@ def test_one_step_by_hand(sampler, keep, denoise, renoise):
     )
 
 
+def test_an_ancestral_step_has_the_posteriors_variance():
+    """x_s given x_0 and x_t: precisions of N(m_s x_0, v_s) and x_t = r x_s + noise add up."""
+    step = _vp_sde.ancestral(0.2, 0.1)
+    squares = math.exp(-0.1095), math.exp(-0.418)  # m_s^2, m_t^2: integrals of beta
+    ratio = squares[1] / squares[0]
+    precision = ratio / (1.0 - ratio) + 1.0 / (1.0 - squares[0])
+    assert step.renoise**2 == pytest.approx(1.0 / precision)
+    clean, noise = 0.3, -0.7  # x_t without error: the mean is that of x_0 = clean
+    noisy = math.sqrt(squares[1]) * clean + math.sqrt(1.0 - squares[1]) * noise
+    parts = math.sqrt(ratio) / (1 - ratio) * noisy + math.sqrt(squares[0]) * clean / (
+        1.0 - squares[0]
+    )
+    assert step.keep * noisy + step.denoise * noise == pytest.approx(parts / precision)
+
+
 @pytest.mark.parametrize("sampler", ["sde", "ddpm"])
 def test_an_exact_score_samples_the_posterior(sampler):
     """Pixels N(-.2, .3^2): given a noisy pixel y, mean and variance are those of the conjugate."""

@@ -12,6 +12,10 @@ of them multiplied by zero, in contiguous layout. The suite runs one pass for al
 PixelDefend sets one pixel after the other. Its plain loop is a pass of PixelCNN++ per pixel, in
 single precision. The suite caches every intermediate result, in double precision. Passes cost the
 same at every pixel, so a few are timed and scaled up.
+
+DiffPure runs its network once per step. Its plain loop does what `NVlabs/DiffPure` does with
+`yang-song/score_sde_pytorch`: one image after the other, in contiguous layout. The suite runs all
+images at once. It is also compared with the network's passes alone.
 """
 
 from __future__ import annotations
@@ -31,7 +35,9 @@ from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.aid import Aid
 from purifiers.methods.defense_gan import DefenseGan
+from purifiers.methods.diff_pure import DiffPure
 from purifiers.report.attack_timing import SUITE
+from purifiers.timing.plain_diffusion import PlainNetwork, one_by_one
 from purifiers.timing.plain_purification import beginnings, plain, repeated, sequential
 
 LEAST = 2.0
@@ -64,6 +70,16 @@ PIXEL_CASES = {
     "deep-one": (5, 40, 1, 32, 4),
     "paper-one": (5, 160, 1, 8, 1),
 }
+# name: (width, blocks, multipliers, steps, images, required speed-up); with one image there is
+# little to save. Steps cost the same, so a few do
+DIFFUSION_CASES = {
+    "paper-one": (128, 8, (1, 2, 2, 2), 1, 1, 0.8),
+    "paper-batch": (128, 8, (1, 2, 2, 2), 1, 4, 1.2),
+    "desk-one": (32, 2, (1, 2, 2), 4, 1, 1.0),
+    "desk-batch": (32, 2, (1, 2, 2), 3, 16, LEAST),
+}
+MOST_OVER_FLOOR = 1.15
+"""Largest time of DiffPure over that of its network's passes, on a processor."""
 LEAST_CACHED = 10.0
 """Required speed-up of cached decoding over the plain loop, on a processor."""
 
@@ -121,6 +137,42 @@ def test_aid(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
     sizes = {"depth": depth, "widen_factor": widen_factor, "first_stride": stride, "width": width}
     details = {"purifier": "aid", "case": case, "n_images": count, **sizes}
     judge(benchmark, device, seconds, least, **details)
+
+
+@pytest.mark.parametrize("case", DIFFUSION_CASES)
+def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Both give the same images from the same noise; the suite's passes are most of its time."""
+    width, blocks, multipliers, steps, count, least = DIFFUSION_CASES[case]
+    torch.manual_seed(0)
+    method = DiffPure(width=width, blocks=blocks, multipliers=multipliers, steps=steps)
+    method.bind(None, (3, SIDE, SIDE))
+    for parameter in method.parameters():  # the last layers begin with zeros
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    frozen(method.to(device))
+    network = PlainNetwork(method).to(device)
+    images = torch.rand(count, 3, SIDE, SIDE).to(device)
+    state = images.contiguous(memory_format=torch.channels_last)
+
+    def passes() -> Tensor:
+        for _ in range(steps):
+            noise = method.own_pass(state)
+        return noise
+
+    rows: dict[str, Callable[[], Tensor]] = {
+        "floor": passes,
+        "plain loop": lambda: one_by_one(method, network, images, 0),
+        SUITE: lambda: method.purify(images, 0),
+    }
+    with torch.no_grad():
+        purified = {row: run() for row, run in rows.items()}  # also warms up
+        seconds = measured(rows, device, benchmark, pytestconfig)
+    difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
+    assert difference < 1e-4, f"the images differ by up to {difference:.2g}"
+    sizes = {"width": width, "blocks": blocks, "multipliers": multipliers, "steps": steps}
+    details = {"purifier": "diff_pure", "case": case, "n_images": count, **sizes}
+    judge(benchmark, device, seconds, least, **details, largest_difference=difference)
+    over = min(seconds[SUITE]) / min(seconds["floor"])  # the rounds that were disturbed least
+    assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
 
 
 @pytest.mark.parametrize("case", PIXEL_CASES)

@@ -23,6 +23,7 @@ class State:
         validation: loss of the held-out images after each epoch.
         watched: results of ``watch`` after each epoch.
         best: ``state_dict`` of the module after the epoch with the lowest validation loss.
+        averaged: moving average of the trained parameters, by name; empty without averaging.
         seconds: wall-clock seconds of training so far, without work that a kill undid.
     """
 
@@ -31,6 +32,7 @@ class State:
     validation: list[float] = field(default_factory=list)
     watched: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    averaged: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
 
 

@@ -17,7 +17,7 @@ from purifiers.core.finite import checked_at_end
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.modes import attackable, refuse_training_mode
 from purifiers.core.noise import derive_seed
-from purifiers.core.parameters import alternatives, checked, is_ranged
+from purifiers.core.parameters import alternatives, checked, is_restricted
 from purifiers.core.precision import computing
 from purifiers.core.ranges import Count
 from purifiers.core.recipe import Recipe
@@ -33,8 +33,8 @@ class Component:
     """Base of every component that a YAML file can name.
 
     Parameters annotated ``Length`` or ``Radius`` accept text such as ``"8/255"``. They and those
-    annotated with a range of :mod:`purifiers.core.ranges` are converted and checked before
-    ``__init__`` runs, however the component is constructed.
+    annotated with ``Literal`` or a range of :mod:`purifiers.core.ranges` are converted and checked
+    before ``__init__`` runs, however the component is constructed.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -44,11 +44,11 @@ class Component:
 
 
 def _with_numbers(init: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``init`` so that it receives checked numbers; ``init`` itself if it takes none."""
+    """Wrap ``init`` so that it receives checked values; ``init`` itself if any are allowed."""
     ranged = {
         name: types
         for name, annotation in init.__annotations__.items()
-        if isinstance(annotation, str) and is_ranged(types := alternatives(annotation))
+        if isinstance(annotation, str) and is_restricted(types := alternatives(annotation))
     }
     if not ranged:
         return init

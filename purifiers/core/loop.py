@@ -100,6 +100,12 @@ def fit(
     optimizer = recipe.optimizer_for(module)
     store = Checkpoint(checkpoint, identity)
     state = store.resume(module, optimizer)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if recipe.averaging:
+        state.averaged = {
+            name: state.averaged.get(name, p.detach()).to(p.device, copy=True)
+            for name, p in trained.items()
+        }
     started = time.monotonic() - state.seconds
     if prepare is not None:
         prepare()
@@ -157,8 +163,12 @@ def fit(
         with _training_only(module, part):
             value = batch_loss(rows, recipe.augmentation, derive_seed(seed, "step", state.step))
             value.backward()
+        if recipe.gradient_clip:
+            nn.utils.clip_grad_norm_(trained.values(), recipe.gradient_clip)
         optimizer.step()
         state.step += 1
+        if recipe.averaging:
+            _average(state.averaged, trained, recipe.averaging_decay(state.step))
         end_of_epoch = batch_number == per_epoch - 1 or state.step == total
         save = time.monotonic() - last_save >= recipe.checkpoint_seconds and state.step < total
         for step, current in losses.add(state.step, value.detach(), read=end_of_epoch or save):
@@ -197,6 +207,8 @@ def fit(
         summary["watched"] = state.watched
     if ends is not None and ends(state.watched) and not state.validation:
         module.load_state_dict(state.best)
+    if recipe.averaging:
+        module.load_state_dict(state.averaged, strict=False)  # without the buffers
     if not state.validation:
         return summary
     module.load_state_dict(state.best)
@@ -226,6 +238,12 @@ class _Losses:
         values = torch.stack([value for _, value in self._unread]).tolist()
         self._unread, self.last = [], values[-1]
         return list(zip(steps, values, strict=True))
+
+
+def _average(averaged: dict[str, Tensor], trained: dict[str, nn.Parameter], decay: float) -> None:
+    """Move the averages by 1 - ``decay`` of the way to the parameters, in place."""
+    current = [parameter.detach() for parameter in trained.values()]
+    torch._foreach_lerp_(list(averaged.values()), current, 1.0 - decay)
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -42,9 +42,20 @@ def is_ranged(types: Types) -> bool:
     return any(_element(name) in (*RANGES, "Length", "Radius") for name in types)
 
 
+def is_restricted(types: Types) -> bool:
+    """Whether the values of an annotation are declared, as a range or a choice."""
+    return is_ranged(types) or any(name.startswith("Literal[") for name in types)
+
+
 def is_numeric(types: Types) -> bool:
     """Whether an annotation has a number in it, with or without a range."""
     return is_ranged(types) or any(_element(name) in ("int", "float", "complex") for name in types)
+
+
+def choices(name: str) -> tuple[Any, ...]:
+    """The values of an alternative such as ``"Literal['sde', 'ode']"``."""
+    values: tuple[Any, ...] = ast.literal_eval(f"({name.partition('[')[2].rpartition(']')[0]},)")
+    return values
 
 
 def checked(types: Types, value: Any, where: str) -> Any:
@@ -77,6 +88,8 @@ def checked(types: Types, value: Any, where: str) -> Any:
 
 def _fits(name: str, value: Any) -> bool:
     base = name.partition("[")[0]
+    if base == "Literal":
+        return value in choices(name)
     if base not in _TYPES:
         return True
     element = RANGES.get(_element(name))
@@ -87,6 +100,8 @@ def _fits(name: str, value: Any) -> bool:
 
 def _expected(name: str) -> str:
     base, element = name.partition("[")[0], RANGES.get(_element(name))
+    if base == "Literal":
+        return f"one of {', '.join(map(str, choices(name)))}"
     text = _TYPES[base][0]
     return text if element is None or base == name else f"{text}, each {element.expected}"
 

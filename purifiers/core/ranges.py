@@ -46,6 +46,9 @@ Share = float
 Chance = float
 """A number in (0, 1], such as the probability that a pixel is kept."""
 
+Interior = float
+"""A number in (0, 1), such as a time between the ends of a process."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -100,5 +103,6 @@ RANGES = {
     "Fraction": Range("a number in [0, 1]", False, 0, 1),
     "Share": Range("a number in [0, 1)", False, 0, 1, below=True),
     "Chance": Range("a number in (0, 1]", False, 0, 1, above=True),
+    "Interior": Range("a number in (0, 1)", False, 0, 1, above=True, below=True),
 }
 """Annotation to its range; :mod:`purifiers.core.numbers` has lengths."""

@@ -56,6 +56,12 @@ class Recipe:
         min_learning_rate: lower bound of the rate (schedules ``plateau`` and ``cosine``).
         early_stopping: epochs without a lower validation loss after which the training ends;
             0: never.
+        warm_up: steps in which the rate rises linearly from 0 to that of the schedule.
+        gradient_clip: largest L2 norm of the gradient of all trained parameters; longer ones are
+            scaled down to it. 0: no limit.
+        averaging: decay d of the moving average of the trained parameters, which replaces them at
+            the end of the training. After n steps the decay is min(d, (1 + n) / (10 + n)), as in
+            `yang-song/score_sde_pytorch` and TensorFlow. 0: no average.
         turns: for games, such as a GAN: (name of a part of the module, steps), repeated in this
             order. Each step trains only its part. All other parameters do not require gradients
             then; they and their moments are unchanged. ``()``: every step trains all parts.
@@ -88,6 +94,9 @@ class Recipe:
     patience: Count = 4
     min_learning_rate: NonNegative = 0.0
     early_stopping: Whole = 0
+    warm_up: Whole = 0
+    gradient_clip: NonNegative = 0.0
+    averaging: Share = 0.0
     turns: tuple[tuple[str, int], ...] = ()
     precision: str = "float32"
     checkpoint_seconds: float = 60.0
@@ -107,9 +116,19 @@ class Recipe:
             raise UserError("nesterov needs a momentum above 0: set momentum, or optimizer to sgd")
         if self.turns and self.validation:
             raise UserError("turns: the losses of a game have no lowest; set validation to 0")
+        if self.averaging and self.validation:
+            raise UserError("averaging: the average is not validated; set validation to 0")
 
     def rate(self, step: int, total: int, history: Sequence[float] = ()) -> float:
         """Learning rate at ``step`` of ``total``, after the validation losses in ``history``."""
+        rise = min(step / self.warm_up, 1.0) if self.warm_up else 1.0
+        return rise * self._scheduled_rate(step, total, history)
+
+    def averaging_decay(self, steps: int) -> float:
+        """Decay of the average of the parameters after ``steps`` steps, at least 1."""
+        return min(self.averaging, (1 + steps) / (10 + steps))
+
+    def _scheduled_rate(self, step: int, total: int, history: Sequence[float]) -> float:
         if self.schedule == "plateau":
             return self._plateau_rate(history)
         progress = step / max(total, 1)

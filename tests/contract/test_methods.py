@@ -16,6 +16,7 @@ from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.formula import evaluate
 from purifiers.core.numbers import fraction
+from purifiers.core.parameters import choices
 from purifiers.core.spec import ComponentSpec, PurifierSpec
 from purifiers.stages._context import WEIGHTS, load_weights, save_weights
 
@@ -188,13 +189,21 @@ def test_the_classifier_stays_as_it_was(method, victim, fit_briefly):
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
+def another(types, value):
+    """Another value that a parameter takes."""
+    for name in types:
+        if name.startswith("Literal["):
+            return next(other for other in choices(name) if other != value)
+    return 2 * value if isinstance(value, int) else 0.5 * fraction(value)
+
+
 def test_inference_only_parameters_do_not_matter_to_the_fit(method, victim, fit_briefly):
     declared = method.description.traits.fit
     if declared is None or not declared.inference_only:
         return
     full = method.description.parameters | method.small
-    values = {name: full[name] for name in declared.inference_only}
-    other = {n: 2 * v if isinstance(v, int) else 0.5 * fraction(v) for n, v in values.items()}
+    types = method.description.types
+    other = {name: another(types[name], full[name]) for name in declared.inference_only}
     weights = []
     for parameters in ({}, other):
         made = method.make(**parameters)

@@ -213,6 +213,62 @@ def test_one_step_by_hand(tmp_path):
         torch.testing.assert_close(new, old - 0.1 * (old.grad + 1e-3 * old))
 
 
+def test_a_long_gradient_is_scaled_down(tmp_path):
+    """The gradient (3, 4) has norm 5; clipped to 1 it is (.6, .8)."""
+    module = nn.Linear(2, 1, bias=False)
+    before = module.weight.detach().clone()
+
+    def loss(images, labels, indices, seed):
+        return (module.weight * torch.tensor([3.0, 4.0])).sum()
+
+    train(tmp_path, module, loss, steps=1, gradient_clip=1.0, weight_decay=0.0)
+    moved = before - module.weight.detach()
+    torch.testing.assert_close(moved, torch.tensor([[0.06, 0.08]]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_rate_warms_up():
+    rates = [replace(RECIPE, warm_up=4).rate(step, 20) for step in range(20)]
+    assert rates[:6] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1, 0.1])
+    assert rates[6:] == [RECIPE.rate(step, 20) for step in range(6, 20)]
+
+
+def test_averaged_weights_by_hand(tmp_path):
+    """Four steps of -1: weights 0, -1, -2, -3, -4; decays 2/11, 3/12 and 1/4 twice."""
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    trained: list[float] = []
+
+    def loss(images, labels, indices, seed):
+        trained.append(module.weight.item())
+        return module.weight.sum() / 0.1
+
+    train(
+        tmp_path,
+        module,
+        loss,
+        steps=4,
+        averaging=0.25,
+        weight_decay=0.0,
+        momentum=0.0,
+        milestones=(),
+    )
+    average = 0.0
+    for weight, decay in zip((-1, -2, -3, -4), (2 / 11, 1 / 4, 1 / 4, 1 / 4), strict=True):
+        average = decay * average + (1 - decay) * weight
+    assert trained == pytest.approx([0.0, -1.0, -2.0, -3.0])
+    assert float(module.weight) == pytest.approx(average)
+
+
+@pytest.mark.parametrize("kill_at", [1, 7])
+def test_the_average_survives_a_kill(tmp_path, kill_at):
+    whole, module, again = network(), network(), network()
+    summary = train(tmp_path / "whole", whole, averaging=0.5)
+    with pytest.raises(Killed):
+        train(tmp_path, module, Loss(module, kill_at), averaging=0.5)
+    assert train(tmp_path, again, averaging=0.5) == summary
+    assert same(again, whole) and not same(network(), whole)
+
+
 def test_final_loss_is_that_of_the_last_tenth(tmp_path):
     values = iter(range(1, 21))
     module = nn.Linear(1, 1)
@@ -427,6 +483,7 @@ def test_a_validation_loss_that_is_not_finite_stops(tmp_path):
         ({"learning_rate": float("nan")}, "learning_rate is nan, but takes a number above 0"),
         ({"schedule": "plateau"}, "set validation"),
         ({"early_stopping": 3}, "set validation"),
+        ({"averaging": 0.9, "validation": 0.2}, "averaging: .* set validation to 0"),
     ],
 )
 def test_recipes_that_make_no_sense(changes, told):

@@ -23,6 +23,9 @@ class State:
         validation: loss of the held-out images after each epoch.
         watched: results of ``watch`` after each epoch.
         best: ``state_dict`` of the module after the epoch with the lowest validation loss.
+        rows: the training images of the current epoch, int64 (m,), if a subset is chosen.
+        weights: their weights in the loss, float32 (m,).
+        chosen_before: the epoch before which they were chosen; -1: no subset is chosen.
         seconds: wall-clock seconds of training so far, without work that a kill undid.
     """
 
@@ -31,6 +34,9 @@ class State:
     validation: list[float] = field(default_factory=list)
     watched: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    chosen_before: int = -1
     seconds: float = 0.0
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from purifiers.core import loop
 from purifiers.core.component import Method, frozen
+from purifiers.core.coreset import Coreset
 from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.memory_layout import runs_channels_last
@@ -73,12 +74,13 @@ def train(
     watch: Callable[[], dict[str, float]] | None = None,
     ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
     layout: torch.memory_format = torch.channels_last,
+    coreset: Coreset | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
         loss, prepare: as for :func:`purifiers.core.loop.fit`.
-        pixels, labels, recipe, seed, watch, ends: as for :func:`purifiers.core.loop.fit`.
+        pixels, labels, recipe, seed, watch, ends, coreset: as for :func:`purifiers.core.loop.fit`.
         layout: of the images that the loss receives.
 
     Returns:
@@ -104,6 +106,7 @@ def train(
             at.quiet,
             watch,
             ends,
+            coreset,
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.checkpoint import Checkpoint
+from purifiers.core.coreset import Coreset
 from purifiers.core.errors import UserError
 from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator
@@ -46,6 +47,7 @@ def fit(
     quiet: bool = False,
     watch: Callable[[], dict[str, float]] | None = None,
     ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
+    coreset: Coreset | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -69,6 +71,7 @@ def fit(
         watch: measures the module after each epoch; called in evaluation mode.
         ends: whether the training ends, from the results of ``watch`` so far. The weights after the
             epoch before are then kept; with ``recipe.validation`` those with the lowest loss.
+        coreset: chooses the rows of each epoch, fewer than all; an epoch is one pass over them.
 
     Returns:
         Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
@@ -83,7 +86,8 @@ def fit(
         RuntimeError: the loss is not finite.
     """
     train, held_out = _split(len(pixels), recipe.validation, seed)
-    per_epoch = math.ceil(len(train) / recipe.batch_size)
+    count = len(train) if coreset is None else coreset.size(len(train))
+    per_epoch = math.ceil(count / recipe.batch_size)
     total = recipe.steps or max(1, round(per_epoch * recipe.epochs))
     unreported = min(0.9 * total, total - max(1, sum(steps for _, steps in recipe.turns)))
     optimizer = recipe.optimizer_for(module)
@@ -123,11 +127,24 @@ def fit(
                 total_loss += float(batch_loss(rows, "none", noise)) * len(rows)
         return finite(total_loss / len(held_out), "validation loss", state.step)
 
+    def rows_of(epoch: int) -> Tensor:
+        if coreset is None:
+            return train
+        if coreset.due(epoch) and state.chosen_before != epoch:
+            state.rows, state.weights = coreset.choose(data, train, epoch, seed)
+            state.chosen_before = epoch
+            state.seconds = time.monotonic() - started
+            store.save(state, module, optimizer)
+        coreset.use(state.rows, state.weights)
+        return state.rows
+
     order, epoch_of_order = torch.empty(0, dtype=torch.int64), -1
     while state.step < total and not recipe.stops(state.validation):
         epoch, batch_number = divmod(state.step, per_epoch)
         if epoch != epoch_of_order:
-            order = train[torch.randperm(len(train), generator=generator(seed, "order", epoch))]
+            epoch_rows = rows_of(epoch)
+            shuffled = torch.randperm(len(epoch_rows), generator=generator(seed, "order", epoch))
+            order = epoch_rows[shuffled]
             epoch_of_order = epoch
         rows = (
             order[batch_number * recipe.batch_size : (batch_number + 1) * recipe.batch_size]
@@ -141,6 +158,8 @@ def fit(
         with _training_only(module, part):
             value = batch_loss(rows, recipe.augmentation, derive_seed(seed, "step", state.step))
             value.backward()
+        if recipe.clip_value:
+            nn.utils.clip_grad_value_(module.parameters(), recipe.clip_value)
         optimizer.step()
         state.step += 1
         end_of_epoch = batch_number == per_epoch - 1 or state.step == total

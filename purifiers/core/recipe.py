@@ -40,6 +40,10 @@ class Recipe:
         weight_decay: weight of the squared parameters in the loss, times 1/2.
         decayed: which parameters ``weight_decay`` includes: ``all``, or ``kernels``, which have at
             least 2 dimensions: no biases, no parameters of normalisation.
+        warm_up: fraction of the training during which the rate rises linearly to ``learning_rate``
+            (schedule ``step``).
+        clip_value: largest absolute value of an entry of a parameter's gradient; larger ones are
+            clipped. 0: none is.
         milestones: fractions of the training after which the learning rate is multiplied by
             ``learning_rate_decay`` (schedule ``step``).
         schedule: ``step``, ``plateau``, or ``one_cycle``: linear from 0 to ``learning_rate`` over
@@ -79,6 +83,8 @@ class Recipe:
     weight_decay: NonNegative = 0.0
     decayed: str = "all"
     schedule: str = "step"
+    warm_up: Share = 0.0
+    clip_value: NonNegative = 0.0
     milestones: tuple[Fraction, ...] = ()
     learning_rate_decay: Fraction = 0.1
     augmentation: str = "none"
@@ -114,6 +120,8 @@ class Recipe:
             rise = RISES[self.schedule]
             share = progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
             return self.learning_rate * max(share, 1.0 / max(total, 1))
+        if progress < self.warm_up:
+            return self.learning_rate * min(1.0, (step + 1) / (self.warm_up * total))
         passed = sum(progress >= milestone for milestone in self.milestones)
         return self.learning_rate * self.learning_rate_decay**passed
 

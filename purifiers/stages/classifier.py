@@ -51,6 +51,7 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
         workplace(folder, context),
         watch=lambda: training.watch(classifier, images, *watched, seed),
         ends=training.ends,
+        coreset=training.coreset(classifier),
     )
     note = training.note(summary.get("watched", ()))
     if note:

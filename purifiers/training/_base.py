@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from purifiers.core.component import Classifier, Component
+from purifiers.core.coreset import Coreset
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import TrainingTraits
@@ -91,6 +92,14 @@ class Training(Component):
             indices: the images' indices, int64 (n,); with ``seed`` they determine the noise.
         """
         raise TypeError(f"{type(self).__name__} does not implement loss")
+
+    def coreset(self, classifier: Classifier) -> Coreset | None:
+        """What chooses the training images of each epoch; None: all of them.
+
+        Args:
+            classifier: the network in training.
+        """
+        return None
 
     def watch(
         self, classifier: Classifier, images: Tensor, labels: Tensor, indices: Tensor, seed: int

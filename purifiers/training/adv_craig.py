@@ -66,6 +66,7 @@ class AdvCraig(PerceptualAdvex):
         version=1,
         budget=(
             "epochs",
+            "batch_size",
             "select_every",
             "steps",
             "step_size",

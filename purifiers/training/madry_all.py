@@ -44,7 +44,15 @@ class MadryAll(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=("epochs", "steps", "learning_rate", "optimizer", "schedule", "precision"),
+        budget=(
+            "epochs",
+            "batch_size",
+            "steps",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+        ),
         passes="epochs * (9 * steps + 10)",  # a third of it for a random mixture
     )
 

@@ -22,7 +22,15 @@ class MadryL2(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=("epochs", "steps", "learning_rate", "optimizer", "schedule", "precision"),
+        budget=(
+            "epochs",
+            "batch_size",
+            "steps",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+        ),
         passes="3 * epochs * (steps + 1)",
     )
 

@@ -21,7 +21,15 @@ class MadryStadv(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=("epochs", "steps", "learning_rate", "optimizer", "schedule", "precision"),
+        budget=(
+            "epochs",
+            "batch_size",
+            "steps",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+        ),
         passes="epochs * (3 * steps + 4)",
     )
 

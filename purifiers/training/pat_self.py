@@ -25,7 +25,15 @@ class PatSelf(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=("epochs", "steps", "learning_rate", "optimizer", "schedule", "precision"),
+        budget=(
+            "epochs",
+            "batch_size",
+            "steps",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+        ),
         passes="epochs * (4 * steps + 5)",
     )
 

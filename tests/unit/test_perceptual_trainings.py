@@ -285,9 +285,12 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path, name):
 
 def test_a_coreset_is_trained_on_for_its_period(tmp_path: Path):
     """Half of the images per epoch, the same ones for two epochs, then others."""
-    _, steps = trained(tmp_path, TRAININGS["adv_craig"]())
+    training = TRAININGS["adv_craig"]()
+    _, steps = trained(tmp_path, training)
     per_epoch = [[*a, *b, *c] for a, b, c in zip(*[iter(steps)] * 3, strict=True)]
     assert [len(rows) for rows in per_epoch] == [COUNT // 2] * EPOCHS
     first, second, third, fourth = (set(rows) for rows in per_epoch)
     assert first == second and third == fourth and first != third
     assert per_epoch[0] != per_epoch[1]
+    rows, weights = training.chosen
+    assert set(rows.tolist()) == fourth and weights.sum() == COUNT and weights.max() > 1

@@ -11,7 +11,7 @@ from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core.active import active_set
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.finite import finite
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.target import Target, input_gradient
@@ -19,6 +19,7 @@ from purifiers.core.traits import AttackTraits
 
 # cassidylaidlaw/ReColorAdv: keeps the square root's gradient finite at equal flows
 SOFTENING = 1e-10
+RETURNED = ("best", "last")
 
 
 class Stadv(Attack):
@@ -31,9 +32,7 @@ class Stadv(Attack):
     centres of the outermost pixels.
 
     Roughness is the sum over all pixels and their four neighbours of the L2 distance between the
-    two flows. The attack returns a misclassified iterate if there is one, and among equals that of
-    the lowest objective, which is never weaker (our choice). Upstream returns the last flow; it
-    also records the flow of the lowest objective, but does not return it.
+    two flows.
 
     Args:
         bound: largest flow along each axis in grid coordinates, in which the image extends from -1
@@ -43,13 +42,22 @@ class Stadv(Attack):
         learning_rate: Adam's learning rate, in grid coordinates.
         smoothness: weight of the roughness, the paper's tau.
         stop: ``"never"`` or ``"success"``, as in :class:`purifiers.attacks.pgd.Pgd`.
+        returned: ``best``: a misclassified iterate if there is one, and among equals that of the
+            lowest objective, which is never weaker (our choice); it may be the image itself.
+            ``last``: the last iterate, as upstream, for a training.
 
     Defaults: bound .05, learning rate .01 and smoothness .05 (there .0025 / bound) from
     ``cassidylaidlaw/perceptual-advex``; 100 steps as evaluated in its README; ``stop`` is our
     choice.
     """
 
-    traits = AttackTraits(version=1, budget=("steps",), passes="3 * steps + 1", norm="spatial")
+    traits = AttackTraits(
+        version=1,
+        budget=("steps",),
+        joined_later=("returned",),
+        passes="3 * steps + 1",
+        norm="spatial",
+    )
 
     def __init__(
         self,
@@ -59,6 +67,7 @@ class Stadv(Attack):
         learning_rate: Positive = 0.01,
         smoothness: NonNegative = 0.05,
         stop: str = "never",
+        returned: str = "best",
     ) -> None:
         if bound > 2:
             raise UserError(
@@ -70,6 +79,7 @@ class Stadv(Attack):
         self.learning_rate = learning_rate
         self.smoothness = smoothness
         self.stop = check_stop("stadv", stop)
+        self.returned = check_choice("stadv: returned", returned, RETURNED)
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor
@@ -97,6 +107,8 @@ class Stadv(Attack):
             misclassified = ~target.unbroken(logits, warped, labels, active.indices)
             objective = margins + self.smoothness * uneven.detach()
             better = torch.where(misclassified == broken, objective < lowest, misclassified)
+            if self.returned == "last":
+                better = torch.ones_like(better)
             better = active.only(better)
             lowest, broken = torch.where(better, objective, lowest), broken | misclassified
             best = torch.where(better.view(-1, 1, 1, 1), warped, best)

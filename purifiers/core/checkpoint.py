@@ -24,6 +24,9 @@ class State:
         watched: results of ``watch`` after each epoch.
         best: ``state_dict`` of the module after the epoch with the lowest validation loss.
         averaged: moving average of the trained parameters, by name; empty without averaging.
+        rows: the training images of the current epoch, int64 (m,), if a subset is chosen.
+        weights: their weights in the loss, float32 (m,).
+        chosen_before: the epoch before which they were chosen; -1: no subset is chosen.
         seconds: wall-clock seconds of training so far, without work that a kill undid.
     """
 
@@ -33,6 +36,9 @@ class State:
     watched: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     averaged: dict[str, Tensor] = field(default_factory=dict)
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    chosen_before: int = -1
     seconds: float = 0.0
 
 

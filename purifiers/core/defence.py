@@ -14,6 +14,7 @@ from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
 from purifiers.core.precision import computing
 from purifiers.core.straight_through import with_gradient_of
+from purifiers.core.taps import layer_taps, tapped_features
 
 GRADIENTS = ("exact", "bpda", "one_step", "second_order", "none")
 COMBINES = ("mean", "sign", "displacement")
@@ -147,6 +148,25 @@ class Defence(nn.Module):
             UserError: no method has a detector, or the attacker sees scores only.
         """
         return self._method_with("detector_logit").detector_logit(images)
+
+    def activations(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        """Inner representations of the classifier at ``images``, unpurified.
+
+        Args:
+            taps: names; (): those of :func:`purifiers.core.taps.layer_taps`.
+
+        Raises:
+            UserError: the classifier has no such representations, or the attacker sees scores only.
+        """
+        if self.gradient == "none":
+            raise UserError(f"this attack reads a classifier's layers, but {_SCORES_ONLY}")
+        network = self.classifier
+        if not isinstance(network, nn.Module):
+            raise UserError(
+                "this attack reads a network's inner representations, and a plain function has "
+                "none: defend the network itself"
+            )
+        return tapped_features(network, images, tuple(taps) or layer_taps(network))
 
     def score(self, images: Tensor) -> Tensor:
         """Gradient (n, C, H, W) of a learned log-density at ``images``, unpurified.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from purifiers.core import loop
 from purifiers.core.component import Method, frozen
+from purifiers.core.coreset import Coreset
 from purifiers.core.errors import UserError
 from purifiers.core.images import check_images, check_labels
 from purifiers.core.memory_layout import runs_channels_last
@@ -75,13 +76,14 @@ def train(
     layout: torch.memory_format = torch.channels_last,
     order: loop.Order | None = None,
     starts: Callable[[int], None] | None = None,
+    coreset: Coreset | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place, from scratch or from the last checkpoint.
 
     Args:
         loss, prepare: as for :func:`purifiers.core.loop.fit`.
-        pixels, labels, recipe, seed, watch, ends, order, starts: as for
-            :func:`purifiers.core.loop.fit`.
+        pixels, labels, recipe, seed, watch, ends, order, starts, coreset:
+            as for :func:`purifiers.core.loop.fit`.
         layout: of the images that the loss receives.
 
     Returns:
@@ -109,6 +111,7 @@ def train(
             ends,
             order,
             starts,
+            coreset,
         )
 
 

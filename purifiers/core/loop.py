@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from purifiers.core.checkpoint import Checkpoint
+from purifiers.core.coreset import Coreset
 from purifiers.core.errors import UserError
 from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator
@@ -54,6 +55,7 @@ def fit(
     ends: Callable[[Sequence[dict[str, float]]], bool] | None = None,
     order: Order | None = None,
     starts: Callable[[int], None] | None = None,
+    coreset: Coreset | None = None,
 ) -> dict[str, Any]:
     """Train ``module`` in place by minimising ``loss``; a rerun continues from ``checkpoint``.
 
@@ -80,6 +82,7 @@ def fit(
         order: the rows of each epoch; None: all in random order.
         starts: called with the number of the epoch, from 0, before its first step; after a kill
             also before the step with which the training goes on.
+        coreset: chooses the rows of each epoch, fewer than all; an epoch is one pass over them.
 
     Returns:
         Summary with ``steps`` taken, ``train_seconds`` (wall clock, before and after a kill) and
@@ -94,7 +97,8 @@ def fit(
         RuntimeError: the loss is not finite.
     """
     train, held_out = _split(len(pixels), recipe.validation, seed)
-    per_epoch = math.ceil(len(train) / recipe.batch_size)
+    count = len(train) if coreset is None else coreset.size(len(train))
+    per_epoch = math.ceil(count / recipe.batch_size)
     total = recipe.steps or max(1, round(per_epoch * recipe.epochs))
     unreported = min(0.9 * total, total - max(1, sum(steps for _, steps in recipe.turns)))
     optimizer = recipe.optimizer_for(module)
@@ -143,11 +147,22 @@ def fit(
     def shuffled(rows: Tensor, epoch: int) -> Tensor:
         return rows[torch.randperm(len(rows), generator=generator(seed, "order", epoch))]
 
+    def rows_of(epoch: int) -> Tensor:
+        if coreset is None:
+            return train
+        if coreset.due(epoch) and state.chosen_before != epoch:
+            state.rows, state.weights = coreset.choose(data, train, epoch, seed)
+            state.chosen_before = epoch
+            state.seconds = time.monotonic() - started
+            store.save(state, module, optimizer)
+        coreset.use(state.rows, state.weights)
+        return state.rows
+
     in_order, epoch_of_order = torch.empty(0, dtype=torch.int64), -1
     while state.step < total and not recipe.stops(state.validation):
         epoch, batch_number = divmod(state.step, per_epoch)
         if epoch != epoch_of_order:
-            in_order = (order or shuffled)(train, epoch)
+            in_order = (order or shuffled)(rows_of(epoch), epoch)
             epoch_of_order = epoch
             if starts is not None:
                 starts(epoch)
@@ -165,6 +180,8 @@ def fit(
             value.backward()
         if recipe.gradient_clip:
             nn.utils.clip_grad_norm_(trained.values(), recipe.gradient_clip)
+        if recipe.clip_value:
+            nn.utils.clip_grad_value_(module.parameters(), recipe.clip_value)
         optimizer.step()
         state.step += 1
         if recipe.averaging:

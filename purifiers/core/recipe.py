@@ -40,6 +40,10 @@ class Recipe:
         weight_decay: weight of the squared parameters in the loss, times 1/2.
         decayed: which parameters ``weight_decay`` includes: ``all``, or ``kernels``, which have at
             least 2 dimensions: no biases, no parameters of normalisation.
+        warm_up: fraction of the training during which the rate rises linearly to ``learning_rate``
+            (schedule ``step``).
+        clip_value: largest absolute value of an entry of a parameter's gradient; larger ones are
+            clipped. 0: none is.
         milestones: fractions of the training after which the learning rate is multiplied by
             ``learning_rate_decay`` (schedule ``step``).
         schedule: ``step``, ``plateau``, or ``one_cycle``: linear from 0 to ``learning_rate`` over
@@ -56,7 +60,7 @@ class Recipe:
         min_learning_rate: lower bound of the rate (schedules ``plateau`` and ``cosine``).
         early_stopping: epochs without a lower validation loss after which the training ends;
             0: never.
-        warm_up: steps in which the rate rises linearly from 0 to that of the schedule.
+        warm_up_steps: steps in which the rate rises linearly from 0 to that of the schedule.
         gradient_clip: largest L2 norm of the gradient of all trained parameters; longer ones are
             scaled down to it. 0: no limit.
         averaging: decay d of the moving average of the trained parameters, which replaces them at
@@ -86,6 +90,8 @@ class Recipe:
     weight_decay: NonNegative = 0.0
     decayed: str = "all"
     schedule: str = "step"
+    warm_up: Share = 0.0
+    clip_value: NonNegative = 0.0
     milestones: tuple[Fraction, ...] = ()
     learning_rate_decay: Fraction = 0.1
     augmentation: str = "none"
@@ -94,7 +100,7 @@ class Recipe:
     patience: Count = 4
     min_learning_rate: NonNegative = 0.0
     early_stopping: Whole = 0
-    warm_up: Whole = 0
+    warm_up_steps: Whole = 0
     gradient_clip: NonNegative = 0.0
     averaging: Share = 0.0
     turns: tuple[tuple[str, int], ...] = ()
@@ -121,7 +127,7 @@ class Recipe:
 
     def rate(self, step: int, total: int, history: Sequence[float] = ()) -> float:
         """Learning rate at ``step`` of ``total``, after the validation losses in ``history``."""
-        rise = min(step / self.warm_up, 1.0) if self.warm_up else 1.0
+        rise = min(step / self.warm_up_steps, 1.0) if self.warm_up_steps else 1.0
         return rise * self._scheduled_rate(step, total, history)
 
     def averaging_decay(self, steps: int) -> float:
@@ -139,6 +145,8 @@ class Recipe:
             rise = RISES[self.schedule]
             share = progress / rise if progress < rise else (1.0 - progress) / (1.0 - rise)
             return self.learning_rate * max(share, 1.0 / max(total, 1))
+        if progress < self.warm_up:
+            return self.learning_rate * min(1.0, (step + 1) / (self.warm_up * total))
         passed = sum(progress >= milestone for milestone in self.milestones)
         return self.learning_rate * self.learning_rate_decay**passed
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.logits import as_logits
 from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.modes import evaluation
 
@@ -51,7 +52,31 @@ def tapped_features(classifier: nn.Module, images: Tensor, taps: Sequence[str]) 
     if own_taps(classifier, taps):
         assert isinstance(classifier, Classifier)
         return classifier.features(as_taken_by(classifier, images), taps)
+    return _hooked(_uncompiled(classifier), images, taps, to_the_end=False)[0]
+
+
+def features_and_logits(
+    classifier: nn.Module, images: Tensor, taps: Sequence[str]
+) -> tuple[list[Tensor], Tensor]:
+    """Inner representations as from :func:`tapped_features`, and the logits (n, classes).
+
+    One forward pass; a second one for representations that are no outputs of submodules.
+
+    Raises:
+        UserError: as :func:`tapped_features`.
+    """
     network = _uncompiled(classifier)
+    parts = dict(network.named_modules(remove_duplicate=False))
+    if own_taps(classifier, taps) and not set(taps) <= set(parts):
+        return tapped_features(classifier, images, taps), classifier(images)
+    features, output = _hooked(network, images, taps, to_the_end=True)
+    return features, as_logits(output, network)
+
+
+def _hooked(
+    network: nn.Module, images: Tensor, taps: Sequence[str], to_the_end: bool
+) -> tuple[list[Tensor], Any]:
+    """Outputs of the submodules named ``taps``, and the network's own one if run to the end."""
     owner = type(network).__name__
     parts = dict(network.named_modules(remove_duplicate=False))
     for tap in taps:
@@ -63,25 +88,41 @@ def tapped_features(classifier: nn.Module, images: Tensor, taps: Sequence[str]) 
         if tap in outputs:
             return
         outputs[tap] = _as_map(output, len(images), f"tap {tap!r} of {owner}")
-        if len(outputs) == len(set(taps)):
+        if len(outputs) == len(set(taps)) and not to_the_end:
             raise _AllTapped
         # a layer behind it may work in place
         outputs[tap] = outputs[tap].clone()
 
+    result = None
     with _hooks({tap: parts[tap] for tap in taps}, store), contextlib.suppress(_AllTapped):
-        network(images)
+        result = network(images)
     for tap in taps:
         if tap not in outputs:
             raise UserError(
                 f"tap {tap!r} of {owner} is not called by its forward pass: choose another "
                 f"submodule, such as {_listed(network)}"
             )
-    return [outputs[tap] for tap in taps]
+    return [outputs[tap] for tap in taps], result
 
 
 def own_taps(classifier: nn.Module, taps: Sequence[str]) -> bool:
     """Whether ``classifier`` is one of the suite's and all ``taps`` are among its ``TAPS``."""
     return isinstance(classifier, Classifier) and set(taps) <= set(classifier.TAPS)
+
+
+def layer_taps(classifier: nn.Module) -> tuple[str, ...]:
+    """Names of all representations of a classifier of the suite but the pooled ``embedding``.
+
+    Raises:
+        UserError: the network declares none.
+    """
+    names = classifier.TAPS if isinstance(classifier, Classifier) else ()
+    layers = tuple(name for name in names if name != "embedding")
+    if not layers:
+        raise UserError(
+            f"{type(classifier).__name__} declares no layers: set taps to names of its submodules"
+        )
+    return layers
 
 
 def tap_shapes(

@@ -79,7 +79,7 @@ class Target:
 
     def draw(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes) of one draw."""
-        return self._logits(self._query(self.model, images, indices))
+        return self.logits_of(self._query(self.model, images, indices))
 
     def purify(self, images: Tensor, indices: Tensor) -> Tensor:
         """Images purified in one draw; the images themselves if the model does not purify."""
@@ -106,7 +106,7 @@ class Target:
     def classify(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images that are purified already."""
         bare: Callable[[Tensor], Tensor] = getattr(self.model, "classify", self.model)
-        return self._logits(bare(images.clone()))
+        return self.logits_of(bare(images.clone()))
 
     def bare(self) -> Target:
         """The classifier alone as a target, for images that are purified already."""
@@ -155,11 +155,16 @@ class Target:
     def _expected(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         draws = self.eot_samples
         if draws == 1:
-            return self._logits(self._query(query, images, indices))
+            return self.logits_of(self._query(query, images, indices))
         copies = images.repeat(draws, 1, 1, 1)
-        return _mean(self._logits(self._query(query, copies, indices.repeat(draws))), draws)
+        return _mean(self.logits_of(self._query(query, copies, indices.repeat(draws))), draws)
 
-    def _logits(self, output: Any) -> Tensor:
+    def logits_of(self, output: Any) -> Tensor:
+        """Logits (n, classes), at least float32, in what the attacked model returned.
+
+        Raises:
+            UserError: there are none, or they do not cover the labels.
+        """
         logits = as_logits(output, self.model)
         if logits.dtype in (torch.bfloat16, torch.float16):
             logits = logits.float()

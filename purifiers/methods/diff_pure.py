@@ -138,7 +138,7 @@ class DiffPure(Method):
             learning_rate=learning_rate,
             optimizer="adam",
             schedule=schedule,
-            warm_up=warm_up,
+            warm_up_steps=warm_up,
             gradient_clip=gradient_clip,
             averaging=averaging,
             augmentation=augmentation,

@@ -55,6 +55,7 @@ def run(folder: RunFolder, spec: ClassifierSpec, context: Context) -> Outcome:
         ends=training.ends,
         order=training.order(len(pixels), seed),
         starts=training.starts,
+        coreset=training.coreset(classifier),
     )
     summary["train_seconds"] += sum(part["train_seconds"] for part in earlier.values())
     summary |= earlier

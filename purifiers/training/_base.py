@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from purifiers.core.component import Classifier, Component
+from purifiers.core.coreset import Coreset
 from purifiers.core.fitting import Workplace
 from purifiers.core.loop import Order
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
@@ -132,6 +133,14 @@ class Training(Component):
         Args:
             count: number of training images.
             seed: of the training.
+        """
+        return None
+
+    def coreset(self, classifier: Classifier) -> Coreset | None:
+        """What chooses the training images of each epoch; None: all of them.
+
+        Args:
+            classifier: the network in training.
         """
         return None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -116,7 +117,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @dataclass(frozen=True)
 class Attackable:
-    """A model that also has what some attacks go against: a detector and a score."""
+    """A model that also has what some attacks go against: a detector, a score and layers."""
 
     model: Any
 
@@ -130,6 +131,10 @@ class Attackable:
     def score(self, images: Tensor) -> Tensor:
         """Of a normal density around grey."""
         return 0.5 - images
+
+    def activations(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        """One layer of one position, whose channels are the pixels."""
+        return [images.flatten(1)[:, :, None, None]]
 
 
 @dataclass(frozen=True, repr=False)

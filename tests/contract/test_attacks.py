@@ -125,7 +125,7 @@ def test_the_model_stays_as_it_was(attack, attackable):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_broken_model_is_an_error(attack, victim):
+def test_a_broken_model_is_an_error(attack, victim, attackable):
     """NaN logits must not count as robustness; a ``model_free`` attack asks for none."""
     asked = []
 
@@ -138,7 +138,7 @@ def test_a_broken_model_is_an_error(attack, victim):
         assert not asked
         return
     with pytest.raises(RuntimeError):
-        attack.make()(broken, victim.images, victim.labels)
+        attack.make()(attackable(broken), victim.images, victim.labels)
     assert asked
 
 

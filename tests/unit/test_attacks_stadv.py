@@ -186,6 +186,18 @@ def test_a_success_is_preferred_to_a_lower_objective():
     assert model(adversarial).argmax(dim=1).item() == 1
 
 
+def test_the_last_iterate_or_the_best():
+    """Under so much smoothness the image itself has the lowest objective, and nothing breaks it."""
+    images, labels = random_images(2, 1, 6, 6), torch.tensor([0, 0])
+
+    def model(x: Tensor) -> Tensor:
+        return torch.stack([5 + x.flatten(1) @ torch.arange(36.0) / 36, x.new_zeros(len(x))], dim=1)
+
+    attack = {r: Stadv(steps=3, smoothness=10.0, returned=r) for r in ("best", "last")}
+    torch.testing.assert_close(attack["best"](model, images, labels), images, atol=1e-5, rtol=0)
+    assert (attack["last"](model, images, labels) - images).abs().max() > 1e-3
+
+
 def test_is_not_held_to_an_eps_ball(victim):
     assert Stadv.traits.norm == "spatial"
     adversarial = Stadv(bound=0.4, steps=15)(victim.model, victim.images, victim.labels)

@@ -227,7 +227,7 @@ def test_a_long_gradient_is_scaled_down(tmp_path):
 
 
 def test_the_rate_warms_up():
-    rates = [replace(RECIPE, warm_up=4).rate(step, 20) for step in range(20)]
+    rates = [replace(RECIPE, warm_up_steps=4).rate(step, 20) for step in range(20)]
     assert rates[:6] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1, 0.1])
     assert rates[6:] == [RECIPE.rate(step, 20) for step in range(6, 20)]
 

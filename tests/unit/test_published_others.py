@@ -82,7 +82,7 @@ def test_number_and_sum_of_published_cells(paper: str, stem: str, count: int, to
         ("adp", "table_9", 6),
         ("adp", "table_10", 8),
         ("adp", "table_11", 48),
-        ("atop", "table_6", 28),
+        ("atop", "table_6", 4),
     ],
 )
 def test_number_of_quoted_cells(paper: str, stem: str, count: int) -> None:

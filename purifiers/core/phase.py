@@ -9,6 +9,7 @@ from torch import nn
 
 from purifiers.core.loop import Loss
 from purifiers.core.recipe import Recipe
+from purifiers.core.training_images import Pixels
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Phase:
         name: of its checkpoint and of its summary in the run's record.
         part: the module that is trained.
         loss: of a batch of ``inputs``, see :data:`purifiers.core.loop.Loss`.
-        inputs: what it is trained on, such as embeddings, float32 (m, ...).
+        inputs: what it is trained on: embeddings, float32 (m, ...), or images.
         labels: int64 (m,).
         recipe: its training settings.
     """
@@ -27,6 +28,6 @@ class Phase:
     name: str
     part: nn.Module
     loss: Loss
-    inputs: npt.NDArray
+    inputs: Pixels
     labels: npt.NDArray
     recipe: Recipe

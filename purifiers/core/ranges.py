@@ -40,6 +40,9 @@ Fraction = float
 Share = float
 """A number in [0, 1), such as a momentum or the held-out part of the images."""
 
+Part = float
+"""A number in (0, 1), such as the masked part of an image."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -92,5 +95,6 @@ RANGES = {
     "NonNegative": Range("a number of at least 0", False, 0),
     "Fraction": Range("a number in [0, 1]", False, 0, 1),
     "Share": Range("a number in [0, 1)", False, 0, 1, below=True),
+    "Part": Range("a number in (0, 1)", False, 0, 1, above=True, below=True),
 }
 """Annotation to its range; :mod:`purifiers.core.numbers` has lengths."""

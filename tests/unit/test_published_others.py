@@ -216,7 +216,7 @@ def test_atop_table_7_counts_512_images_but_for_one() -> None:
 
 
 def test_atop_ours_of_table_6_counts_512_images_but_for_one() -> None:
-    ours = values("atop", "table_6", "cifar10", "ours")
+    ours = values("atop", "table_6", "atop", "ours")
     assert [c for c, value in ours.items() if not is_share_of_512(value, 1)] == ["linf"]
 
 

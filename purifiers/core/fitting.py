@@ -270,7 +270,7 @@ def _check_method(method: Method, classifier: nn.Module | None) -> str:
         raise UserError(f"fit: method is a {name}: create one with purifiers.method(name, ...)")
     if method.traits.fit is None:
         raise UserError(f"fit: {name} is not fitted: bind it and use it as it is")
-    if classifier is None and method.traits.fit.uses_classifier:
+    if classifier is None and method.traits.fit.is_using_classifier(vars(method)):
         raise UserError(f"fit: {name} is fitted on a classifier: pass one instead of None")
     return name
 

@@ -21,6 +21,10 @@ def met(condition: Condition, parameters: Mapping[str, Any]) -> bool:
     return all(parameters[name] in values for name, values in condition.items())
 
 
+def _holds(trait: bool | Condition, parameters: Mapping[str, Any]) -> bool:
+    return trait if isinstance(trait, bool) else met(trait, parameters)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Declared:
     # configures pydantic, which checks the fields that the registry reads from the source
@@ -117,10 +121,14 @@ class Fit(_Declared):
     """How a method is fitted before use."""
 
     passes: str = "0"  # classifier passes per training image
-    uses_classifier: bool = True  # False: one fit serves all classifiers
+    uses_classifier: bool | Condition = True  # not met: one fit serves all classifiers
     several_classifiers: bool = False  # can be fitted on several classifiers at once
     inference_only: tuple[str, ...] = ()  # parameters without effect on the fit: no refit
     stored_examples: bool = False  # fitted on adversarial examples that are made once
+
+    def is_using_classifier(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether the fit depends on a classifier under ``parameters``."""
+        return _holds(self.uses_classifier, parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +148,8 @@ class Images(_Declared):
     square_above: int | None = None  # square images only, with longer sides than this
     side_multiple: str = "1"  # both sides are multiples of this arithmetic over parameters
     windows: tuple[str, ...] = ()  # parameters that no side is smaller than; null: no window
+    smallest_side: str = "1"  # no side is smaller than this arithmetic over parameters
+    resized_to: str = ""  # parameter: both sides of the image as the method sees it; null: as it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +177,15 @@ class MethodTraits(Traits):
 
     def is_random(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the output depends on the seed under ``parameters``."""
-        return self.random if isinstance(self.random, bool) else met(self.random, parameters)
+        return _holds(self.random, parameters)
 
     def is_restoring(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the method changes the classifier's embedding under ``parameters``."""
-        return self.restores if isinstance(self.restores, bool) else met(self.restores, parameters)
+        return _holds(self.restores, parameters)
 
     def formulas(self) -> dict[str, str]:
         formulas = {"passes": self.passes, "images.side_multiple": self.images.side_multiple}
+        formulas["images.smallest_side"] = self.images.smallest_side
         if self.fit is not None:
             formulas["fit.passes"] = self.fit.passes
         if self.network is not None:
@@ -185,8 +196,11 @@ class MethodTraits(Traits):
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
         named["images.windows"] = self.images.windows
+        named["images.resized_to"] = (self.images.resized_to,) if self.images.resized_to else ()
         if self.fit is not None:
             named["fit.inference_only"] = self.fit.inference_only
+            if not isinstance(self.fit.uses_classifier, bool):
+                named["fit.uses_classifier"] = tuple(self.fit.uses_classifier)
         if self.network is not None:
             named["network.sized_by"] = self.network.sized_by
         if self.trained_with is not None:

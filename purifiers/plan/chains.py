@@ -49,11 +49,19 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
             f"{where} has no network for {height}x{width} images, only for square images above "
             f"{above}x{above}: choose another data set"
         )
+    if images.resized_to and (side := method.parameters[images.resized_to]) is not None:
+        height = width = side
     multiple = int(evaluate(images.side_multiple, method.parameters))
     if height % multiple or width % multiple:
         raise UserError(
             f"{where}: the sides of {height}x{width} images are not multiples of {multiple} "
             f"({images.side_multiple}): change these parameters or the data set"
+        )
+    smallest = evaluate(images.smallest_side, method.parameters)
+    if min(height, width) < smallest:
+        raise UserError(
+            f"{where}: {height}x{width} images are smaller than {smallest:g} "
+            f"({images.smallest_side}): change these parameters or the data set"
         )
     for window in images.windows:
         side = method.parameters[window]

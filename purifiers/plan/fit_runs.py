@@ -135,18 +135,19 @@ def _purifier_run(
     fit = registry.method_traits(method.component).fit
     assert fit is not None
     used, (first, *others) = setting.used, classifiers
+    uses_classifier = fit.is_using_classifier(method.parameters)
     kept = {name: v for name, v in method.parameters.items() if name not in fit.inference_only}
     spec = PurifierSpec(
         data=data_of(first),
         train=used.train,
-        classifier=first.id if fit.uses_classifier else None,
+        classifier=first.id if uses_classifier else None,
         method=dataclasses.replace(method, parameters=kept),
         seed=seed,
         ensemble=tuple(run.id for run in others),
     )
     architectures = [_architecture(run) for run in others]
     slug = slug_of(first, ["_and_".join([method.component, *architectures])], seed)
-    if not fit.uses_classifier:
+    if not uses_classifier:
         slug = f"{used.name}-{method.component}-s{seed}"
     cost = times(used.train, added(*(fit_cost(used, run, method) for run in classifiers)))
     return graph.add(spec, slug, cost, group=first)

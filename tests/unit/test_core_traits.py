@@ -187,6 +187,12 @@ def test_versions_count_from_1(describe: Describe, version: int) -> None:
         describe(f"MethodTraits(version={version})")
 
 
+def test_whether_a_fit_uses_a_classifier_may_depend_on_parameters() -> None:
+    fit = Fit(uses_classifier={"tune": (True,)})
+    assert fit.is_using_classifier({"tune": True}) and not fit.is_using_classifier({"tune": False})
+    assert Fit().is_using_classifier({}) and not Fit(uses_classifier=False).is_using_classifier({})
+
+
 # Lists of parameters and formulas
 
 
@@ -197,6 +203,8 @@ def test_versions_count_from_1(describe: Describe, version: int) -> None:
         ('joined_later=("step",)', "joined_later"),
         ('random={"step": (1,)}', "random"),
         ('fit=Fit(inference_only=("eps", "step"))', r"fit\.inference_only"),
+        ('fit=Fit(uses_classifier={"step": (1,)})', r"fit\.uses_classifier"),
+        ('images=Images(resized_to="step")', r"images\.resized_to"),
         ('network=Network(sized_by=("step",), passes="1")', r"network\.sized_by"),
         ('trained_with=TrainedWith(training="soap", same=("step",))', r"trained_with\.same"),
     ],
@@ -225,6 +233,7 @@ FORMULA_FIELDS = [
     ('network=Network(sized_by=("steps",), passes={})', r"network\.passes"),
     ('network=Network(sized_by=("steps",), passes="1", fit_passes={})', r"network\.fit_passes"),
     ("images=Images(side_multiple={})", r"images\.side_multiple"),
+    ("images=Images(smallest_side={})", r"images\.smallest_side"),
 ]
 
 

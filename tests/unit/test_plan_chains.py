@@ -65,6 +65,19 @@ def test_windows_are_at_most_as_large_as_the_images() -> None:
         check("jpeg", (4, 32, 32))
 
 
+def test_atop_masks_whole_blocks_of_images_that_its_discriminator_can_halve() -> None:
+    check("atop", GREY)
+    check("atop", COLOUR, mask_block=8, discriminator_depth=5)
+    with pytest.raises(UserError, match=r"^toy/table_1: .* 28x28 .* not multiples of 8 \(mask_b"):
+        check("atop", GREY, mask_block=8)
+    smaller = r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* discriminator_"
+    with pytest.raises(UserError, match=smaller):
+        check("atop", GREY, discriminator_depth=5)
+    check("atop", GREY, side=256, mask_block=32, discriminator_depth=6)
+    with pytest.raises(UserError, match="sides of 256x256 images are not multiples of 7"):
+        check("atop", GREY, side=256, mask_block=7)
+
+
 def test_others_take_what_comes() -> None:
     check("aid", (4, 7, 9))
 

@@ -49,7 +49,7 @@ class Resnet(Classifier):
         "embedding",
     )
     BLOCK: ClassVar[type[BasicBlock] | type[Bottleneck]] = BasicBlock
-    COUNTS: ClassVar[tuple[int, int, int, int]] = (1, 1, 1, 1)
+    COUNTS: tuple[int, ...] = (1, 1, 1, 1)  # blocks of each stage
 
     def __init__(
         self,

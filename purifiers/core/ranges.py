@@ -47,7 +47,7 @@ Chance = float
 """A number in (0, 1], such as the probability that a pixel is kept."""
 
 Interior = float
-"""A number in (0, 1), such as a time between the ends of a process, or the masked part of an image."""
+"""A number in (0, 1), such as a time in a process, or the masked part of an image."""
 
 
 @dataclass(frozen=True)

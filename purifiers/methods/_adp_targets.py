@@ -6,12 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PERTURBATIONS = ("gaussian", "dct", "augmix")
+from purifiers.core.augmix import AugMix
+
 DROPPED = 0.05  # share of the coefficients' sum that the DCT drops, appendix C
-SEVERITY, WIDTH = 3, 3  # of AugMix, Hendrycks et al. 2020 for CIFAR
+AUGMIX = AugMix()
 
 
-def centre_and_target(perturbation: str, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def centre_and_target(
+    perturbation: str, images: Tensor, seed: int, indices: Tensor
+) -> tuple[Tensor, Tensor]:
     """Centre of the noise and target of the denoising, each (n, C, H, W).
 
     - ``gaussian``: the image and the image;
@@ -22,13 +25,13 @@ def centre_and_target(perturbation: str, images: Tensor, seed: int) -> tuple[Ten
 
     Args:
         images: float32 (n, C, H, W) in [0, 1].
-        seed: of AugMix.
+        seed, indices: of AugMix's random choices.
     """
     if perturbation == "dct":
         kept = without_small_frequencies(images)
         return kept, kept
     if perturbation == "augmix":
-        mixed = _augmixed(images, seed)
+        mixed = AUGMIX(images, seed, indices)
         return mixed, (images + mixed) / 2
     return images, images
 
@@ -49,15 +52,3 @@ def without_small_frequencies(images: Tensor) -> Tensor:
     coefficients[small.reshape(coefficients.shape)] = 0.0
     kept = idctn(coefficients, axes=(2, 3), norm="ortho").clip(0.0, 1.0)
     return torch.from_numpy(kept.astype(np.float32)).to(images.device)
-
-
-def _augmixed(images: Tensor, seed: int) -> Tensor:
-    """Images after AugMix (Hendrycks et al. 2020) by torchvision, each with its own operations."""
-    from torchvision.transforms.v2 import AugMix
-
-    augment = AugMix(severity=SEVERITY, mixture_width=WIDTH)
-    pixels = (images.cpu() * 255).round().to(torch.uint8)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mixed = torch.stack([augment(image) for image in pixels])
-    return mixed.to(images.device, torch.float32) / 255

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from purifiers.core.component import Method, default_indices
-from purifiers.core.errors import check_choice
 from purifiers.core.noise import generator, keys_on, normal_on
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.recipe import Recipe
@@ -19,8 +19,6 @@ from purifiers.methods._ncsn import ScoreNetwork
 
 PROBE = 0.001
 """Length delta of the step that measures how the score changes, `jmyoon1/adp` (``lr_min``)."""
-
-STEP_RULES = ("adaptive", "geometric")
 
 
 class Adp(Method):
@@ -56,9 +54,6 @@ class Adp(Method):
         augmentation: see :class:`purifiers.core.recipe.Recipe`; flips for colours (A.3).
 
     Gradients are recomputed step by step, so that memory does not grow with N.
-
-    Raises:
-        UserError: an unknown choice.
     """
 
     traits = MethodTraits(
@@ -105,7 +100,7 @@ class Adp(Method):
         *,
         sigma: NonNegative = 0.25,
         iterations: Count = 10,
-        step_rule: str = "adaptive",
+        step_rule: Literal["adaptive", "geometric"] = "adaptive",
         step_scale: Positive = 0.05,
         step_min: Positive = 1e-5,
         step_max: Positive = 0.1,
@@ -115,7 +110,7 @@ class Adp(Method):
         detect: bool = False,
         detection_norm: Positive = 25.0,
         low_noise: NonNegative = 0.2,
-        perturbation: str = "gaussian",
+        perturbation: Literal["gaussian", "dct", "augmix"] = "gaussian",
         width: Count = 128,
         blocks: Count = 2,
         score_sigma_max: Positive = 50.0,
@@ -127,8 +122,6 @@ class Adp(Method):
         augmentation: str = "none",
     ) -> None:
         super().__init__()
-        check_choice("adp: step_rule", step_rule, STEP_RULES)
-        check_choice("adp: perturbation", perturbation, _adp_targets.PERTURBATIONS)
         self.sigma, self.iterations, self.step_rule = sigma, iterations, step_rule
         self.step_scale, self.step_stop = step_scale, step_stop
         self.step_min, self.step_max = step_min, step_max
@@ -169,7 +162,7 @@ class Adp(Method):
         the noise and t the target. Both are the image for ``gaussian``. The noise level sigma of
         each image is drawn uniformly from the levels.
         """
-        centre, target = _adp_targets.centre_and_target(self.perturbation, images, seed)
+        centre, target = _adp_targets.centre_and_target(self.perturbation, images, seed, indices)
         draw = generator(seed, "adp levels")
         chosen = torch.randint(len(self.levels), (len(images),), generator=draw)
         level = self.levels[chosen].to(images.device).view(-1, 1, 1, 1)

@@ -180,8 +180,8 @@ def test_dct_drops_the_smallest_coefficients():
 
 def test_augmix_targets_the_middle():
     images = (torch.rand(3, 3, 8, 8) * 255).round() / 255
-    centre, target = _adp_targets.centre_and_target("augmix", images, 4)
+    centre, target = _adp_targets.centre_and_target("augmix", images, 4, torch.arange(3))
     assert not torch.equal(centre, images)
     torch.testing.assert_close(target, (centre + images) / 2)
-    again, _ = _adp_targets.centre_and_target("augmix", images, 4)
+    again, _ = _adp_targets.centre_and_target("augmix", images, 4, torch.arange(3))
     assert torch.equal(again, centre)

@@ -74,3 +74,15 @@ def test_refusals():
         purifiers.classifier("inception_v3", (3, 32, 32), 10, width=5)
     with pytest.raises(UserError, match=r"side 12 are too small .* at least 14 pixels"):
         purifiers.classifier("inception_v3", (3, 12, 12), 10, width=2, first_stride=2)
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(20, 272_474), (62, 952_986), (110, 1_730_714)])
+def test_parameters_of_the_resnet_for_small_images(depth, parameters):
+    """He et al. 2016, table 6: 0.27 and 1.7 million at depths 20 and 110; 2,752 are shortcuts."""
+    network = purifiers.classifier("cifar_resnet", (3, 32, 32), 10, depth=depth)
+    assert size(network) == parameters
+
+
+def test_a_depth_without_whole_blocks_is_refused():
+    with pytest.raises(UserError, match=r"depth is 18: choose 8, 14, 20"):
+        purifiers.classifier("cifar_resnet", (3, 32, 32), 10, depth=18)

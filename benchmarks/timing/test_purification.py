@@ -16,6 +16,9 @@ same at every pixel, so a few are timed and scaled up.
 DiffPure runs its network once per step. Its plain loop does what `NVlabs/DiffPure` does with
 `yang-song/score_sde_pytorch`: one image after the other, in contiguous layout. The suite runs all
 images at once. It is also compared with the network's passes alone.
+
+ADP runs its network twice per step. Its plain loop does what `jmyoon1/adp` does, one run after the
+other, here also one image after the other.
 """
 
 from __future__ import annotations
@@ -31,14 +34,17 @@ from torch import Tensor
 
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.component import frozen
+from purifiers.core.noise import derive_seed
 from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
+from purifiers.methods.adp import Adp
 from purifiers.methods.aid import Aid
 from purifiers.methods.defense_gan import DefenseGan
 from purifiers.methods.diff_pure import DiffPure
 from purifiers.report.attack_timing import SUITE
 from purifiers.timing.plain_diffusion import PlainNetwork, one_by_one
 from purifiers.timing.plain_purification import beginnings, plain, repeated, sequential
+from purifiers.timing.plain_score import PlainScore, run_by_run
 
 LEAST = 2.0
 """Required speed-up over the plain loop, on a processor."""
@@ -78,8 +84,15 @@ DIFFUSION_CASES = {
     "desk-one": (32, 2, (1, 2, 2), 4, 1, 1.0),
     "desk-batch": (32, 2, (1, 2, 2), 3, 16, LEAST),
 }
+# name: (width, blocks, iterations, draws, images, required speed-up); 128 and 2 are the paper's
+SCORE_CASES = {
+    "paper-batch": (128, 2, 1, 1, 4, 1.0),
+    "desk-one": (16, 2, 4, 1, 1, 1.0),
+    "desk-batch": (16, 2, 3, 2, 16, LEAST),
+    "small-batch": (8, 1, 5, 3, 32, LEAST),
+}
 MOST_OVER_FLOOR = 1.15
-"""Largest time of DiffPure over that of its network's passes, on a processor."""
+"""Largest time of ADP and DiffPure over that of its network's passes, on a processor."""
 LEAST_CACHED = 10.0
 """Required speed-up of cached decoding over the plain loop, on a processor."""
 
@@ -172,6 +185,47 @@ def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.
     details = {"purifier": "diff_pure", "case": case, "n_images": count, **sizes}
     judge(benchmark, device, seconds, least, **details, largest_difference=difference)
     over = min(seconds[SUITE]) / min(seconds["floor"])  # the rounds that were disturbed least
+    assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
+
+
+@pytest.mark.parametrize("case", SCORE_CASES)
+def test_adp(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Both give the same images from the same noise; the suite's passes are most of its time."""
+    width, blocks, iterations, draws, count, least = SCORE_CASES[case]
+    torch.manual_seed(0)
+    method = Adp(width=width, blocks=blocks, iterations=iterations)
+    method.bind(None, (3, SIDE, SIDE))
+    for parameter in method.network.last.parameters():
+        parameter.data.neg_()  # as drawn, the score of noise grows along itself, and no image moves
+    frozen(method.to(device))
+    network = PlainScore(method).to(device)
+    images = torch.rand(count, 3, SIDE, SIDE).to(device)
+    state = images.contiguous(memory_format=torch.channels_last)
+
+    def passes() -> Tensor:
+        for _ in range(2 * iterations * draws):
+            score = method.own_pass(state)
+        return score
+
+    def suite() -> Tensor:
+        return torch.stack([method.purify(state, derive_seed(0, draw)) for draw in range(draws)])
+
+    rows: dict[str, Callable[[], Tensor]] = {
+        "floor": passes,
+        "plain loop": lambda: run_by_run(method, network, images, 0, draws),
+        SUITE: suite,
+    }
+    with torch.no_grad():
+        purified = {row: run() for row, run in rows.items()}  # also warms up
+        seconds = measured(rows, device, benchmark, pytestconfig)
+    difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
+    assert difference < 1e-3, f"the images differ by up to {difference:.2g}"
+    noisy, *_, last = method.states(state, 0)
+    assert (noisy != last).flatten(1).any(dim=1).all(), "an image that stops at once tells nothing"
+    sizes = {"width": width, "blocks": blocks, "iterations": iterations, "draws": draws}
+    details = {"purifier": "adp", "case": case, "n_images": count, **sizes}
+    judge(benchmark, device, seconds, least, **details, largest_difference=difference)
+    over = min(seconds[SUITE]) / min(seconds["floor"])
     assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
 
 

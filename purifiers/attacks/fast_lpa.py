@@ -36,8 +36,8 @@ class FastLpa(Attack):
         bound: largest perceptual distance.
         steps: number of steps.
         weight: of the excess distance at the end, the paper's lambda.
-        taps: names of the layers; (): all that a classifier of the suite declares, except its
-            pooled embedding. Upstream's ResNet-50 has its four stages.
+        taps: names of the layers; (): those of :func:`purifiers.core.taps.layer_taps`, which are
+            a ResNet's four stages, as upstream.
         projected: bisect the way to the image until the distance is at most ``bound``. Upstream
             does not in training, where the bound is exceeded slightly.
 

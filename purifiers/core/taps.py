@@ -111,13 +111,18 @@ def own_taps(classifier: nn.Module, taps: Sequence[str]) -> bool:
 
 
 def layer_taps(classifier: nn.Module) -> tuple[str, ...]:
-    """Names of all representations of a classifier of the suite but the pooled ``embedding``.
+    """Names of the representations of a classifier of the suite between its ends.
+
+    They are all but the first and the pooled ``embedding``; all if that leaves none. A ResNet's
+    are its four stages. The first is often a convolution without bias, whose outputs are 0 on a
+    black background and have no direction there.
 
     Raises:
         UserError: the network declares none.
     """
     names = classifier.TAPS if isinstance(classifier, Classifier) else ()
     layers = tuple(name for name in names if name != "embedding")
+    layers = layers[1:] or layers
     if not layers:
         raise UserError(
             f"{type(classifier).__name__} declares no layers: set taps to names of its submodules"

@@ -9,20 +9,22 @@ from torch import Tensor, nn
 from purifiers.attacks._losses import margin
 from purifiers.attacks._perceptual import distances, embedding
 from purifiers.attacks.fast_lpa import FastLpa
+from purifiers.classifiers.resnet50 import Resnet50
 from purifiers.core.component import Classifier, frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
-from purifiers.core.taps import features_and_logits, tapped_features
+from purifiers.core.taps import features_and_logits, layer_taps, tapped_features
 from purifiers.methods.identity import Identity
 
 
 class Net(Classifier):
     """Two convolutions; a ReLU works in place on the first tap's output."""
 
-    TAPS = ("early", "late", "embedding")
+    TAPS = ("stem", "early", "late", "embedding")
 
     def __init__(self) -> None:
         super().__init__((3, 12, 12), 4)
+        self.stem = nn.Identity()
         self.early = nn.Conv2d(3, 8, 3, padding=1)
         self.late = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, stride=2), nn.Tanh())
         self.embedding = nn.AdaptiveAvgPool2d(1)
@@ -70,6 +72,15 @@ def test_the_distance_by_hand():
     dead = torch.zeros(1, 2, 1, 1, requires_grad=True)
     embedding([dead]).sum().backward()
     assert torch.isfinite(dead.grad).all()
+
+
+def test_layers_lie_between_the_ends_of_a_network():
+    names = ("stage1", "stage2", "stage3", "stage4")
+    assert layer_taps(Resnet50((3, 8, 8), 10, width=1)) == names
+    net = Net()
+    assert layer_taps(net) == ("early", "late")
+    net.TAPS = ("early", "embedding")
+    assert layer_taps(net) == ("early",)
 
 
 def test_one_pass_gives_layers_and_logits(problem):

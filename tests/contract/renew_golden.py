@@ -41,7 +41,7 @@ LENGTHS: dict[str, dict[str, float]] = {
 }
 MOST = 24  # of anything that traits.budget names in an attack or a method
 # Side of the images for components that need larger ones than the others.
-SIDES = {"method.hill_ebm": 8, "method.me_net": 12, "training.me_net": 12}
+SIDES = {"method.atop": 8, "method.hill_ebm": 8, "method.me_net": 12, "training.me_net": 12}
 # Settings besides the defaults that are other algorithms in the same file.
 MODES: dict[str, tuple[dict[str, Any], ...]] = {
     "attack.apgd": ({"stop": "success"}, {"loss": "dlr_targeted", "targets": 3}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,11 +138,24 @@ def test_a_misspelt_value_is_refused_by_the_schema(
     assert "\n" not in line and "not implemented" not in line
 
 
-def test_a_metric_of_a_paper_may_not_be_implemented_yet(make: Make) -> None:
-    """The schema lists what papers report; not all of it is measured."""
-    (cell,) = make(row={"metric": "score_norm"}).documents["toy/table_1"].cells
-    assert cell.state == "not implemented"
-    assert cell.reason == "metric score_norm is not implemented"
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"metric": "score_norm"}, "needs exactly one method, not 0"),
+        ({"metric": "score_norm", "methods": ["random"]}, "a method with a learned score"),
+        ({"metric": "purified_distance"}, "needs exactly one method, not 0"),
+        ({"metric": "smoothed_accuracy"}, "needs the noise: add `smoothing"),
+        (
+            {"metric": "smoothed_accuracy", "smoothing": {"sigma": 0.1, "estimation": 5}},
+            "5 votes cannot certify at alpha 0.001, even if all agree: set `estimation`",
+        ),
+    ],
+)
+def test_metrics_that_need_more_than_the_cell_has(
+    make: Make, cell: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make(row=cell)
 
 
 def test_an_attack_may_meet_other_methods_than_the_scored_ones(make: Make) -> None:

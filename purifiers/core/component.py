@@ -77,6 +77,8 @@ class Attack(Component):
     traits: ClassVar[AttackTraits] = AttackTraits(version=0, passes="0")
     step_path = ""
     """How the last call ran its step, see :class:`purifiers.core.capture.Captured`."""
+    flags: tuple[str, ...] = ()
+    """Warnings about the attacked model from the attack's package, of all calls."""
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

@@ -233,8 +233,20 @@ class Results:
                 not_run.append(Flag("run", f"seed {seed} not run"))
         if seeds:
             reported = self._reported_elsewhere(seeds) if cell.metric == "accuracy" else ()
-            return CellRuns(seeds, "", (*failures, *not_run, *reported))
+            return CellRuns(seeds, "", (*failures, *not_run, *reported, *self._flags(seeds)))
         return CellRuns({}, "failed" if failures else "not run", tuple(failures))
+
+    def _flags(self, seeds: Mapping[int, tuple[ScoreRun, ...]]) -> tuple[Flag, ...]:
+        """What the packages of the attacks reported about the attacked models."""
+        texts: dict[str, None] = {}
+        for run in (run for runs in seeds.values() for run in runs):
+            spec = run.record.spec
+            if not isinstance(spec, ScoreSpec) or spec.attack is None:
+                continue
+            record, _ = self.origin(run)
+            for text in record.summary.get("flags", ()) if record else ():
+                texts[f"{run.attack} reports: {text}"] = None
+        return tuple(Flag("run", text) for text in texts)
 
     def _reported_elsewhere(self, seeds: Mapping[int, tuple[ScoreRun, ...]]) -> tuple[Flag, ...]:
         """What RobustBench reports of the scored classifier, if it is from its zoo."""

@@ -53,6 +53,8 @@ def run(folder: RunFolder, spec: AttackSpec, context: Context) -> Outcome:
         summary["batch_size"] = context.batch_size
     if attack.step_path:
         summary["step"] = attack.step_path
+    if attack.flags:
+        summary["flags"] = list(attack.flags)
     if reason := unprepared(defence):
         summary["unprepared"] = reason
     if defence is not None:  # without a model there is no gradient and no loss

@@ -218,3 +218,25 @@ def test_l2_parameters_and_images():
         AutoattackL2(version="random")
     with pytest.raises(UserError, match="images are 4x8, but"):
         AutoattackL2(**BUDGET)(lambda x: x.flatten(1), torch.zeros(1, 1, 4, 8), torch.tensor([0]))
+
+
+def test_the_packages_flags_are_kept(victim):
+    """A model that differentiates in its forward pass is a dynamic defence to the package."""
+
+    def dynamic(images):
+        with torch.enable_grad():
+            leaf = images.detach().clone().requires_grad_(True)
+            torch.autograd.grad(leaf.square().sum(), leaf)
+        return victim.model(images)
+
+    small = {"apgd_steps": 2, "fab_steps": 1, "targets": 1, "square_queries": 2}
+    attack = Autoattack(eps=0.1, **small)
+    attack(victim.model, victim.images, victim.labels)
+    assert attack.flags == ()
+    attack(dynamic, victim.images, victim.labels)
+    assert attack.flags == (
+        "it seems to be a dynamic defense! The evaluation with AutoAttack might be insufficient",
+    )
+    flat = Autoattack(eps=0.1, **small)
+    flat(lambda images: victim.model(images).softmax(1), victim.images, victim.labels)
+    assert flat.flags[0].startswith("it seems that the output is a probability distribution")

@@ -3,6 +3,7 @@
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
 #   make plan                       the price of a scale, without running it; RATE=2.5: also in money
 #   make data SCALE=desk            fetch and check the data sets of a scale
+#   make site                       results/site/index.html: all tables, claims and figures to browse
 #   make bench                      attacks and other libraries, methods and plain loops compared
 #   make register                   after a new component: golden output, status page, traits table
 SCALE ?= smoke
@@ -25,7 +26,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The rules must call the programs of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce table plan data bench register test lint env lock clean
+.PHONY: reproduce table plan data site bench register test lint env lock clean
 
 reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -39,6 +40,9 @@ plan: env
 
 data: env
 	$(BIN)/python -m purifiers data --scale $(SCALE)
+
+site: env
+	$(BIN)/python -m purifiers site
 
 bench: env .peers/.ready
 	$(SNAKEMAKE) results/tables/timing/attacks.csv results/tables/timing/purification.csv

@@ -46,6 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     status.set_defaults(function=_status)
 
+    site = commands.add_parser("site", help="write a static site of the committed tables")
+    site.add_argument("--out", type=Path, help="folder of the site (default results/site)")
+    site.set_defaults(function=_site)
+
     measure = commands.add_parser("measure", help="measure the planned networks for the prices")
     measure.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     measure.add_argument(
@@ -171,6 +175,16 @@ def _status(arguments: argparse.Namespace) -> int:
     from purifiers.report.reports import write_status
 
     return write_status(_repository(), check=arguments.check)
+
+
+def _site(arguments: argparse.Namespace) -> int:
+    from purifiers.site.build import PLACE, write_site
+
+    root = _repository()
+    out = arguments.out or root / PLACE
+    n_pages, size = write_site(root, out)
+    print(f"{out / 'index.html'}: {n_pages} pages, {size / 1e6:.1f} MB")
+    return 0
 
 
 def _measure(arguments: argparse.Namespace) -> int:

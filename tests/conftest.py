@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # small for more threads, whose waiting for each other makes a busy machine many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-FOLDERS = ("workflow", "regression", "contract", "unit")
+FOLDERS = ("workflow", "regression", "contract", "site", "unit")
 """Order of the tests: the longest files first, so that parallel workers end together."""
 SAME = (
     *("runs/*/*/scores.parquet", "runs/*/*/weights.safetensors", "runs/*/*/images.npy"),

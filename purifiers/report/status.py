@@ -62,7 +62,7 @@ def _matrix(root: Path, papers: Mapping[str, Sequence[Row]], scales: Sequence[st
     lines = _header(["Paper", "Cells", *scales])
     for paper, rows in papers.items():
         readme = _target(root, [f"benchmarks/{paper}/README.md"])
-        name = _linked(_heading(root, paper), readme)
+        name = _linked(paper_heading(root, paper), readme)
         lines.append(_counted(root, [name], rows, [TABLES + f"/{paper}/README.md"]))
     everything = [row for rows in papers.values() for row in rows]
     return "\n".join([*lines, _counted(root, ["All"], everything), ""])
@@ -71,7 +71,7 @@ def _matrix(root: Path, papers: Mapping[str, Sequence[Row]], scales: Sequence[st
 def _section(root: Path, paper: str, rows: Sequence[Row]) -> str:
     """Format one row per measured document, then one line with the names of all others."""
     scales = list(rows[0])
-    lines = [f"## {_heading(root, paper)} (`{paper}`)", ""]
+    lines = [f"## {paper_heading(root, paper)} (`{paper}`)", ""]
     lines += _header(["Document", "Title", "Cells", *scales])
     others: dict[str, list[str]] = {}
     for row in rows:
@@ -113,7 +113,7 @@ def _methods(root: Path, documents: Documents, components: Components) -> str:
     """Format the implemented methods with their papers, then the missing ones with documents."""
     implemented, missing = [], []
     for method, by_paper in sorted(_needed(documents, components).items()):
-        papers = {_heading(root, paper): stems for paper, stems in by_paper.items()}
+        papers = {paper_heading(root, paper): stems for paper, stems in by_paper.items()}
         if registry.exists("method", method):
             implemented.append(_row([f"`{method}`", "yes", ", ".join(papers)]))
         else:
@@ -155,7 +155,7 @@ def _entry(counts: Counter[str], target: str = "") -> str:
     return ", ".join([_linked(text, target) for text in texts[:1]] + texts[1:])
 
 
-def _heading(root: Path, paper: str) -> str:
+def paper_heading(root: Path, paper: str) -> str:
     """Short name of a paper: its README's title up to a colon, or its id without a README."""
     readme = root / f"benchmarks/{paper}/README.md"
     if not readme.is_file():

@@ -90,7 +90,7 @@ def third_party_imports(folder: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("purifiers", ()), ("workflow", ()), ("tests", ("test",))]
+    ("folder", "extras"), [("purifiers", ("site",)), ("workflow", ()), ("tests", ("test",))]
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: tuple[str, ...]) -> None:
     allowed, owners = declared(*extras), packages_distributions()
@@ -126,7 +126,7 @@ def test_conda_environment_restates_nothing() -> None:
     assert pip == "pip"
     (editable,) = installed["pip"]
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)
-    assert extras and set(extras[1].split(",")) == {"test", "lint"} <= set(EXTRAS)
+    assert extras and set(extras[1].split(",")) == {"test", "lint", "site"} <= set(EXTRAS)
 
 
 def test_citation_and_changelog_name_the_version() -> None:

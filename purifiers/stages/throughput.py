@@ -38,6 +38,8 @@ BATCHES = {"cpu": (128,), "cuda": (32, 128, 512)}
 """Batch sizes that are tried; our choice."""
 PIXELS = 2**18
 """Values in a batch on a CPU, at most; our choice."""
+PASS_MACS = 2 * 10**10
+"""Multiply-adds of a pass on a CPU, at most; our choice: about a second."""
 MINIMUM_SECONDS = 0.3  # per round, far above the resolution of the clock
 
 
@@ -142,9 +144,10 @@ def measured_passes(
     Raises:
         UserError: a forward pass took longer than forward and backward in every try.
     """
-    largest = max(2, PIXELS // math.prod(subject.shape))
     sizes = batches or BATCHES[device]
     if device == "cpu":
+        largest = max(2, PIXELS // math.prod(subject.shape))
+        largest = min(largest, max(1, PASS_MACS // max(multiply_adds(subject, device), 1)))
         sizes = sorted({min(size, largest) for size in sizes})
     rows: list[Measurement] = []
     for batch in sizes:

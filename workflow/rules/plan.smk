@@ -84,7 +84,7 @@ REQUESTED = (
     {"runtime": request(CLUSTER.runtime), "mem_mb": request(CLUSTER.memory)} if CLUSTER else {}
 )
 # Another job on the node would distort a timing.
-ALONE = {"slurm_extra": "'--exclusive'"} if CLUSTER else {}
+ALONE = {"slurm_extra": "--exclusive"} if CLUSTER else {}
 
 
 def batch_spec(path):

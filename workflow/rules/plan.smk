@@ -20,7 +20,7 @@ if Path.cwd().resolve() != ROOT.resolve():  # paths are relative to the reposito
 remove_stale_lock(Path.cwd())
 PREDICTIONS = Path(BATCHES) / "predictions.json"
 try:  # profiles/slurm/jobs.yaml, which only the profile for Slurm reads
-    CLUSTER = cluster.Cluster.parse(config["cluster"]) if "cluster" in config else None
+    CLUSTER = cluster.Cluster.parse(config["cluster"] or {}) if "cluster" in config else None
 except UserError as error:
     sys.exit(f"error: {error}")
 GIVEN = {argument.partition("=")[0] for argument in sys.argv}

@@ -69,8 +69,8 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
         limit = method.parameters[norm]
         if method.parameters[used_by] and limit >= root:
             raise UserError(
-                f"{where}: {norm} is {limit:g}, but scores of {height}x{width} images have norms of "
-                f"about {root:.1f} at most, the root of their number of values: lower it"
+                f"{where}: {norm} is {limit:g}, but scores of {height}x{width} images have "
+                f"norms of about {root:.1f} at most, the root of their number of values: lower it"
             )
     for window in images.windows:
         side = method.parameters[window]

@@ -5,6 +5,7 @@
 #   make data SCALE=desk            fetch and check the data sets of a scale
 #   make site                       results/site/index.html: all tables, claims and figures to browse
 #   make bench                      attacks and other libraries, methods and plain loops compared
+#   make test-cluster               a table through a Slurm on this machine; needs root and Slurm
 #   make register                   after a new component: golden output, status page, traits table
 SCALE ?= smoke
 T ?= aid/3
@@ -26,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # The rules must call the programs of the environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: reproduce table plan data site bench register test lint env lock clean
+.PHONY: reproduce table plan data site bench register test test-cluster lint env lock clean
 
 reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -53,7 +54,11 @@ register: env
 	$(BIN)/python -m purifiers status
 
 test: env .peers/.ready
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not cluster"
+
+# Apart from the others: it waits for jobs that share the processor with them.
+test-cluster: env
+	$(BIN)/pytest tests/cluster
 
 lint: env
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ localrules:
     all,
     document,
     paper,
+    timing_table,
+    speed_table,
 
 
 rule all:

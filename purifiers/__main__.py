@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from purifiers.core.allocation import in_slurm_job
 from purifiers.core.artifacts import RunFolder, read_json, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.gpu_slot import claim_gpu
@@ -133,11 +134,16 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     runs_root = folder.parents[1]
     batch = read_json(arguments.spec)
-    done = [RunFolder(runs_root, batch["stage"], run["id"]).complete() for run in batch["runs"]]
-    if all(done):
+    folders = [RunFolder(runs_root, batch["stage"], run["id"]) for run in batch["runs"]]
+    unfinished = [folder for folder in folders if not folder.complete()]
+    if not unfinished:
         names = [run["id"] for run in batch["runs"]]
         write_json(arguments.manifest, {"batch": batch["batch"], "runs": names})
         return 0
+    if in_slurm_job():  # before seconds of imports, while others wait for the allocation
+        for folder in unfinished:
+            with folder.lock(wait=False):
+                pass
     # before torch, which reads the visible devices when it initialises CUDA
     lock = claim_gpu(runs_root / "gpus") if batch["device"] != "cpu" else None
     from purifiers.stages.job import run_batch

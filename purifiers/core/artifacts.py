@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from purifiers.core.allocation import this_process
 from purifiers.core.errors import UserError
 from purifiers.core.spec import Spec, read_spec
 
@@ -147,6 +148,10 @@ def read_sealed(path: Path) -> bytes:
     if hashlib.sha256(stored[32:]).digest() != stored[:32]:
         raise UserError(f"{path}: damaged (truncated or bit-flipped); remove it and start again")
     return stored[32:]
+
+
+class RunHeld(UserError):
+    """Another process executes the run."""
 
 
 @dataclass(frozen=True)
@@ -280,13 +285,26 @@ class RunFolder:
         return Record(**{**content, "spec": spec})
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold an exclusive lock on the folder; wait while another process holds it.
+    def lock(self, wait: bool = True) -> Iterator[None]:
+        """Hold an exclusive lock on the folder, and name this process in the lock file.
+
+        Args:
+            wait: wait while another process holds it.
 
         Raises:
+            RunHeld: another process holds it, and ``wait`` is False.
             UserError: the file system has no locks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            hold_lock(file)
+        with (self.path / ".lock").open("a+") as file:
+            if not hold_lock(file, wait):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise RunHeld(
+                    f"{self.path}: {holder} executes this run already: wait until it ends, or end "
+                    "it, then start again"
+                )
+            file.truncate(0)
+            file.write(this_process())
+            file.flush()
             yield

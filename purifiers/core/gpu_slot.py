@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import IO
 
+from purifiers.core.allocation import VISIBLE, visible_gpus
 from purifiers.core.artifacts import hold_lock
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 WAIT = 1.0
 """Seconds between two searches for a free GPU."""
 
@@ -43,15 +42,3 @@ def claim_gpu(folder: Path, wait: float = WAIT) -> IO[str] | None:
                 return lock
             lock.close()
         time.sleep(wait)
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use: those of ``CUDA_VISIBLE_DEVICES``, else all."""
-    if VISIBLE in os.environ:
-        return [name for name in os.environ[VISIBLE].replace(" ", "").split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []

@@ -39,13 +39,23 @@ def remove_stale_lock(folder: Path) -> None:
 
 
 def _at_work(folder: Path) -> bool:
-    """Whether another process on this host is a Snakemake with this working directory."""
+    """Whether another process on this host is a Snakemake with this working directory.
+
+    One that was started with ``--nolock`` holds no lock: the job of a cluster, which outlives a
+    killed Snakemake.
+    """
     import psutil
 
     for process in psutil.process_iter():
         try:
-            named = any(Path(word).name == "snakemake" for word in process.cmdline()[:4])
-            if named and process.pid != os.getpid() and Path(process.cwd()) == folder.resolve():
+            words = process.cmdline()
+            named = any(Path(word).name == "snakemake" for word in words[:4])
+            if (
+                named
+                and "--nolock" not in words
+                and process.pid != os.getpid()
+                and Path(process.cwd()) == folder.resolve()
+            ):
                 return True
         except psutil.Error:  # it has ended, or belongs to another user
             continue

@@ -149,6 +149,7 @@ class Images(_Declared):
     side_multiple: str = "1"  # both sides are multiples of this arithmetic over parameters
     windows: tuple[str, ...] = ()  # parameters that no side is smaller than; null: no window
     smallest_side: str = "1"  # no side is smaller than this arithmetic over parameters
+    norms: tuple[tuple[str, str], ...] = ()  # (limit of a score's norm, parameter that uses it)
     resized_to: str = ""  # parameter: both sides of the image as the method sees it; null: as it is
 
 

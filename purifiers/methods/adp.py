@@ -92,7 +92,7 @@ class Adp(Method):
             passes="2 * iterations",
             fit_passes="3 * score_iterations * score_batch_size / images",
         ),
-        images=Images(side_multiple="2"),
+        images=Images(side_multiple="2", norms=(("detection_norm", "detect"),)),
     )
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_jso
 from purifiers.core.spec import SPECS
 from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.scale import Scale
+
+WITHOUT_GPU = ("dataset",)
+"""Stages that compute nothing, so that they never hold a GPU."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,13 @@ class Batch:
         return f"{self.stage}/{self.id}.done.json"
 
 
-def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
+def gather(
+    runs: Iterable[Run], scale: Scale, seconds: Callable[[Run], float] | None = None
+) -> dict[str, Batch]:
     """Assign runs and all their ancestors to batches.
+
+    Args:
+        seconds: predicted duration of a run; needed if the scale declares minutes per job.
 
     Returns:
         The batch of each run, by run id.
@@ -52,7 +60,7 @@ def gather(runs: Iterable[Run], scale: Scale) -> dict[str, Batch]:
     batch_of: dict[str, Batch] = {}
     for stage in SPECS:
         ordered = sorted(by_stage[stage], key=lambda run: (-run.passes, run.id))
-        for group in _groups(ordered, scale.jobs(stage)):
+        for group in _groups(ordered, scale.jobs(stage), seconds):
             # A later purification of a chain reads the images of the earlier one, so runs are
             # ordered by depth.
             group = sorted(group, key=lambda run: (_depth(run), run.id))
@@ -71,14 +79,23 @@ def _depth(run: Run) -> int:
     return 1 + max((_depth(i) for i in run.inputs if i.stage == run.stage), default=0)
 
 
-def _groups(runs: list[Run], jobs: int | str) -> list[list[Run]]:
+def _groups(
+    runs: list[Run],
+    jobs: int | str | dict[str, float],
+    seconds: Callable[[Run], float] | None = None,
+) -> list[list[Run]]:
     """Split runs into one group per run, per job group, or into groups of about equal cost.
 
     A purification of purified images stays in the group of the run that it reads.
 
     Args:
-        jobs: ``run``, ``lineage`` (one group per job group) or the number of groups.
+        jobs: ``run``, ``lineage`` (one group per job group), the number of groups, or ``minutes``
+            up to which chains of one job group are joined.
+        seconds: predicted duration of a run.
     """
+    if isinstance(jobs, dict):
+        assert seconds is not None, "minutes per job need predicted durations"
+        return _joined(runs, jobs["minutes"] * 60, seconds)
     if jobs == "run" and all(_depth(run) == 1 for run in runs):
         return [[run] for run in runs]
     if isinstance(jobs, str):
@@ -98,6 +115,35 @@ def _groups(runs: list[Run], jobs: int | str) -> list[list[Run]]:
     return [group for group in groups if group]
 
 
+def _joined(runs: list[Run], longest: float, seconds: Callable[[Run], float]) -> list[list[Run]]:
+    """Join chains of one job group while their predicted durations sum to at most ``longest``.
+
+    Only chains of one job group, so that a job does not wait for several classifiers.
+    """
+    chains: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        chains[_root(run).id].append(run)
+    lineages: dict[str, list[list[Run]]] = defaultdict(list)
+    for chain in chains.values():
+        lineages[chain[0].job_group].append(chain)
+    groups: list[list[Run]] = []
+    for lineage in lineages.values():
+        loads: list[float] = []
+        open_groups: list[list[Run]] = []
+        # first fit, the longest first
+        costs = sorted(((-sum(map(seconds, c)), c[0].id, c) for c in lineage), key=lambda x: x[:2])
+        for cost, _, chain in costs:
+            fits = (i for i, load in enumerate(loads) if load - cost <= longest)
+            place = next(fits, len(loads))
+            if place == len(loads):
+                loads.append(0.0)
+                open_groups.append([])
+            loads[place] -= cost
+            open_groups[place].extend(chain)
+        groups += open_groups
+    return groups
+
+
 def _root(run: Run) -> Run:
     """The first run of the chain of runs of the same stage that ends in this run."""
     same_stage = [i for i in run.inputs if i.stage == run.stage]
@@ -113,7 +159,7 @@ def write_specs(batches: Iterable[Batch], runs_root: Path, scale: Scale) -> None
             "batch": batch.id,
             "upstream": [b.manifest_name for b in batch.upstream],
             "threads": scale.setting("threads", 1),
-            "device": scale.setting("device", "auto"),
+            "device": "cpu" if batch.stage in WITHOUT_GPU else scale.setting("device", "auto"),
             "batch_size": scale.setting("batch_size", 128),
             "checkpoint_seconds": scale.setting("checkpoint_seconds", 60),
             "runs": [

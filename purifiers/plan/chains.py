@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from purifiers.core import registry
@@ -63,6 +64,14 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
             f"{where}: {height}x{width} images are smaller than {smallest:g} "
             f"({images.smallest_side}): change these parameters or the data set"
         )
+    root = math.sqrt(math.prod(shape))
+    for norm, used_by in images.norms:
+        limit = method.parameters[norm]
+        if method.parameters[used_by] and limit >= root:
+            raise UserError(
+                f"{where}: {norm} is {limit:g}, but scores of {height}x{width} images have "
+                f"norms of about {root:.1f} at most, the root of their number of values: lower it"
+            )
     for window in images.windows:
         side = method.parameters[window]
         if side is not None and side > min(height, width):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_json
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.files import remembered
+from purifiers.core.spec import SPECS
 from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
 from purifiers.plan.declarations import Paper, load_paper, paper_names
 from purifiers.plan.expand import Expander
 from purifiers.plan.graph import Run
 from purifiers.plan.scale import Scale, load_scale
+from purifiers.plan.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,17 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
                 if stems is None or stem in stems:
                     documents[f"{name}/{stem}"] = expander.document(declared, stem)
     runs = expander.graph.runs
-    return Plan(root, scale, papers, documents, runs, gather(runs.values(), scale))
+    batches = gather(runs.values(), scale, _durations(root, scale))
+    return Plan(root, scale, papers, documents, runs, batches)
+
+
+def _durations(root: Path, scale: Scale) -> Callable[[Run], float] | None:
+    """Predicted seconds of a run, if the scale declares minutes per job."""
+    if not any(isinstance(scale.jobs(stage), dict) for stage in SPECS):
+        return None
+    throughput = Throughput.load(root)
+    device = throughput.default_device(scale.setting("device", "auto"))
+    return lambda run: throughput.seconds(run, device)
 
 
 def requested_documents(

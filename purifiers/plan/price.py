@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.errors import UserError
 from purifiers.core.spec import ClassifierSpec, PurifierSpec, SubstituteSpec
 from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan
@@ -92,7 +91,7 @@ def describe_price(plan: Plan, device: str = "", rate: float | None = None) -> s
         UserError: nothing is measured on the device.
     """
     throughput = Throughput.load(plan.root)
-    kind = device or _default_device(plan, throughput)
+    kind = device or throughput.default_device(plan.scale.setting("device", "auto"))
     lines = [
         f"scale {plan.scale.info().label}; hours on one {kind}; finished runs are not counted",
         f"{'document':<22}{'cells':>7}{'to run':>8}{'runs':>7}{'jobs':>6}{'hours':>11}{'GiB':>9}"
@@ -114,18 +113,6 @@ def describe_price(plan: Plan, device: str = "", rate: float | None = None) -> s
             f"+ {total.unknown} runs are not counted: the throughput of their networks is unknown."
         )
     return "\n".join(lines)
-
-
-def _default_device(plan: Plan, throughput: Throughput) -> str:
-    if plan.scale.setting("device", "auto") == "cpu":
-        return "cpu"
-    cards = [kind for kind in throughput.devices() if kind != "cpu"]
-    if not cards:
-        raise UserError(
-            "workflow/throughput.yaml: no network is measured on a GPU; run "
-            "python -m purifiers measure --device cuda on one, or pass --card cpu"
-        )
-    return cards[0]
 
 
 def _scaling_notes(total: Price, kind: str) -> list[str]:

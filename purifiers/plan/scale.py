@@ -45,8 +45,8 @@ class Scale:
     name: str
     declared: dict[str, Any]
 
-    def jobs(self, stage: str) -> int | str:
-        """How the runs of a stage are grouped: a number of jobs, ``lineage`` or ``run``."""
+    def jobs(self, stage: str) -> int | str | dict[str, float]:
+        """How the runs of a stage are grouped: see ``_groups`` in :mod:`purifiers.plan.batches`."""
         return self.declared.get("jobs", {}).get(stage, "run")
 
     def setting(self, name: str, default: Any) -> Any:

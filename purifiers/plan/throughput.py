@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,55 @@ class Throughput:
         """Device kinds with measurements; the one with the most measured networks comes first."""
         kinds = [row.device for rows in self.measured.values() for row in rows]
         return sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))
+
+    def default_device(self, scale_device: str) -> str:
+        """Device kind to price for: ``cpu``, else the GPU with the most measured networks.
+
+        Args:
+            scale_device: ``device`` of the scale.
+
+        Raises:
+            UserError: the scale uses GPUs, and no network is measured on one.
+        """
+        if scale_device == "cpu":
+            return "cpu"
+        cards = [kind for kind in self.devices() if kind != "cpu"]
+        if not cards:
+            raise UserError(
+                "workflow/throughput.yaml: no network is measured on a GPU; run "
+                "python -m purifiers measure --device cuda on one, or pass --card cpu"
+            )
+        return cards[0]
+
+    def seconds(self, run: Run, device: str) -> float:
+        """Predict the duration of a run.
+
+        A network that was never measured anywhere counts as the median one of the device.
+
+        Args:
+            device: device kind.
+
+        Raises:
+            UserError: nothing is measured on the device.
+        """
+        precision, batch = precision_of(run), batch_of(run)
+        total = 0.0
+        for network, passes in run.cost.items():
+            if network in self.macs:
+                one_pass = self.estimate(network, device, precision, batch).seconds
+            else:
+                one_pass = self._median(device)
+            total += passes * one_pass
+        return total
+
+    def _median(self, device: str) -> float:
+        rows = [row for rows in self.measured.values() for row in rows if row.device == device]
+        if not rows:
+            raise UserError(
+                f"workflow/throughput.yaml: no network is measured on {device!r}; run "
+                "python -m purifiers measure there"
+            )
+        return statistics.median(row.seconds for row in rows)
 
     def estimates(self, run: Run, device: str) -> dict[str, Estimate] | None:
         """Estimate one pass of each network of a run; None if a network is unknown."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from purifiers.core.artifacts import RunFolder, write_json
+from purifiers.core.allocation import driver_version, in_slurm_job, this_process, visible_gpus
+from purifiers.core.artifacts import RunFolder, RunHeld, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.files import remembered
 from purifiers.core.fitting import EXAMPLES, PHASES
@@ -38,6 +39,10 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
 
     Returns:
         The number of failed runs.
+
+    Raises:
+        RunHeld: another process executes a run, and this one is a cluster's job, which would hold
+            its allocation while it waits.
     """
     device = choose_device(batch["device"])
     torch.set_num_threads(threads)
@@ -48,10 +53,12 @@ def run_batch(batch: dict[str, Any], manifest: Path, runs_root: Path, threads: i
     for entry in batch["runs"]:
         folder = RunFolder(runs_root, batch["stage"], entry["id"])
         try:
-            with folder.lock(), remembered(runs_root):
+            with folder.lock(wait=not in_slurm_job()), remembered(runs_root):
                 if not folder.complete():
                     with computing("float32", device):
                         _execute(stage, folder, entry, context)
+        except RunHeld:
+            raise
         except Exception as error:  # the table must show a failed run, not a score
             failed.append(entry["id"])
             _record_failure(folder, error)
@@ -110,13 +117,22 @@ def _record_failure(folder: RunFolder, error: Exception) -> None:
 
 
 def choose_device(requested: str) -> str:
-    """The device ``cpu`` or ``cuda``; ``auto`` selects CUDA if it is available.
+    """The device ``cpu`` or ``cuda``; ``auto`` selects CUDA if the process may use a GPU.
 
     Raises:
-        UserError: ``cuda`` is requested but not available.
+        UserError: ``cuda`` is requested but not available; or ``auto``, and torch cannot use the
+            GPU that there is.
     """
-    if requested == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if requested == "cuda" and not torch.cuda.is_available():
+    if requested == "cpu" or torch.cuda.is_available():
+        return "cpu" if requested == "cpu" else "cuda"
+    gpus = visible_gpus()
+    if gpus:
+        raise UserError(
+            f"device is {requested} and GPU {','.join(gpus)} was given to {this_process()}, but "
+            f"torch {torch.__version__} (built for CUDA {torch.version.cuda or 'none'}) cannot use "
+            f"it (NVIDIA driver {driver_version()}): install a torch build for this driver, or set "
+            "`device: cpu` in the scale"
+        )
+    if requested == "cuda":
         raise UserError("device is cuda, but no CUDA device is available; set it to cpu or auto")
-    return requested
+    return "cpu"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from purifiers.core import artifacts
+from purifiers.core.allocation import VISIBLE, visible_gpus
 from purifiers.core.errors import UserError
-from purifiers.core.gpu_slot import VISIBLE, claim_gpu, visible_gpus
+from purifiers.core.gpu_slot import claim_gpu
 
 
 def test_every_job_takes_a_free_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,3 +98,11 @@ def test_hill_ebm_halves_the_sides_three_times() -> None:
         check("hill_ebm", shape)
     with pytest.raises(UserError, match="only for square images above 7x7"):
         check("hill_ebm", (1, 7, 7))
+
+
+def test_a_detection_norm_that_no_score_reaches_is_refused() -> None:
+    """The score is about minus the noise in units of its deviation: at most the root of 3072."""
+    check("adp", COLOUR, detect=True, detection_norm=55.0)
+    check("adp", GREY, detect=False, detection_norm=60.0)
+    with pytest.raises(UserError, match=r"detection_norm is 55\.5, .* about 55\.4 at most"):
+        check("adp", COLOUR, detect=True, detection_norm=55.5)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,23 @@ def test_a_lock_of_another_host_stays(tmp_path: Path) -> None:
         note.write_text(host) if host else note.unlink()
         remove_stale_lock(tmp_path)
         assert lock.exists() == stays, host
+
+
+@pytest.mark.parametrize(("option", "stays"), [("--nolock", False), ("--cores", True)])
+def test_the_job_of_a_cluster_holds_no_lock(tmp_path: Path, option: str, stays: bool) -> None:
+    """On the head's own host it outlives a killed Snakemake."""
+    lock = tmp_path / ".snakemake" / "locks" / "0.input.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    (tmp_path / ".snakemake" / HOST).write_text(socket.gethostname())
+    words = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
+    with subprocess.Popen(
+        [*words, "snakemake", option], cwd=tmp_path, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        remove_stale_lock(tmp_path)
+        other.kill()
+    assert lock.exists() == stays
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])

@@ -2,9 +2,11 @@
 import functools
 import json
 import shlex
+import subprocess
 
 from purifiers.core.errors import UserError
 from purifiers.core.stale_lock import remove_stale_lock
+from purifiers.plan import cluster
 from purifiers.plan.plan import make_plan, requested_documents
 
 SCALE = config.get("scale", "smoke")
@@ -16,6 +18,17 @@ if Path.cwd().resolve() != ROOT.resolve():  # paths are relative to the reposito
         f"--directory {ROOT}"
     )
 remove_stale_lock(Path.cwd())
+PREDICTIONS = Path(BATCHES) / "predictions.json"
+try:  # profiles/slurm/jobs.yaml, which only the profile for Slurm reads
+    CLUSTER = cluster.Cluster.parse(config["cluster"] or {}) if "cluster" in config else None
+except UserError as error:
+    sys.exit(f"error: {error}")
+GIVEN = {argument.partition("=")[0] for argument in sys.argv}
+if CLUSTER and "--profile" in GIVEN and "--workflow-profile" not in GIVEN:
+    sys.exit(
+        "error: --profile also reads profiles/default, made for one machine with one GPU: write "
+        "--workflow-profile profiles/slurm"
+    )
 PROGRAMS = shlex.quote(str(Path(sys.executable).parent))  # this environment's python first
 shell.prefix(f"export PATH={PROGRAMS}:$PATH; ")
 REPORT_VERSION = 4  # raise it when tables must be rewritten from unchanged runs
@@ -31,9 +44,47 @@ def plan(scale):
     try:
         result = make_plan(ROOT, scale, requested_targets().get(scale, ()))
         result.write_specs()
+        if CLUSTER:
+            predict_costs(result)
     except UserError as error:
         sys.exit(f"error: {error}")  # Snakemake would add a traceback
     return result
+
+
+def predict_costs(result):
+    """For the jobs' requests; refuses a Slurm whose finished jobs would never be noticed."""
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True)
+    except OSError:
+        raise UserError(
+            "scontrol: no such program: start Snakemake where Slurm is installed"
+        ) from None
+    settings = workflow.executor_settings  # a dry run has none
+    cluster.check_status_queries(
+        shown.stdout, getattr(settings, "init_seconds_before_status_checks", 0)
+    )
+    predicted = cluster.write_predictions(result, CLUSTER, PREDICTIONS)
+    predictions.cache_clear()
+    if message := cluster.longer_than_limit(predicted, CLUSTER):
+        print(f"note: {message}", file=sys.stderr)
+
+
+@functools.cache
+def predictions():
+    return json.loads(PREDICTIONS.read_text())
+
+
+def request(method):
+    """Resource of a cluster's job, by a method of Cluster; it grows with every attempt."""
+    return lambda wildcards, attempt: method(predictions()[wildcards.batch], attempt)
+
+
+# Elsewhere these resources would only be names.
+REQUESTED = (
+    {"runtime": request(CLUSTER.runtime), "mem_mb": request(CLUSTER.memory)} if CLUSTER else {}
+)
+# Another job on the node would distort a timing.
+ALONE = {"slurm_extra": "--exclusive"} if CLUSTER else {}
 
 
 def batch_spec(path):

@@ -17,12 +17,14 @@ for stage in STAGES:
             batch="[a-z]+-[0-9a-f]{8}",
         threads: lambda wildcards, input: batch_spec(input.spec)["threads"]
         resources:
+            **REQUESTED,
             gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
         shell:
-            "python -m purifiers run {input.spec} {output} --threads {threads} 2> >(tee {log} >&2)"
+            "python -m purifiers run {input.spec} {output} --threads {threads} 2> >(tee -a {log} >&2)"
 
 
-# Reserves all cores, whatever number of threads it uses: other jobs would distort the timing.
+# Reserves all cores, whatever number of threads it uses: other jobs would distort the timing. On a
+# cluster it requests a whole node instead.
 rule time:
     input:
         upstream,
@@ -33,11 +35,13 @@ rule time:
         "results/logs/time/{batch}.log",
     wildcard_constraints:
         batch="[a-z]+-[0-9a-f]{8}",
-    threads: lambda wildcards, input: workflow.cores or batch_spec(input.spec)["threads"]
+    threads: lambda wildcards, input: (not CLUSTER and workflow.cores) or batch_spec(input.spec)["threads"]
     resources:
+        **REQUESTED,
+        **ALONE,
         gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
     params:
         threads=lambda wildcards, input: batch_spec(input.spec)["threads"],
     shell:
         "python -m purifiers run {input.spec} {output} --threads {params.threads}"
-        " 2> >(tee {log} >&2)"
+        " 2> >(tee -a {log} >&2)"

@@ -6,6 +6,7 @@ TIMING = "results/timing"
 TIMING_DEVICES = str(config.get("timing_device", "cpu")).split(",")
 # An input, so that results older than the installed libraries are measured again: the committed
 # tables of a fresh clone, and measurements made without the libraries.
+MEASURED = {"runtime": 240, "mem_mb": CLUSTER.mem_mb, **ALONE} if CLUSTER else {}
 PEERS = [path for path in [".peers/.ready"] if Path(path).exists()]
 
 
@@ -22,6 +23,7 @@ rule timing:
         attack="[a-z0-9_]+",
     threads: 1
     resources:
+        **MEASURED,
         gpu=lambda wildcards: int(wildcards.device != "cpu"),
     shell:
         "python -m pytest 'benchmarks/timing/test_attacks.py::test_attack"
@@ -58,6 +60,7 @@ rule speed:
         device="cpu|cuda",
     threads: 1
     resources:
+        **MEASURED,
         gpu=lambda wildcards: int(wildcards.device != "cpu"),
     shell:
         "python -m pytest benchmarks/timing/test_purification.py"

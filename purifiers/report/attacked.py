@@ -145,7 +145,14 @@ def _run(score: ScoreRun, results: Results) -> AttackedRun:
     record, methods = results.origin(score)
     attack = None if record is None else record.spec_as(AttackSpec)
     return AttackedRun(
-        model=Scored(spec.classifier, methods, spec.images.data, spec.images.subset, spec.detector),
+        model=Scored(
+            spec.classifier,
+            methods,
+            spec.images.data,
+            spec.images.subset,
+            spec.detector,
+            (spec.draws, spec.combine_draws),
+        ),
         attack=attack,
         direct=attack is not None
         and spec.detector is None

@@ -194,6 +194,10 @@ def _dots(axes: Axes, rows: Sequence[AuditRow], colours: dict[str, str]) -> None
     axes.grid(axis="x", alpha=0.3)
 
 
+LEGEND_INCHES = 2.9
+"""Width of a column of the legend."""
+
+
 def _legend(picture: Figure, colours: dict[str, str], markers: dict[str, str], weak: bool) -> None:
     grey = {"color": "0.35", "linestyle": "none", "markersize": 6}
     handles = [Line2D([], [], color=colour, label=base, lw=4) for base, colour in colours.items()]
@@ -213,5 +217,5 @@ def _legend(picture: Figure, colours: dict[str, str], markers: dict[str, str], w
         fontsize=7,
         title_fontsize=7,
         loc="outside lower center",
-        ncols=3,
+        ncols=max(1, min(3, int(picture.get_figwidth() / LEGEND_INCHES))),
     )

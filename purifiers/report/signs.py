@@ -63,6 +63,7 @@ class Scored:
         data: id of the data set's run.
         subset: the scored images.
         detector: the detector whose detections count as correct on attacked images, if any.
+        draws: number of the random draws that give a prediction, and how they are combined.
     """
 
     classifier: str
@@ -70,6 +71,7 @@ class Scored:
     data: str
     subset: Subset
     detector: MethodSpec | None = None
+    draws: tuple[int, str] = (1, "")
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,9 @@ class Workspace:
         return {str(path.relative_to(results)): path.read_bytes() for path in found}
 
     def state(self) -> dict[str, bytes]:
-        """Content of every file below ``results``."""
-        files = (path for path in (self.path / "results").rglob("*") if path.is_file())
+        """Content of every file below ``results``, but for locks, which name their last holder."""
+        inside = (self.path / "results").rglob("*")
+        files = (path for path in inside if path.is_file() and path.name != ".lock")
         return {str(path.relative_to(self.path)): path.read_bytes() for path in sorted(files)}
 
     def copy(self, path: Path) -> Workspace:

@@ -403,7 +403,7 @@ def test_defaults_are_the_papers() -> None:
         ),
         ({"dropout": "on"}, "dropout is 'on': choose one of eval, train"),
         ({"eps_ramp": 2}, r"eps_ramp is 2, but takes a number in \[0, 1\]"),
-        ({"schedule": "cosine"}, "schedule is 'cosine'"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
     ],
 )
 def test_wrong_choices_are_refused(parameters: dict[str, Any], message: str) -> None:

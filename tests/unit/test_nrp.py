@@ -380,7 +380,7 @@ def test_purifies_without_a_classifier_but_is_not_fitted():
         ({"attack_steps": 0}, "attack_steps is 0"),
         ({"attack_step": 4}, "write 4/255"),
         ({"adversarial_weight": -1.0}, "adversarial_weight is -1.0"),
-        ({"schedule": "cosine"}, "schedule is 'cosine'"),
+        ({"schedule": "linear"}, "schedule is 'linear'"),
     ],
 )
 def test_bad_parameters(changes, message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purifiers.core import registry
 from purifiers.core.component import Method, build, frozen
+from purifiers.core.defence import Defence
 from purifiers.core.prepare import Prepared
 from purifiers.selfcheck.checks import SKIP, Check, Outcome, passed_if
 from purifiers.selfcheck.context import CLASSES, SHAPE, Context, shrunk
@@ -54,10 +55,17 @@ def checks(context: Context) -> Iterator[Check]:
 
 
 class Attackable:
-    """A prepared classifier with the parts that some attacks use: a detector and a score."""
+    """A prepared classifier with the parts that some attacks use.
+
+    They are a detector, a score and the layers' activations.
+    """
 
     def __init__(self, classifier: nn.Module) -> None:
         self.model = Prepared(classifier)
+        self._defence = Defence(classifier)
+
+    def activations(self, images: Tensor, taps: Sequence[str]) -> list[Tensor]:
+        return self._defence.activations(images, taps)
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.model(images)

@@ -81,6 +81,11 @@ def unprepared(defence: Defence | None) -> str:
     return "" if defence is None else getattr(defence.network, "fallback", "")
 
 
+def defender_seed(seed: int, draw: int = 0) -> int:
+    """Seed of the defender's random draw of a number; ``seed`` is the run's."""
+    return derive_seed(seed, "defender", *((draw,) if draw else ()))
+
+
 def purified(method: Method, images: Tensor, seed: int, indices: Tensor, draw: int = 0) -> Tensor:
     """The defender's purified images, float32 (n, C, H, W) in [0, 1], without gradients.
 
@@ -91,9 +96,8 @@ def purified(method: Method, images: Tensor, seed: int, indices: Tensor, draw: i
     Raises:
         UserError: the method's output is not finite, or leaves [0, 1].
     """
-    own_seed = derive_seed(seed, "defender", *((draw,) if draw else ()))
     with torch.no_grad():
-        images = method.purify(images, own_seed, indices)
+        images = method.purify(images, defender_seed(seed, draw), indices)
     check_images(images, f"purified by {type(method).__name__}")
     return images
 

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from purifiers.core.errors import UserError
+from purifiers.core.votes import fewest_for_certificate, fewest_for_prediction
 
 ABSTAIN = -1
 """Prediction where the votes do not decide at the confidence asked for."""
@@ -142,16 +143,6 @@ def lower_bound(hits: npt.ArrayLike, draws: npt.ArrayLike, alpha: float) -> npt.
     happened, total = np.asarray(hits, dtype=np.float64), np.asarray(draws, dtype=np.float64)
     bound = stats.beta.ppf(alpha, np.maximum(happened, 1.0), total - happened + 1.0)
     return np.where(happened > 0, bound, 0.0)
-
-
-def fewest_for_prediction(alpha: float) -> int:
-    """Fewest votes with which agreement of all passes the test: 2 (1/2)^n <= alpha."""
-    return int(np.ceil(np.log2(2.0 / alpha) - 1e-12))
-
-
-def fewest_for_certificate(alpha: float) -> int:
-    """Fewest votes with which agreement of all certifies a radius: alpha^(1/n) > 1/2."""
-    return int(np.floor(np.log2(1.0 / alpha) + 1e-12)) + 1
 
 
 def _checked(votes: npt.ArrayLike, alpha: float, name: str) -> Votes:

@@ -271,46 +271,43 @@ class AttackSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PurifySpec(Spec):
-    """Purify a set of images with one method."""
+class _OnImages(Spec):
+    """Process a set of images with a classifier and, in most stages, with methods."""
 
-    stage: ClassVar[str] = "purify"
     images: ImagesSpec
     classifier: str  # run
-    method: MethodSpec
-    seed: int
 
     def upstream(self) -> Iterator[Upstream]:
         yield from _images(self.images)
         yield "classifier", self.classifier
-        yield from _fits(self.method)
+        yield from _fits(*(part for _, part in self.components() if isinstance(part, MethodSpec)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSpec(Spec):
+class PurifySpec(_OnImages):
+    """Purify a set of images with one method."""
+
+    stage: ClassVar[str] = "purify"
+    method: MethodSpec
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSpec(_OnImages):
     """Classify a set of images behind several random draws of a defence."""
 
     stage: ClassVar[str] = "predict"
-    images: ImagesSpec
-    classifier: str  # run
     methods: tuple[MethodSpec, ...]  # first to last
     first_draw: int
     draws: int
     seed: int
 
-    def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
-        yield "classifier", self.classifier
-        yield from _fits(*self.methods)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSpec(Spec):
+class ScoreSpec(_OnImages):
     """Classify a set of images."""
 
     stage: ClassVar[str] = "score"
-    images: ImagesSpec
-    classifier: str  # run
     attack: ComponentSpec | None  # the attack behind the images; None: clean
     detector: MethodSpec | None = None  # the method whose detected images count as its success
     restorers: tuple[MethodSpec, ...] = ()  # methods that restore the classifier's embedding
@@ -319,92 +316,56 @@ class ScoreSpec(Spec):
     combine_draws: str = ""  # see core/draws.py; empty: a single draw
 
     def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
+        yield from super().upstream()
         yield from (("predict", run) for run in self.predictions)
-        yield "classifier", self.classifier
-        yield from _fits(self.detector, *self.restorers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InformationSpec(Spec):
+class InformationSpec(_OnImages):
     """Estimate the mutual information of two layers."""
 
     stage: ClassVar[str] = "information"
-    images: ImagesSpec
-    classifier: str  # run
     estimator: dict[str, Any]  # version, taps, and the estimator's settings
     seed: int
 
-    def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
-        yield "classifier", self.classifier
-
 
 @dataclass(frozen=True, kw_only=True)
-class NormSpec(Spec):
+class NormSpec(_OnImages):
     """Measure the norm of a method's score."""
 
     stage: ClassVar[str] = "norm"
-    images: ImagesSpec
-    classifier: str  # run
     method: MethodSpec
     purified: bool  # by one step of the method
     seed: int
 
-    def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
-        yield "classifier", self.classifier
-        yield from _fits(self.method)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSpec(Spec):
+class TraceSpec(_OnImages):
     """Trace images through a purification."""
 
     stage: ClassVar[str] = "trace"
-    images: ImagesSpec
-    classifier: str  # run
     method: MethodSpec
     seed: int
 
-    def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
-        yield "classifier", self.classifier
-        yield from _fits(self.method)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothSpec(Spec):
+class SmoothSpec(_OnImages):
     """Predict and certify by randomised smoothing."""
 
     stage: ClassVar[str] = "smooth"
-    images: ImagesSpec
-    classifier: str  # run
     methods: tuple[MethodSpec, ...]  # first to last, after the noise
     smoothing: Smoothing
     seed: int
 
-    def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
-        yield "classifier", self.classifier
-        yield from _fits(*self.methods)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TimeSpec(Spec):
+class TimeSpec(_OnImages):
     """Time a purification."""
 
     stage: ClassVar[str] = "time"
-    images: ImagesSpec
-    classifier: str  # run
     methods: tuple[MethodSpec, ...]  # first to last
     timing: Timing
     seed: int
-
-    def upstream(self) -> Iterator[Upstream]:
-        yield from _images(self.images)
-        yield "classifier", self.classifier
-        yield from _fits(*self.methods)
 
 
 SPECS: dict[str, type[Spec]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -186,19 +186,20 @@ class Adp(Method):
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> list[Tensor]:
         """The noisy images, then the images after each step."""
-        purified = self._noisy(images, seed, default_indices(images, indices))
-        active = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        states = [purified]
-        for number in range(self.iterations):
-            purified, active = self._step(purified, active, number)
-            states.append(purified)
-        return states
+        return list(self._states(images, seed, indices, self.iterations))
 
     def _run(
         self, images: Tensor, seed: int, indices: Sequence[int] | Tensor | None, iterations: int
     ) -> Tensor:
+        *_, purified = self._states(images, seed, indices, iterations)
+        return purified
+
+    def _states(
+        self, images: Tensor, seed: int, indices: Sequence[int] | Tensor | None, iterations: int
+    ) -> Iterator[Tensor]:
         purified = self._noisy(images, seed, default_indices(images, indices))
         active = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        yield purified
         for number in range(iterations):
             if torch.is_grad_enabled() and purified.requires_grad:
                 purified, active = checkpoint(
@@ -206,7 +207,7 @@ class Adp(Method):
                 )
             else:
                 purified, active = self._step(purified, active, number)
-        return purified
+            yield purified
 
     def _noisy(self, images: Tensor, seed: int, indices: Tensor) -> Tensor:
         if self.sigma == 0.0:

@@ -48,12 +48,12 @@ class Cluster:
         Raises:
             UserError: an unknown key, or a value of another kind.
         """
-        known = {field.name: field.default for field in fields(cls)}
+        defaults = {field.name: field.default for field in fields(cls)}
         for key, value in content.items():
             where = f"{SETTINGS}: cluster.{key}"
-            if key not in known:
-                raise UserError(f"{where}: there is no such key{did_you_mean(key, known)}")
-            if isinstance(known[key], str):
+            if key not in defaults:
+                raise UserError(f"{where}: there is no such key{did_you_mean(key, defaults)}")
+            if isinstance(defaults[key], str):
                 right, expected = isinstance(value, str), "a text"
             else:
                 number = isinstance(value, int | float) and not isinstance(value, bool)

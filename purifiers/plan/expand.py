@@ -49,7 +49,7 @@ class Expander:
 
     def document(self, paper: Paper, stem: str) -> Document:
         """Expand one table or figure into its cells, and add their runs to the graph."""
-        content = limited_document(paper.documents[stem], self.scale.setting("limits", {}))
+        content = limited_document(paper.documents[stem], self.scale.limits)
         where = f"benchmarks/{paper.id}/{stem}.yaml"
         cells: list[Cell] = []
         for block in blocks_of(content):
@@ -199,7 +199,7 @@ class Expander:
             return None
         # no more images than the paper evaluated: some attacks take hours per image
         published_n = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
-        at_most = self.scale.setting("limits", {}).get("images", {}).get(paper.id, used.test)
+        at_most = self.scale.limits.get("images", {}).get(paper.id, used.test)
         used = replace(used, test=min(used.test, published_n, at_most))
         setting = Setting(paper, self.scale, where, cell, used)
         if cell.get("attack", "none") != "none":

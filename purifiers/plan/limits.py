@@ -10,28 +10,16 @@ def limited_document(content: Mapping[str, Any], limits: Mapping[str, Any]) -> d
     """A document's declaration with ``limits`` applied to its defaults and to every cell.
 
     Args:
-        content: the declaration of a table or figure.
+        content: the declaration of a table or figure, or of a block, row or column.
         limits: a scale's ``limits``.
     """
-    if not limits:
-        return dict(content)
     changed: dict[str, Any] = {**content}
-    if "defaults" in content:
-        changed["defaults"] = limited(content["defaults"], limits)
+    for part in ("defaults", "cell"):
+        if part in content:
+            changed[part] = limited(content[part], limits)
     for axis in ("rows", "columns", "blocks"):
         if content.get(axis):
-            changed[axis] = [_limited_entry(entry, limits) for entry in content[axis]]
-    return changed
-
-
-def _limited_entry(entry: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
-    """A block, row or column with its own cell, rows and columns limited."""
-    changed = {**entry}
-    if "cell" in entry:
-        changed["cell"] = limited(entry["cell"], limits)
-    for axis in ("rows", "columns"):
-        if entry.get(axis):
-            changed[axis] = [_limited_entry(inner, limits) for inner in entry[axis]]
+            changed[axis] = [limited_document(entry, limits) for entry in content[axis]]
     return changed
 
 

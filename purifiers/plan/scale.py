@@ -53,6 +53,12 @@ class Scale:
         """Value of an optional top-level key."""
         return self.declared.get(name, default)
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Largest numbers in cells, see :mod:`purifiers.plan.limits`; ``images`` is by paper."""
+        limits: dict[str, Any] = self.setting("limits", {})
+        return limits
+
     def info(self) -> ScaleInfo:
         """The part of the scale that reports print."""
         note = self.declared.get("note", "")

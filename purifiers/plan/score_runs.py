@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from purifiers.core import registry
@@ -22,6 +21,7 @@ from purifiers.core.spec import (
     Timing,
     TraceSpec,
 )
+from purifiers.core.votes import fewest_for_certificate
 from purifiers.plan.attack_runs import PlannedImages, attacked_images
 from purifiers.plan.cost import added, float_bytes, network_of, own_network_key, purify_cost, times
 from purifiers.plan.fit_runs import Defended, defended, fitted_method, slug_of
@@ -119,7 +119,7 @@ def _predictions(
     Cells with other numbers of draws share the runs.
     """
     classifier, used = defence.classifier, setting.used
-    per_run = min(DRAWS_PER_RUN, setting.scale.setting("limits", {}).get("draws", DRAWS_PER_RUN))
+    per_run = min(DRAWS_PER_RUN, setting.scale.limits.get("draws", DRAWS_PER_RUN))
     per_image = added(*(purify_cost(used, classifier, method) for method in defence.methods))
     names = (method.component for method in defence.methods)
     slug = slug_of(classifier, [*attacked.slug_parts, *names], seed)
@@ -235,7 +235,7 @@ def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
             f"{setting.where}: metric {metric} needs the noise: add `smoothing: {{sigma: 0.25}}`"
         )
     smoothing = Smoothing.from_json({**SMOOTHING, **setting.cell["smoothing"]}, setting.where)
-    fewest = math.floor(math.log2(1.0 / smoothing.alpha)) + 1
+    fewest = fewest_for_certificate(smoothing.alpha)
     if smoothing.estimation < fewest:
         raise UserError(
             f"{setting.where}: {smoothing.estimation} votes cannot certify at alpha "

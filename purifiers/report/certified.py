@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from purifiers.plan.cells import Cell, Document
+from purifiers.plan.cells import Document
 from purifiers.report.results import Results
 
 
@@ -22,7 +22,7 @@ def draw_certified(document: Document, results: Results) -> Figure:
     for axes, column in zip(panels, columns, strict=True):
         cells = [cell for cell in document.cells if cell.column == column]
         for number, cell in enumerate(cells):
-            radii = _radii(cell, results)
+            radii = results.per_image(cell)
             if len(radii):
                 edges, shares = certified_curve(radii)
                 axes.step(
@@ -52,8 +52,3 @@ def certified_curve(radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     left = np.arange(len(certified), 0, -1) / len(radii)
     start = [left[0] if len(left) else 0.0]
     return np.concatenate([[0.0], certified]), np.concatenate([start, left])
-
-
-def _radii(cell: Cell, results: Results) -> np.ndarray:
-    runs = [run for seed in results.find(cell).seeds.values() for run in seed]
-    return np.concatenate([run.scores["radius"].to_numpy() for run in runs] or [np.array([])])

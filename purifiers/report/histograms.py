@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from purifiers.plan.cells import Cell, Document
-from purifiers.report.results import MEANS, Results
+from purifiers.plan.cells import Document
+from purifiers.report.results import Results
 
 BINS = 40
 COLUMNS = 3
@@ -30,9 +30,9 @@ def draw_histograms(document: Document, frame: pd.DataFrame, results: Results) -
     panels = list(picture.subplots(rows, COLUMNS, squeeze=False).flat)
     for axes in panels:
         axes.set_visible(False)
-    for axes, block in zip(panels, blocks, strict=False):
+    for axes, block in zip(panels[: len(blocks)], blocks, strict=True):
         cells = [cell for cell in document.cells if cell.block == block]
-        values = {cell.row: _values(cell, results) for cell in cells}
+        values = {cell.row: results.per_image(cell) for cell in cells}
         measured = [value for value in values.values() if len(value)]
         if not measured:
             continue
@@ -67,11 +67,3 @@ def area_under_curve(negative: np.ndarray | None, positive: np.ndarray | None) -
         return None
     truth = np.repeat([0, 1], [len(negative), len(positive)])
     return float(roc_auc_score(truth, np.concatenate([negative, positive])))
-
-
-def _values(cell: Cell, results: Results) -> np.ndarray:
-    """The values of all images and finished seeds."""
-    runs = [run for seed in results.find(cell).seeds.values() for run in seed]
-    column = MEANS[cell.metric]
-    values = [run.scores[column].to_numpy() for run in runs]
-    return np.concatenate(values) if values else np.array([])

@@ -45,6 +45,9 @@ MEANS = {
 the adversarial image, before any purification."""
 
 
+Origin = tuple[Record | None, tuple[MethodSpec, ...] | None]
+"""An attack's record and the methods after it, see :meth:`Results.origin`."""
+
 FLAGS = "cell_flags"
 """Column of an aggregate with the flags of a cell and its runs, as objects."""
 
@@ -170,6 +173,7 @@ class Results:
     root: Path
     failure_of: FailureOf
     _read: dict[str, ScoreRun] = field(default_factory=dict, repr=False)
+    _origins: dict[str, Origin] = field(default_factory=dict, repr=False)
     _reported: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def score(self, run_id: str, stage: str = "score") -> ScoreRun | None:
@@ -185,13 +189,24 @@ class Results:
             self._read[run_id] = ScoreRun(run_id, folder.path, folder.record())
         return self._read[run_id]
 
-    def origin(self, score: ScoreRun) -> tuple[Record | None, tuple[MethodSpec, ...] | None]:
+    def per_image(self, cell: Cell) -> np.ndarray:
+        """A metric of ``MEANS`` of all images and finished seeds of a cell, one after the other."""
+        runs = [run for seed in self.find(cell).seeds.values() for run in seed]
+        values = [run.scores[MEANS[cell.metric]].to_numpy() for run in runs]
+        return np.concatenate(values) if values else np.array([])
+
+    def origin(self, score: ScoreRun) -> Origin:
         """Trace scored images back to their attack.
 
         Returns:
             The record of the attack's run (None for clean images or if the record is missing), and
             the methods that purified the images, first to last (None if a record is missing).
         """
+        if score.id not in self._origins:
+            self._origins[score.id] = self._traced(score)
+        return self._origins[score.id]
+
+    def _traced(self, score: ScoreRun) -> Origin:
         methods: list[MethodSpec] = []
         spec = score.record.spec
         for run in spec.predictions[:1] if isinstance(spec, ScoreSpec) else ():

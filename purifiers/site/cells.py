@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from purifiers.report.compare import (
@@ -12,7 +13,7 @@ from purifiers.report.compare import (
     NOT_COMPARABLE,
     VERDICTS,
 )
-from purifiers.report.layout import DOUBTED, MARKS, MISSING, WEAK
+from purifiers.report.layout import DOUBTED, MARKS, MISSING
 from purifiers.report.results import COUNTED
 from purifiers.report.signs import NOT_PROBED
 from purifiers.site.results import Row
@@ -105,9 +106,6 @@ def shown(row: Row, bare: bool) -> Shown:
     )
 
 
-WEAK_MARK = WEAK
-
-
 def details(row: Row) -> list[str]:
     """The values of ``DETAILS``; numbers are those of the CSV, empty where it has none."""
     unit = {"percent": " %"}.get(row["unit"], f" {row['unit']}")
@@ -138,5 +136,5 @@ def details(row: Row) -> list[str]:
 
 def counts(rows: list[Row]) -> list[tuple[str, str, str, int]]:
     """Verdict, mark, CSS class and number of cells, of the verdicts that occur."""
-    found = [row["verdict"] for row in rows]
-    return [(v, SIGNS[v], KEYS[v], found.count(v)) for v in VERDICTS if v in found]
+    number_of = Counter(row["verdict"] for row in rows)
+    return [(v, SIGNS[v], KEYS[v], number_of[v]) for v in VERDICTS if v in number_of]

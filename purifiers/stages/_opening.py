@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -145,6 +145,22 @@ def open_logits(context: Context, run_id: str, images: ImageSet) -> npt.NDArray:
             f"{images.classes} classes; remove {folder.path} and start again"
         )
     return logits
+
+
+class Batches(TypedDict):
+    """How :func:`purifiers.core.shards.fill` divides the images."""
+
+    batch_size: int
+    halves: bool
+
+
+def batches_for(methods: Sequence[Method], context: Context) -> Batches:
+    """The scale's batches, or those of a method whose network adapts to its batch.
+
+    Such a network has a batch size of its own, so that a scale changes nothing.
+    """
+    sizes = [method.batch_size for method in methods if method.traits.batch_dependent]
+    return Batches(batch_size=sizes[0] if sizes else context.batch_size, halves=not sizes)
 
 
 def new_component(kind: str, spec: ComponentSpec, *context: Any) -> Any:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from purifiers.core.artifacts import RunFolder
-from purifiers.core.noise import derive_seed
+from purifiers.core.evaluation import defender_seed
 from purifiers.core.shards import fill
 from purifiers.core.spec import NormSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
@@ -29,7 +29,7 @@ def run(folder: RunFolder, spec: NormSpec, context: Context) -> Outcome:
         batch, _, indices = images.batch(start, stop, context.device)
         with torch.no_grad():
             if spec.purified:
-                batch = method.step(batch, derive_seed(spec.seed, "defender"), indices)
+                batch = method.step(batch, defender_seed(spec.seed), indices)
             return method.score(batch).flatten(1).norm(dim=1).cpu().numpy()
 
     label = f"norm {folder.id}"

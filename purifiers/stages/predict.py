@@ -12,7 +12,12 @@ from purifiers.core.evaluation import finite_logits, purified
 from purifiers.core.shards import fill
 from purifiers.core.spec import PredictSpec
 from purifiers.stages._context import LOGITS, Context, Outcome
-from purifiers.stages._opening import open_classifier, open_images, open_method
+from purifiers.stages._opening import (
+    batches_for,
+    open_classifier,
+    open_images,
+    open_method,
+)
 
 
 def run(folder: RunFolder, spec: PredictSpec, context: Context) -> Outcome:
@@ -44,7 +49,7 @@ def run(folder: RunFolder, spec: PredictSpec, context: Context) -> Outcome:
         (spec.draws, images.classes),
         np.float32,
         work,
-        context.batch_size,
-        f"predict {folder.id}",
+        label=f"predict {folder.id}",
+        **batches_for(methods, context),
     )
     return Outcome([LOGITS], {"n": len(images), **halved})

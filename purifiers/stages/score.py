@@ -18,6 +18,7 @@ from purifiers.core.spec import ImagesSpec, PurifySpec, ScoreSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
 from purifiers.stages._opening import (
     ImageSet,
+    batches_for,
     open_classifier,
     open_images,
     open_logits,
@@ -50,35 +51,29 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     predict_runs = [open_logits(context, run, images) for run in spec.predictions]
 
     def work(start: int, stop: int) -> npt.NDArray:
-        batch, labels, _ = images.batch(start, stop, "cpu")
+        batch, labels, _ = images.batch(start, stop, context.device)
         clean = images.clean_batch(start, stop)
-        attack_distances = distances(batch, clean)
-        batch = batch.to(context.device)
+        unpurified = batch if attacked is None else attacked.batch(start, stop, "cpu")[0]
         if predict_runs:
             logits = np.concatenate([run[start:stop] for run in predict_runs], axis=1)
             draws = torch.from_numpy(logits[:, : spec.draws])
             unknown = torch.full((stop - start,), torch.nan)
-            measured = Scored(prediction(draws, labels, spec.combine_draws), unknown, unknown)
+            measured = Scored(prediction(draws, labels.cpu(), spec.combine_draws), unknown, unknown)
         else:
             measured = scored(network, batch, clean)
-        if attacked is not None:
-            attack_distances = distances(attacked.batch(start, stop, "cpu")[0], clean)
+        attack_distances = (measured.linf, measured.l2)
+        if predict_runs or attacked is not None:
+            attack_distances = distances(unpurified.cpu(), clean)
         columns = [measured.prediction, measured.linf, measured.l2, *attack_distances]
         if detector is not None:
-            unpurified = (
-                batch if attacked is None else attacked.batch(start, stop, context.device)[0]
-            )
             with torch.no_grad():
-                columns.append(detector.detected(unpurified).cpu())
+                columns.append(detector.detected(unpurified.to(context.device)).cpu())
         return torch.stack([column.double() for column in columns], dim=1).numpy()
 
     label = f"score {folder.id}"
     width = 5 if detector is None else 6
-    # a network that adapts to its batches has a size of its own, so that a scale changes nothing
-    sizes = [method.batch_size for method in restorers if method.traits.batch_dependent]
-    size = sizes[0] if sizes else context.batch_size
-    shape = (width,)
-    halved = fill(rows_path, len(images), shape, np.float64, work, size, label, halves=not sizes)
+    batches = batches_for(restorers, context)
+    halved = fill(rows_path, len(images), (width,), np.float64, work, label=label, **batches)
     rows = np.load(rows_path)
     predicted = rows[:, 0].astype(np.int64)
     correct = predicted == images.labels

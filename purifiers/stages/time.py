@@ -11,7 +11,7 @@ import torch
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
-from purifiers.core.noise import derive_seed
+from purifiers.core.evaluation import defender_seed
 from purifiers.core.shards import out_of_memory
 from purifiers.core.spec import TimeSpec
 from purifiers.stages._context import SCORES, Context, Outcome, device_name, save_rows
@@ -38,7 +38,7 @@ def run(folder: RunFolder, spec: TimeSpec, context: Context) -> Outcome:
     images = open_images(context, spec.images)
     classifier = open_classifier(context, spec.classifier)
     methods = [open_method(context, method, classifier) for method in spec.methods]
-    seed = derive_seed(spec.seed, "defender")
+    seed = defender_seed(spec.seed)
     timing = spec.timing
     count = min(timing.images, len(images) - 1)
     if count < 1:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from purifiers.core.artifacts import RunFolder, write_bytes
 from purifiers.core.component import Method
-from purifiers.core.evaluation import finite_logits, purified
+from purifiers.core.evaluation import defender_seed, finite_logits, purified
 from purifiers.core.heads import split
-from purifiers.core.noise import derive_seed
 from purifiers.core.shards import fill
 from purifiers.core.spec import TraceSpec
 from purifiers.stages._context import SCORES, STATES, Context, Outcome, save_rows
@@ -79,7 +78,7 @@ def _states(
     image, labels, indices = images.batch(0, 1, context.device)
     pixels, embeddings, correct = [], [], []
     for draw in range(DRAWS if method.random else 1):
-        seed = derive_seed(spec.seed, "defender", *((draw,) if draw else ()))
+        seed = defender_seed(spec.seed, draw)
         with torch.no_grad():
             states = torch.cat([image, *method.states(image, seed, indices)])
             embeddings.append(encoder(states).cpu().numpy())

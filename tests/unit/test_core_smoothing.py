@@ -15,11 +15,10 @@ from purifiers.core.smoothing import (
     ABSTAIN,
     cast_votes,
     certify,
-    fewest_for_certificate,
-    fewest_for_prediction,
     lower_bound,
     predict,
 )
+from purifiers.core.votes import fewest_for_certificate, fewest_for_prediction
 
 
 def radius(hits: int, draws: int, sigma: float, alpha: float) -> float:

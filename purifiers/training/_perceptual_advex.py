@@ -35,7 +35,19 @@ class PerceptualAdvex(Training):
         common: see :class:`purifiers.training._base.Training`.
     """
 
-    traits = Training.traits.replace(version=0, joined_later=())
+    traits = Training.traits.replace(
+        version=0,
+        joined_later=(),
+        budget=(
+            "epochs",
+            "batch_size",
+            "steps",
+            "learning_rate",
+            "optimizer",
+            "schedule",
+            "precision",
+        ),
+    )
     attack: Attack
 
     def __init__(

@@ -44,15 +44,6 @@ class MadryAll(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=(
-            "epochs",
-            "batch_size",
-            "steps",
-            "learning_rate",
-            "optimizer",
-            "schedule",
-            "precision",
-        ),
         passes="epochs * (9 * steps + 10)",  # a third of it for a random mixture
     )
 

@@ -22,15 +22,6 @@ class MadryL2(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=(
-            "epochs",
-            "batch_size",
-            "steps",
-            "learning_rate",
-            "optimizer",
-            "schedule",
-            "precision",
-        ),
         passes="3 * epochs * (steps + 1)",
     )
 

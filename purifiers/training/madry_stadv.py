@@ -21,15 +21,6 @@ class MadryStadv(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=(
-            "epochs",
-            "batch_size",
-            "steps",
-            "learning_rate",
-            "optimizer",
-            "schedule",
-            "precision",
-        ),
         passes="epochs * (3 * steps + 4)",
     )
 

@@ -25,15 +25,6 @@ class PatSelf(PerceptualAdvex):
 
     traits = PerceptualAdvex.traits.replace(
         version=1,
-        budget=(
-            "epochs",
-            "batch_size",
-            "steps",
-            "learning_rate",
-            "optimizer",
-            "schedule",
-            "precision",
-        ),
         passes="epochs * (4 * steps + 5)",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -20,7 +21,12 @@ _OPERATORS: dict[type, Any] = {
 
 def evaluate(formula: str, values: Mapping[str, Any]) -> float:
     """Value of a formula such as ``"3 * steps"``."""
-    return float(_evaluate(ast.parse(formula, mode="eval").body, values))
+    return float(_evaluate(_parsed(formula), values))
+
+
+@functools.cache
+def _parsed(formula: str) -> ast.expr:
+    return ast.parse(formula, mode="eval").body
 
 
 def check_formula(formula: str, parameters: Collection[str], where: str) -> None:

@@ -28,13 +28,12 @@ from purifiers.plan.cost import (
     times,
 )
 from purifiers.plan.fit_runs import (
-    Defended,
     classifier_run,
     data_of,
     fitted_method,
     slug_of,
 )
-from purifiers.plan.graph import Graph, Run
+from purifiers.plan.graph import Defended, Graph, Run
 from purifiers.plan.resolve import NotImplementedHere, Setting
 from purifiers.plan.threats import attacked_methods, eot, is_random, queries_defence
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.spec import ClassifierSpec, ScoreSpec, SubstituteSpec
+from purifiers.core.spec import ClassifierSpec, ComponentSpec, ScoreSpec, SubstituteSpec
 from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.graph import Graph, Run, with_ancestors
@@ -46,6 +46,7 @@ class Expander:
     def __init__(self, scale: Scale) -> None:
         self.scale = scale
         self.graph = Graph()
+        self._resolved: dict[tuple[str, ...], ComponentSpec] = {}
 
     def document(self, paper: Paper, stem: str) -> Document:
         """Expand one table or figure into its cells, and add their runs to the graph."""
@@ -201,7 +202,7 @@ class Expander:
         published_n = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
         at_most = self.scale.limits.get("images", {}).get(paper.id, used.test)
         used = replace(used, test=min(used.test, published_n, at_most))
-        setting = Setting(paper, self.scale, where, cell, used)
+        setting = Setting(paper, self.scale, where, cell, used, self._resolved)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])
             traits = registry.attack_traits(attack.component)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from purifiers.core import registry
 from purifiers.core.errors import UserError
@@ -25,16 +25,12 @@ from purifiers.plan.cost import (
     shape_of,
     times,
 )
-from purifiers.plan.graph import Graph, Run, component_spec
+from purifiers.plan.graph import Defended, Graph, Run, component_spec
 from purifiers.plan.resolve import Setting
 from purifiers.plan.scale import UsedDataset
 
-
-class Defended(NamedTuple):
-    """A trained classifier and the methods in front of it, first to last."""
-
-    classifier: Run
-    methods: tuple[MethodSpec, ...]
+_DECIDE_DEFENCE = ("classifier", "training", "methods", "fit_classifiers", "override")
+"""Keys of a cell that decide its classifier and methods, beside its data set."""
 
 
 def dataset_run(graph: Graph, used: UsedDataset) -> Run:
@@ -166,9 +162,13 @@ def data_of(classifier: Run) -> str:
 
 def defended(graph: Graph, setting: Setting, seed: int) -> Defended:
     """Plan a cell's classifier and the methods in front of it."""
-    classifier = classifier_run(graph, setting, seed, setting.cell)
-    names = setting.cell.get("methods", ())
-    return Defended(classifier, tuple(fitted_method(graph, setting, n, seed) for n in names))
+    cell = setting.cell
+    key = setting.key(*(cell.get(name) for name in _DECIDE_DEFENCE), seed)
+    if key not in graph.defences:
+        classifier = classifier_run(graph, setting, seed, cell)
+        methods = (fitted_method(graph, setting, n, seed) for n in cell.get("methods", ()))
+        graph.defences[key] = Defended(classifier, tuple(methods))
+    return graph.defences[key]
 
 
 def slug_of(classifier: Run, parts: Sequence[str], seed: int) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from purifiers.core import registry
 from purifiers.core.artifacts import short_hash
 from purifiers.core.data_layouts import content_of
 from purifiers.core.files import digests
-from purifiers.core.spec import ComponentSpec, Spec
+from purifiers.core.spec import ComponentSpec, MethodSpec, Spec
 
 Cost = Mapping[str, float]
 """Number of forward passes of one image, by network."""
@@ -65,15 +65,24 @@ def _reached(runs: Iterable[Run]) -> Iterator[Run]:
         level = {i.id: i for run in level.values() for i in run.inputs if i.id not in seen}
 
 
+class Defended(NamedTuple):
+    """A trained classifier and the methods in front of it, first to last."""
+
+    classifier: Run
+    methods: tuple[MethodSpec, ...]
+
+
 class Graph:
     """All runs of a plan; cells that need the same result share one run.
 
     Attributes:
         runs: all runs by id.
+        defences: the defences planned so far, by what decides them.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
+        self.defences: dict[tuple[str, ...], Defended] = {}
 
     def add(
         self,

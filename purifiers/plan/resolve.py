@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from purifiers.core import registry
@@ -36,6 +36,7 @@ class Setting:
         where: file and cell, for error messages.
         cell: the merged declaration of the cell.
         used: the data set at this scale.
+        resolved: the recipes resolved so far; cells of one plan share it.
     """
 
     paper: Paper
@@ -43,6 +44,11 @@ class Setting:
     where: str
     cell: dict[str, Any]
     used: UsedDataset
+    resolved: dict[tuple[str, ...], ComponentSpec] = field(default_factory=dict, compare=False)
+
+    def key(self, *parts: Any) -> tuple[str, ...]:
+        """Key of what depends on paper, data set and ``parts`` alone."""
+        return (str(self.paper.folder), self.cell["dataset"], repr(parts))
 
     def recipe(self, kind: str, name: str) -> ComponentSpec:
         """Resolve a recipe to a component spec, with settings, budget and override applied.
@@ -55,13 +61,19 @@ class Setting:
                 override of a parameter that the scale's budget sets.
             NotImplementedHere: the recipe's component does not exist.
         """
+        override = self.cell.get("override", {}).get(f"{kind}.{name}", {})
+        key = self.key(kind, name, override)
+        if key not in self.resolved:
+            self.resolved[key] = self._resolve(kind, name, override)
+        return self.resolved[key]
+
+    def _resolve(self, kind: str, name: str, override: dict[str, Any]) -> ComponentSpec:
         where = f"{self.where}: {kind}.{name}"
         declared = self.paper.recipe(kind, name, self.where)
         component_name = declared.pop("component")
         if not registry.exists(kind, component_name):
             raise NotImplementedHere(f"{kind} {component_name} is not implemented")
         described = registry.describe(kind, component_name)
-        override = self.cell.get("override", {}).get(f"{kind}.{name}", {})
         budget = self.scale.budget(kind, component_name, self.used)
         parameters = {**declared, **budget, **override}
         described.check_parameters(parameters, where)

@@ -24,8 +24,8 @@ from purifiers.core.spec import (
 from purifiers.core.votes import fewest_for_certificate
 from purifiers.plan.attack_runs import PlannedImages, attacked_images
 from purifiers.plan.cost import added, float_bytes, network_of, own_network_key, purify_cost, times
-from purifiers.plan.fit_runs import Defended, defended, fitted_method, slug_of
-from purifiers.plan.graph import Graph, Run
+from purifiers.plan.fit_runs import defended, fitted_method, slug_of
+from purifiers.plan.graph import Defended, Graph, Run
 from purifiers.plan.resolve import Setting
 from purifiers.plan.threats import is_random
 

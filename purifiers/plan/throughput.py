@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,9 @@ class Throughput:
 
     macs: Mapping[str, float]
     measured: Mapping[str, tuple[Measurement, ...]]
+    _estimates: dict[tuple[str, str, str, int | None], Estimate] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @classmethod
     def load(cls, root: Path) -> Throughput:
@@ -191,6 +194,12 @@ class Throughput:
         Raises:
             UserError: nothing is measured on the device.
         """
+        key = (network, device, precision, batch)
+        if key not in self._estimates:
+            self._estimates[key] = self._estimate(*key)
+        return self._estimates[key]
+
+    def _estimate(self, network: str, device: str, precision: str, batch: int | None) -> Estimate:
         for candidate in MEASURED_AS[precision]:
             if (seconds := self._measured(network, device, candidate, batch)) is not None:
                 return Estimate(seconds)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import purifiers
@@ -20,6 +22,7 @@ from purifiers.core.recipe import Recipe
 from purifiers.core.taps import tapped_features
 from purifiers.training.natural import Natural
 
+SMOKE = Path(__file__).resolve().parents[2] / "workflow/scales/smoke.yaml"
 SHAPE, CLASSES = (3, 16, 16), 4
 LAST = torch.channels_last
 PIXELS = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (24, *SHAPE), np.uint8)
@@ -144,11 +147,20 @@ def test_a_viewing_network_behind_every_method(name, tmp_path):
     small = {
         **{"epochs": 0.01, "batch_size": 8, "width": 8, "blocks": 1, "channels": 8, "filters": 4},
         **{"steps": 1, "attack_steps": 1, "train_steps": 1, "taps": ("conv1", "conv2")},
-        **{"generator_iterations": 1, "latent": 4, "restarts": 1, "scales": 1, "mixtures": 1},
+        **{
+            "generator_iterations": 1,
+            "score_iterations": 1,
+            "latent": 4,
+            "restarts": 1,
+            "scales": 1,
+            "mixtures": 1,
+        },
     }
     traits = registry.method_traits(name)
     known = registry.describe("method", name).parameters
-    parameters = {key: value for key, value in small.items() if key in known}
+    budgets = yaml.safe_load(SMOKE.read_text())["budgets"]
+    budget = {n: v for n, v in budgets.get(f"method.{name}", {}).items() if type(v) is not dict}
+    parameters = budget | {key: value for key, value in small.items() if key in known}
     classifier = frozen(Viewing())
     method = purifiers.method(name, **parameters)
     method.bind(classifier, SHAPE)
@@ -159,9 +171,10 @@ def test_a_viewing_network_behind_every_method(name, tmp_path):
     gradient = "exact" if traits.differentiable else "bpda"
     defence = purifiers.defend(classifier, [method], gradient=gradient)
     images, labels = IMAGES[:2], torch.from_numpy(LABELS[:2])
-    adversarial = purifiers.attack("pgd", steps=1)(defence, images, labels)
+    attacked = classifier if traits.batch_dependent else defence
+    adversarial = purifiers.attack("pgd", steps=1)(attacked, images, labels)
     assert adversarial.shape == images.shape
-    assert torch.isfinite(classifier(method(images))).all()
+    assert torch.isfinite(defence(adversarial)).all()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from purifiers.report.audit_chart import draw_audit
 from purifiers.report.certified import draw_certified
 from purifiers.report.histograms import draw_histograms
 from purifiers.report.layout import WEAK_HEADING, heading, stamp
+from purifiers.report.ranking import ranking
+from purifiers.report.ranking_chart import draw_gains, draw_matrix
+from purifiers.report.ranking_files import write_ranking
 from purifiers.report.results import Results
 from purifiers.report.tsne import draw_maps
 
@@ -47,6 +50,8 @@ def write_picture(
                 picture = draw_maps(document, results)
             case "certified":
                 picture = draw_certified(document, results)
+            case "ranking":
+                picture = _ranking(document, frame, results, scale, out_dir)
     for kind in FORMATS:
         path = out_dir / f"{document.document}.{kind}"
         if picture is None:
@@ -66,6 +71,19 @@ def save(picture: Figure, path: Path, title: str) -> None:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         picture.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata)
     write_bytes(path, content.getvalue())
+
+
+def _ranking(
+    document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
+) -> Figure | None:
+    """Write the ranks and the picture of all attacks, and draw the gains."""
+    ranked = ranking(document, frame, results)
+    if not ranked:
+        return None
+    write_ranking(ranked, document, frame, scale, out_dir)
+    title = f"{document.title}: all attacks\n{stamp(document, frame, scale)}"
+    save(draw_matrix(document, frame, ranked), out_dir / "attacks.png", title)
+    return draw_gains(ranked)
 
 
 def _curves(document: Document, frame: pd.DataFrame) -> Figure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from purifiers.plan.cells import Document, ScaleInfo
@@ -66,8 +68,8 @@ def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> 
     for block in blocks(document, frame):
         if block.label:
             lines += [f"## {_md(block.label)}", ""]
-        lines += [_md_row(["", *block.columns]), "|:--" + "|--:" * len(block.columns) + "|"]
-        lines += [_md_row([label, *texts]) for label, texts in block.rows]
+        lines += [markdown_row(["", *block.columns]), "|:--" + "|--:" * len(block.columns) + "|"]
+        lines += [markdown_row([label, *texts]) for label, texts in block.rows]
         lines.append("")
     notes = list(document.notes)
     if document.status == "measured":
@@ -91,7 +93,8 @@ def _md(text: str) -> str:
     return text.translate(_MARKDOWN)
 
 
-def _md_row(texts: list[str]) -> str:
+def markdown_row(texts: Sequence[str]) -> str:
+    """A row of a Markdown table, with special characters escaped."""
     return "| " + " | ".join(_md(text) for text in texts) + " |"
 
 
@@ -114,9 +117,9 @@ def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str
             rf"\label{{{document.paper}:{document.document}:{block.id}}}",
             rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
             r"\toprule",
-            _tex_row(["", *block.columns]),
+            tex_row(["", *block.columns]),
             r"\midrule",
-            *(_tex_row([label, *texts]) for label, texts in block.rows),
+            *(tex_row([label, *texts]) for label, texts in block.rows),
             *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
         ]
     if weak_notes := weak_attack_notes(document, frame):
@@ -126,7 +129,8 @@ def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str
     return "\n".join(lines) + "\n"
 
 
-def _tex_row(texts: list[str]) -> str:
+def tex_row(texts: Sequence[str]) -> str:
+    """A row of a LaTeX table, with special characters escaped."""
     return " & ".join(tex(text) for text in texts) + r" \\"
 
 

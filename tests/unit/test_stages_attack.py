@@ -40,5 +40,5 @@ def test_the_batch_is_told_where_it_decides(
     folder = context.folder("attack", name)
     folder.path.mkdir(parents=True)
     summary = attack.run(folder, spec, context).summary
-    assert set(summary) - {"flags"} == told  # an untrained network may give AutoAttack reason to warn
+    assert set(summary) - {"flags"} == told  # it may warn of an untrained network
     assert summary.get("batch_size", 8) == 8 and summary["n"] == 12

@@ -1,20 +1,26 @@
 # Short forms of the usual commands. Each creates the environment first if it is missing.
 #   make reproduce SCALE=smoke      every table of every paper
 #   make table T=aid/3              one table (also T=aid/figure_4, T=aid/audit; T=aid: all of them)
+#   make field SCALE=smoke          every purifier under one protocol, ranked
 #   make plan                       the price of a scale, without running it; RATE=2.5: also in money
 #   make data SCALE=desk            fetch and check the data sets of a scale
 #   make site                       results/site/index.html: all tables, claims and figures to browse
 #   make bench                      attacks and other libraries, methods and plain loops compared
+#   make drill SEED=0 KILLS=50      faults at random; writes results/tables/drill.md; disks need root
 #   make test-cluster               a table through a Slurm on this machine; needs root and Slurm
 #   make register                   after a new component: golden output, status page, traits table
 SCALE ?= smoke
+SEED ?= 0
+KILLS ?= 50
 T ?= aid/3
 CORES ?= $(shell nproc 2>/dev/null || echo 1)
 # Processes that share the tests; each trains networks of its own, so that more gain little.
 WORKERS ?= $(shell echo $$(($(CORES) < 4 ? $(CORES) : 4)))
 PYTHON ?= python3
 
-BIN := .venv/bin
+# An active conda environment with the dependencies (environment.yml) is used as it is.
+CONDA := $(and $(CONDA_PREFIX),$(wildcard $(CONDA_PREFIX)/bin/snakemake))
+BIN := $(if $(CONDA),$(CONDA_PREFIX)/bin,.venv/bin)
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
 # T=aid/3 names table_3, T=aid/11a names table_11a, any other name is unchanged.
@@ -25,9 +31,9 @@ document := $(if $(findstring /,$(T)),$(dir $(T))$(item),$(T))
 # Without byte code on disk, every start of Python takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 # The rules must call the programs of the environment.
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: reproduce table plan data site bench register test test-cluster lint env lock clean
+.PHONY: reproduce table field plan data site bench register test test-cluster drill lint env lock clean
 
 reproduce: env
 	$(SNAKEMAKE) --config scale=$(SCALE)
@@ -35,6 +41,9 @@ reproduce: env
 table: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE) $(document)
 	$(SNAKEMAKE) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(document).csv,$(T)/claims.csv) --config scale=$(SCALE)
+
+field:
+	$(MAKE) --no-print-directory table T=field/ranking
 
 plan: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE) $(if $(RATE),--rate $(RATE))
@@ -60,6 +69,9 @@ test: env .peers/.ready
 test-cluster: env
 	$(BIN)/pytest tests/cluster
 
+drill: env
+	PYTHONPATH=tests $(BIN)/python -m drill --seed $(SEED) --kills $(KILLS)
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,7 +80,7 @@ lint: env
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/python workflow/lint.py
 
-env: .venv/.ready
+env: $(if $(CONDA),,.venv/.ready)
 
 # In a folder of its own, without python3-venv and without changes to the system's Python.
 .uv/bin/uv:

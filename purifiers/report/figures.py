@@ -83,7 +83,7 @@ def _ranking(
     write_ranking(ranked, document, frame, scale, out_dir)
     title = f"{document.title}: all attacks\n{stamp(document, frame, scale)}"
     save(draw_matrix(document, frame, ranked), out_dir / "attacks.png", title)
-    return draw_gains(ranked)
+    return draw_gains(document, ranked)
 
 
 def _curves(document: Document, frame: pd.DataFrame) -> Figure:

@@ -169,6 +169,11 @@ def verdict_counts(frame: pd.DataFrame) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in VERDICTS if name in counts) or "none"
 
 
+def verdicts_sentence(document: Document, frame: pd.DataFrame) -> str:
+    """Sentence on the verdicts, after a space; empty where nothing is measured."""
+    return f" Verdicts: {verdict_counts(frame)}." if document.status == "measured" else ""
+
+
 def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
     """List the cells' flags and the reasons for missing cells, each with its number of cells."""
     flagged = Counter(

@@ -17,7 +17,7 @@ from purifiers.report.ranking import Ranked
 from purifiers.report.ranking_files import sections
 
 
-def draw_gains(ranked: Sequence[Ranked]) -> Figure:
+def draw_gains(document: Document, ranked: Sequence[Ranked]) -> Figure:
     """Draw one panel per data set and one line per purifier, best mean gain first.
 
     A filled circle is the gain under the audit with its interval, a hollow one the gain under the
@@ -27,7 +27,7 @@ def draw_gains(ranked: Sequence[Ranked]) -> Figure:
         label: [entry for entry in entries if entry.defended]
         for label, entries in sections(ranked).items()
     }
-    bases = list(dict.fromkeys(entry.base for entries in panels.values() for entry in entries))
+    bases = list(dict.fromkeys(cell.training for cell in document.cells))
     colours = {base: COLOURS[k % len(COLOURS)] for k, base in enumerate(bases)}
     most = max(len({entry.row for entry in entries}) for entries in panels.values())
     picture = Figure(figsize=(2.4 + 3.4 * len(panels), 1.6 + 0.3 * most), layout="constrained")
@@ -52,9 +52,11 @@ def _gains(axes: Axes, entries: Sequence[Ranked], colours: dict[str, str]) -> No
     means = pd.DataFrame([(e.defence, e.gain) for e in entries], columns=["defence", "gain"])
     order = list(means.groupby("defence", sort=False)["gain"].mean().sort_values().index)[::-1]
     axes.axvline(0, color="0.5", linewidth=1, zorder=1)
+    bases = {name: [e.base for e in entries if e.defence == name] for name in order}
     for entry in entries:
         colour = colours[entry.base]
-        offset = 0.22 * (list(colours).index(entry.base) - (len(colours) - 1) / 2)
+        beside = sorted(bases[entry.defence], key=list(colours).index)
+        offset = 0.24 * (beside.index(entry.base) - (len(beside) - 1) / 2)
         y = order.index(entry.defence) + offset
         axes.plot((entry.gain_low, entry.gain_high), (y, y), color=colour, lw=1, zorder=2)
         axes.plot(entry.protocol_gain, y, "o", color="white", mec=colour, ms=3.5, zorder=2)
@@ -64,7 +66,7 @@ def _gains(axes: Axes, entries: Sequence[Ranked], colours: dict[str, str]) -> No
                 WEAK, (entry.gain, y), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
     axes.set_yticks(range(len(order)), order, fontsize=8)
-    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel("accuracy less that of the base alone (points)", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(axis="x", alpha=0.3)

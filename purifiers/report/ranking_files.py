@@ -10,17 +10,15 @@ import pandas as pd
 
 from purifiers.core.artifacts import write_text
 from purifiers.plan.cells import Document, ScaleInfo
+from purifiers.report.latex import latex_table
 from purifiers.report.layout import WEAK, WEAK_LEGEND, heading, stamp
 from purifiers.report.ranking import Ranked, as_frame
-from purifiers.report.tables import csv_text, markdown_row, tex_row
+from purifiers.report.tables import csv_text, markdown_row
 
 HEADER = (
     *("Rank", "Defence", "Base", "Audit", "Gain", "Protocol's gain", "Clean", "On the classifier"),
     *("Single", "Majority", "Any of 5", "Noise", "ms/image", "Fit (min)"),
 )
-PASTED = 8
-"""Columns of the LaTeX table, which fit the width of a page."""
-
 LEGEND = (
     "Rank and gain with 95 % intervals over images and seeds. Audit: accuracy under the strongest "
     "attack per image. Gain: audit less that of the base alone. Protocol's gain: the same under "
@@ -46,14 +44,8 @@ def write_ranking(
         lines += [f"## {label}", "", markdown_row(HEADER), "|--:|:--|:--" + "|--:" * 11 + "|"]
         lines += [markdown_row(_texts(entry)) for entry in entries]
         lines.append("")
-        tex += [
-            *(r"\begin{table}", r"\centering\footnotesize"),
-            rf"\caption{{{document.title} ({label}).}}",
-            *(rf"\begin{{tabular}}{{rll{'r' * (PASTED - 3)}}}", r"\toprule"),
-            *(tex_row(HEADER[:PASTED]), r"\midrule"),
-            *(tex_row(_texts(entry)[:PASTED]) for entry in entries),
-            *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
-        ]
+        grid = [HEADER, *(_texts(entry) for entry in entries)]
+        tex += latex_table(grid, f"{document.title} ({label}). {stamped} {LEGEND}", "ranks", 3)
     if any(entry.warnings for entry in ranked):
         lines += [WEAK_LEGEND, ""]
         lines += [f"- {e.defence}, {e.base}: {e.warnings}" for e in ranked if e.warnings]

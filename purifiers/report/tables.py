@@ -1,4 +1,4 @@
-"""Format a document as CSV, Markdown and LaTeX."""
+"""Format a document as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -15,38 +15,11 @@ from purifiers.report.layout import (
     heading,
     remarks,
     stamp,
-    verdict_counts,
+    verdicts_sentence,
     weak_attack_notes,
 )
 from purifiers.report.results import FLAGS
 
-_TEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "[": "{[}",
-        "]": "{]}",
-        "<": "$<$",
-        ">": "$>$",
-        "±": r"$\pm$",
-        "≈": r"$\approx$",
-        "≠": r"$\neq$",
-        "·": r"$\cdot$",
-        "–": "--",
-        "†": r"$^\dagger$",
-        "→": r"$\rightarrow$",
-        "×": r"$\times$",
-        "\n": " ",
-    }
-)
 _MARKDOWN = str.maketrans({mark: f"\\{mark}" for mark in "\\|*_`<[]"} | {"\n": " "})
 
 
@@ -64,7 +37,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
     """Format a document as GitHub-flavoured Markdown; the first line is the stamp."""
     lines = [f"**{_md(stamp(document, frame, scale))}**", "", f"# {_md(heading(document))}", ""]
-    lines += [f"{_md(document.where)}.{_verdicts(document, frame)}", ""]
+    lines += [f"{_md(document.where)}.{verdicts_sentence(document, frame)}", ""]
     for block in blocks(document, frame):
         if block.label:
             lines += [f"## {_md(block.label)}", ""]
@@ -85,10 +58,6 @@ def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> 
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _verdicts(document: Document, frame: pd.DataFrame) -> str:
-    return f" Verdicts: {verdict_counts(frame)}." if document.status == "measured" else ""
-
-
 def _md(text: str) -> str:
     return text.translate(_MARKDOWN)
 
@@ -96,44 +65,3 @@ def _md(text: str) -> str:
 def markdown_row(texts: Sequence[str]) -> str:
     """A row of a Markdown table, with special characters escaped."""
     return "| " + " | ".join(_md(text) for text in texts) + " |"
-
-
-def latex_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> str:
-    """Format a document as LaTeX (needs the package booktabs); the first line is the stamp.
-
-    Each block is a separate float, so that it fits a page; the first one has the legend. The signs
-    of weak attacks follow as a list, which may break over pages.
-    """
-    stamped = stamp(document, frame, scale)
-    lines = [f"% {stamped}".replace("\n", " ")]
-    for position, block in enumerate(blocks(document, frame)):
-        caption = [f"{heading(document)}{f' ({block.label})' if block.label else ''}.", stamped]
-        if position == 0 and document.status == "measured":
-            caption.append(LEGEND + _verdicts(document, frame))
-        lines += [
-            r"\begin{table}",
-            r"\centering\footnotesize",
-            rf"\caption{{{tex(' '.join(caption))}}}",
-            rf"\label{{{document.paper}:{document.document}:{block.id}}}",
-            rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
-            r"\toprule",
-            tex_row(["", *block.columns]),
-            r"\midrule",
-            *(tex_row([label, *texts]) for label, texts in block.rows),
-            *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
-        ]
-    if weak_notes := weak_attack_notes(document, frame):
-        items = [rf"\item {tex(note)}" for note in weak_notes]
-        lines += [rf"\paragraph{{{WEAK_HEADING}.}} {tex(WEAK_LEGEND)}", r"\begin{itemize}"]
-        lines += [*items, r"\end{itemize}"]
-    return "\n".join(lines) + "\n"
-
-
-def tex_row(texts: Sequence[str]) -> str:
-    """A row of a LaTeX table, with special characters escaped."""
-    return " & ".join(tex(text) for text in texts) + r" \\"
-
-
-def tex(text: str) -> str:
-    """Escape LaTeX's special characters and write the tables' marks as mathematics."""
-    return text.translate(_TEX)

@@ -10,9 +10,10 @@ from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.figures import write_picture
 from purifiers.report.images import write_images
+from purifiers.report.latex import latex_text
 from purifiers.report.merged_provenance import collect
 from purifiers.report.results import FailureOf, Results
-from purifiers.report.tables import csv_text, latex_text, markdown_text
+from purifiers.report.tables import csv_text, markdown_text
 
 
 def write_document(

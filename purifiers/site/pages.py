@@ -18,6 +18,23 @@ CLAIM_MARKS = {"supported": ("✓", "match"), "contradicted": ("✗", "differs")
 """Verdict of a claim to its mark and CSS class."""
 OTHER_CLAIM = ("?", "open")
 
+RANK_COLUMNS = (
+    ("rank", "Rank", "rank_low", "rank_high"),
+    ("base", "Base", "", ""),
+    ("audit", "Audit", "audit_low", "audit_high"),
+    ("gain", "Gain over the base", "gain_low", "gain_high"),
+    ("protocol_gain", "Protocol's gain", "", ""),
+    ("clean", "Clean", "", ""),
+    ("oblivious", "Attacks on the classifier", "", ""),
+    ("single", "One draw", "", ""),
+    ("majority", "Majority of 5", "", ""),
+    ("any_of_5", "Any of 5", "", ""),
+    ("corruption", "Noise", "", ""),
+    ("seconds_per_image", "s/image", "", ""),
+    ("train_minutes", "Fit (min)", "", ""),
+)
+"""Columns of the ranking: name in the CSV, heading, and the names of its interval."""
+
 Counts = list[tuple[str, str, str, int]]
 """Verdict, mark, CSS class and number, per verdict that occurs."""
 
@@ -156,3 +173,20 @@ def claim_counts(claims: list[Row]) -> Counts:
     names = {"match": "supported", "differs": "contradicted", "open": "undecided or not run"}
     marks = {key: mark for mark, key in (*CLAIM_MARKS.values(), OTHER_CLAIM)}
     return [(n, marks[key], key, found.count(key)) for key, n in names.items() if key in found]
+
+
+def rank_view(row: Row) -> dict[str, Any]:
+    """Texts of a ranked defence, with the number that each column is sorted by."""
+    values = []
+    for name, _, low, high in RANK_COLUMNS:
+        form = "{:.3g}" if name in COSTS else "{:.1f}"
+        is_number = bool(row[name]) and name not in ("base", "rank")
+        text = form.format(float(row[name])) if is_number else row[name]
+        ends = [row[low], row[high]] if low and row[low] else []
+        if name != "rank":
+            ends = [form.format(float(end)) for end in ends]
+        values.append({"text": text, "interval": " to ".join(ends), "order": row[name]})
+    return {"defence": row["defence"], "warnings": row["warnings"], "values": values}
+
+
+COSTS = ("seconds_per_image", "train_minutes")

@@ -14,6 +14,7 @@ from purifiers.core.errors import UserError
 from purifiers.plan.scale import scale_names
 from purifiers.report.claims import COLUMNS as CLAIM_COLUMNS
 from purifiers.report.compare import VERDICTS
+from purifiers.report.ranking import Ranked
 from purifiers.report.reports import SCALE_ORDER
 
 TABLES = Path("results/tables")
@@ -78,7 +79,7 @@ def read_tables(root: Path, scale: str) -> list[Table]:
         UserError: a damaged CSV or provenance file.
     """
     paths = sorted((root / TABLES / scale).glob("*/*.csv"))
-    return [_table(root, path) for path in paths if path.stem != "claims"]
+    return [_table(root, path) for path in paths if path.stem not in ("claims", "ranks")]
 
 
 def _table(root: Path, path: Path) -> Table:
@@ -109,6 +110,20 @@ def read_claims(root: Path, scale: str) -> dict[str, list[Row]]:
     """
     paths = sorted((root / TABLES / scale).glob("*/claims.csv"))
     return {p.parent.name: [row for _, row in read_csv(root, p, CLAIM_COLUMNS)] for p in paths}
+
+
+def read_ranks(root: Path, scale: str) -> dict[str, list[Row]]:
+    """Read the ranked defences of a scale by data set, such as ``mnist (digits in its place)``.
+
+    Raises:
+        UserError: a damaged CSV.
+    """
+    ranked: dict[str, list[Row]] = {}
+    for path in sorted((root / TABLES / scale).glob("*/ranks.csv")):
+        for _, row in read_csv(root, path, tuple(Ranked.__annotations__)):
+            stand_in = f" ({row['stand_in']} in its place)" if row["stand_in"] else ""
+            ranked.setdefault(f"{row['dataset']}{stand_in}", []).append(row)
+    return ranked
 
 
 def read_csv(root: Path, path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,21 @@ from purifiers.report.status import paper_heading
 from purifiers.site import cells, pages
 from purifiers.site.links import rewrite
 from purifiers.site.prices import measured, predicted
-from purifiers.site.results import Table, read_claims, read_tables, scales
+from purifiers.site.results import Table, read_claims, read_ranks, read_tables, scales
 
-TOP = ("tables", "claims", "audits", "figures", "prices", "speed", "fidelity")
+TOP = ("ranking", "tables", "claims", "audits", "figures", "prices", "speed", "fidelity")
 """Pages of the menu, in order."""
 EXTRA = "_extra"
 """Folder of the files that the site offers unchanged."""
 AUDITS = "How much the protocols overstate robustness: the accuracy under each paper's own attack \
 beside that under attacks through the whole defence. The tables list every attack."
 FIGURES = "Single images, curves and charts, drawn from the committed results."
+
+RANKING_PICTURES = {
+    "ranking": "Chart of what each purifier gains over its base, under the audit and the protocol",
+    "attacks": "Heat map of the accuracy of all defences under all attacks",
+}
+"""Stems of the ranking's pictures and their alternative texts."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#$|~])")
 
@@ -82,6 +88,7 @@ class Sources:
                    n_tables=sum(map(len, self.tables.values())))  # fmt: skip
         listed = [entry for paper in self.shown for entry in self._listed(paper, f"{paper}/")]
         self._page("tables", "tables", documents=listed, scales=self.scales)
+        self._ranking()
         self._claims()
         self._gallery("audits", "Audits", AUDITS, True)
         self._gallery("figures", "Figures and images", FIGURES, False)
@@ -179,6 +186,31 @@ class Sources:
         parts.append(_lowered(self._repository_page("benchmarks/timing/README.md")))
         self._write("speed", "\n\n".join(parts))
 
+    def _ranking(self) -> None:
+        """Write the page of the ranked defences, with its pictures."""
+        parts = []
+        for info in self.scales:
+            ranked = read_ranks(self.root, info.name)
+            folders = sorted({p.parent for p in self._tables(info.name).glob("*/ranks.csv")})
+            pictures = [
+                {
+                    "path": self._picture(folder / f"{stem}.png", f"{info.name}-{folder.name}"),
+                    "alt": alt,
+                }
+                for folder in folders
+                for stem, alt in RANKING_PICTURES.items()
+            ]
+            if ranked:
+                shown = [image for image in pictures if image["path"]]
+                views = {
+                    name: [pages.rank_view(row) for row in rows] for name, rows in ranked.items()
+                }
+                parts.append({"scale": info, "sections": views, "images": shown})
+        self._page("ranking", "ranking", parts=parts, columns=pages.RANK_COLUMNS)
+
+    def _tables(self, scale: str) -> Path:
+        return self.root / "results" / "tables" / scale
+
     def _claims(self) -> None:
         by_paper: dict[str, list[dict[str, str]]] = {}
         for info in self.scales:
@@ -249,12 +281,13 @@ class Sources:
         return f"/pictures/{target.name}" if target.is_file() else ""
 
     def _offered(self, path: Path) -> str:
-        """Copy a file of results/tables to the site; empty if it does not exist."""
-        name = Path("data") / path.relative_to(self.root / "results/tables")
+        """Compress a file of results/tables to the site; empty if it does not exist."""
+        inside = path.relative_to(self.root / "results/tables")
+        name = Path("data") / inside.with_name(f"{inside.name}.gz")
         if not path.is_file():
             return ""
         (self.folder / EXTRA / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, self.folder / EXTRA / name)
+        (self.folder / EXTRA / name).write_bytes(gzip.compress(path.read_bytes(), mtime=0))
         return name.as_posix()
 
     def _repository_page(self, name: str) -> str:

@@ -115,6 +115,22 @@ def test_sorting_by_a_reproduced_number(browser: Browser) -> None:
 
 
 @needs_browser
+def test_the_ranking_is_sorted_and_filtered(browser: Browser) -> None:
+    """By gain, where the column shows an interval too, and by the name of a purifier."""
+    browser.open("ranking")
+    orders = (
+        "return [...document.querySelector('table.ranks').tBodies[0].rows]"
+        ".map(row => Number(row.cells[4].dataset.order))"
+    )
+    before = browser.script(orders)
+    browser.one("table.ranks thead th:nth-child(5)").click()
+    assert browser.script(orders) == sorted(before) != before
+    browser.one(".dt-search input").send_keys("DiffPure")
+    rows = [row.text for row in browser.all("table.ranks tbody tr")]
+    assert rows and all("DiffPure" in row for row in rows)
+
+
+@needs_browser
 def test_filtering_rows_by_text_and_by_verdict(browser: Browser) -> None:
     browser.open("tables")
     everything = len(browser.all("table.sortable tbody tr"))
@@ -188,7 +204,9 @@ def test_header_and_first_column_stay_while_a_table_scrolls(browser: Browser) ->
 
 
 @needs_browser
-@pytest.mark.parametrize("page", ["index", "tables", TABLE, "claims", "audits", "figures"])
+@pytest.mark.parametrize(
+    "page", ["index", "ranking", "tables", TABLE, "claims", "audits", "figures"]
+)
 def test_screenshots(browser: Browser, page: str) -> None:
     looks = {"desktop": (DESKTOP, False), "dark": (DESKTOP, True), "phone": (PHONE, False)}
     for look, (size, dark) in looks.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 import shutil
@@ -127,9 +128,10 @@ def test_numbers_are_those_of_the_csv(built: Path) -> None:
     assert "2026-11-21" in shared["Provenance"] and "2 hours" in shared["Provenance"]
     first = re.search(r'data-cell="0">(.*?)</button>', page, re.DOTALL)
     assert first and re.sub(r"<[^>]+>", "", first[1]).split() == ["95", "≈", "94.5", "±5.4"]
-    assert (built / "data/tiny/toy/table_1.csv").read_text() == (
-        built.parents[1] / TABLE
-    ).read_text()
+    assert (
+        gzip.decompress((built / "data/tiny/toy/table_1.csv.gz").read_bytes()).decode()
+        == (built.parents[1] / TABLE).read_text()
+    )
 
 
 def test_text_of_results_is_never_markup(built: Path) -> None:

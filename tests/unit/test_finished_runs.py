@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,4 +114,5 @@ def test_names_and_version() -> None:
     assert "pgd" in purifiers.names("attack") and "aid" in purifiers.names("method")
     with pytest.raises(UserError, match=r"names: kind is 'atack': .*did you mean 'attack'\?"):
         purifiers.names("atack")
-    assert purifiers.__version__ == "0.1.0"
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert purifiers.__version__ == project["version"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -84,7 +86,11 @@ def third_party_imports(folder: str) -> Iterator[tuple[str, str]]:
                 modules = [node.module]
             for module in modules:
                 top = module.partition(".")[0]
-                beside = path.with_name(f"{top}.py").exists()  # a script's own folder
+                folders = (
+                    path.parent,
+                    ROOT / "tests",
+                )  # a script's own folder, pytest's pythonpath
+                beside = any((f / f"{top}.py").exists() or (f / top).is_dir() for f in folders)
                 if top not in sys.stdlib_module_names and top != "purifiers" and not beside:
                     yield str(path.relative_to(ROOT)), top
 
@@ -126,7 +132,7 @@ def test_conda_environment_restates_nothing() -> None:
     assert pip == "pip"
     (editable,) = installed["pip"]
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)
-    assert extras and set(extras[1].split(",")) == {"test", "lint", "site"} <= set(EXTRAS)
+    assert extras and set(extras[1].split(",")) == {"test", "lint", "site", "slurm"} <= set(EXTRAS)
 
 
 def test_citation_and_changelog_name_the_version() -> None:
@@ -163,3 +169,44 @@ def test_declarations_are_read_without_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_the_wheel_gives_the_python_face_without_a_checkout(tmp_path: Path) -> None:
+    """Built from the committed files, unpacked, and used from another folder."""
+    source = tmp_path / "source"
+    for name, text in committed():
+        if name.startswith("purifiers/") or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_text(text)
+    build = (
+        "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    used = subprocess.run(
+        [sys.executable, "-c", FACE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert used.returncode == 0, used.stderr[-2000:]
+    assert used.stdout.split() == [
+        str(tmp_path / "installed/purifiers/__init__.py"),
+        "True",
+        "True",
+    ]
+
+
+FACE = """
+import torch
+import purifiers
+
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+defence = purifiers.defend(network, [purifiers.method("jpeg")], gradient="bpda")
+adversarial = purifiers.attack("pgd", eps=0.1, steps=2)(defence, images, labels)
+report = purifiers.audit(defence, images, labels, eps=0.1, budget="quick")
+print(purifiers.__file__, adversarial.shape == images.shape, "clean" in str(report))
+"""

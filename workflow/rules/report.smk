@@ -9,7 +9,7 @@ rule document:
     log:
         "results/logs/report/{scale}/{paper}/{document}.log",
     wildcard_constraints:
-        document="(table|figure)_[a-z0-9]+|audit(_[a-z]+)?|ranking",
+        document="(?!claims)[a-z][a-z0-9_]*",
     params:
         version=REPORT_VERSION,
     shell:

@@ -15,9 +15,10 @@ from purifiers.core.spec import Eot, MethodSpec
 from purifiers.plan.cells import Cell, Combine, Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.audit_chart import audit_rows
+from purifiers.report.latex import latex_text
 from purifiers.report.results import Results
 from purifiers.report.signs import NOT_PROBED
-from purifiers.report.tables import latex_text, markdown_text
+from purifiers.report.tables import markdown_text
 from purifiers.report.write import write_document
 
 Make = Callable[..., Any]

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from workspace import ROOT
 
 from purifiers.plan.cells import Document, Flag, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.compare import VERDICTS
+from purifiers.report.latex import LONG, PACKAGES, latex_table, latex_text, tex
 from purifiers.report.layout import weak_attack_notes
 from purifiers.report.results import Results
-from purifiers.report.tables import csv_text, latex_text, markdown_text, tex
+from purifiers.report.tables import csv_text, markdown_text
 
 Make = Callable[..., Any]
 
@@ -86,15 +91,60 @@ def test_markdown_tables_are_rectangular(
 def test_latex(document: Document, frame: pd.DataFrame, paper_scale: ScaleInfo) -> None:
     text = latex_text(document, frame, paper_scale)
     assert text.startswith("% Scale paper (the papers' own settings); no stand-in data;")
-    assert r"\caption{Table 3. A\_B \& 100\% (MNIST). Scale paper" in text
+    assert r"\caption{A\_B \& 100\% (MNIST). Table 3, section 4.2. Scale paper" in text
     assert r"\label{aid:table_3:svhn}" in text
     assert r"PD\_1 \& 50\% & $\cdot$ / 60.0 $\pm$9.4 & 38.17 q \\" in text
     assert r"Madry & 60.5 $\approx$ 60.0 $\pm$9.4 & 60 $\neq$ 20.0 $\pm$7.8 \\" in text
-    assert r"\begin{tabular}{lrr}" in text
+    assert r"\begin{tabular}{@{}lrr@{}}" in text
     assert text.count("Each cell: ") == text.count("Verdicts: ") == 1
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
     assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
     assert text.isascii()
+
+
+WIDE = [
+    ["", *(f"Column {k}" for k in range(18))],
+    *([f"Row {r}", *["83.11 / 85.5 ±4.3"] * 18] for r in "ab"),
+]
+
+
+def test_a_wide_latex_table_with_few_rows_is_turned() -> None:
+    text = "\n".join(latex_table(WIDE, "Caption. More.", "name"))
+    assert text.count(r"\begin{tabular}{@{}lrr@{}}") == 1
+    assert r"Column 17 & 83.11 / 85.5 $\pm$4.3 & 83.11 / 85.5 $\pm$4.3 \\" in text
+
+
+def test_a_wide_latex_table_is_split_by_columns() -> None:
+    grid = [*WIDE, *([f"Row {k}", *["83.11 / 85.5 ±4.3"] * 18] for k in range(20))]
+    text = "\n".join(latex_table(grid, "Caption. More.", "name"))
+    parts = text.count(r"\begin{table}")
+    assert parts == text.count(r"\caption{") == 6
+    assert text.count("Caption, continued.") == parts - 1 and "In 6 parts." in text
+    assert all(text.count(f"Row {k} &") == parts for k in range(20))
+    assert all(text.count(f"Column {k} ") + text.count(f"Column {k}\n") >= 1 for k in range(18))
+
+
+def test_a_long_latex_table_breaks_over_pages() -> None:
+    grid = [["", "Value"], *([f"Row {k}", "1"] for k in range(LONG + 1))]
+    text = "\n".join(latex_table(grid, "Caption.", "name"))
+    assert r"\begin{longtable}" in text and r"\endhead" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX")
+def test_tex_makes_pages_without_overfull_boxes(tmp_path: Path) -> None:
+    """Every committed table compiles, and no box is more than 5 points too wide or high."""
+    tables = sorted((ROOT / "results" / "tables").glob("*/*/*.tex"))
+    assert len(tables) > 50
+    packages = "".join(rf"\usepackage{{{name}}}" for name in PACKAGES)
+    begin = rf"\documentclass{{article}}{packages}\begin{{document}}"
+    for path in tables:
+        (tmp_path / "t.tex").write_text(f"{begin}\n{path.read_text()}\n\\end{{document}}\n")
+        command = ["pdflatex", "-interaction=nonstopmode", "t.tex"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+        log = (tmp_path / "t.log").read_text(errors="replace")
+        assert done.returncode == 0, f"{path}: {re.findall('^! .*', log, re.MULTILINE)}"
+        wide = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)]
+        assert max(wide, default=0.0) <= 5 and "Float too large" not in log, path
 
 
 def test_tex_escapes() -> None:

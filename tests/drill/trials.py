@@ -1,0 +1,90 @@
+"""One trial: a fault, what the same command makes of it afterwards, and the verdict."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from workspace import Workspace
+
+Outcome = Literal["continued", "refused", "unclear", "wrong"]
+"""What became of a fault.
+
+``continued``: the next command ended with the undisturbed results, to the byte. ``refused``: it
+ended with a line that names the place, and after following the line's advice with those results.
+``unclear``: a traceback, no such line, or advice that does not help. ``wrong``: it ended well with
+other results.
+"""
+_ADVICE = re.compile(r"(?:remove|delete) (?!it\b|the folder\b)(\S+?)[;,]? and ")
+_IT = re.compile(r"(\S+results/\S+): .*(?:remove|delete) (?:it|the folder)\b")
+_ERROR = re.compile(r"^(?:error|.*Error): .*|^error: .*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fault and its outcome.
+
+    Attributes:
+        kind: kind of the fault, a row of the report.
+        place: stage or file that it met.
+        outcome: see :data:`Outcome`.
+        message: the line that refused it, or the end of the output of an unclear one.
+    """
+
+    kind: str
+    place: str
+    outcome: Outcome
+    message: str = ""
+
+
+def ends(workspace: Workspace, expected: dict[str, bytes], kind: str, place: str) -> Trial:
+    """Start the command again, follow one advice, and judge.
+
+    Args:
+        expected: the results of an undisturbed workspace that must be found again.
+    """
+    done = workspace.snakemake()
+    if done.returncode == 0:
+        return Trial(kind, place, _compared(workspace, expected))
+    if "Traceback (most recent call last)" in done.stdout:
+        return Trial(kind, place, "unclear", done.stdout[-2000:])
+    message = next(iter(_ERROR.findall(done.stdout)), "")
+    if not message:
+        return Trial(kind, place, "unclear", done.stdout[-2000:])
+    follow(workspace, message)
+    again = workspace.snakemake()
+    if again.returncode != 0:
+        return Trial(kind, place, "unclear", f"{message}\nafterwards: {again.stdout[-2000:]}")
+    outcome = _compared(workspace, expected)
+    return Trial(kind, place, "wrong" if outcome == "wrong" else "refused", message)
+
+
+def follow(workspace: Workspace, message: str) -> None:
+    """Remove what an error message says to remove."""
+    for named in (*_ADVICE.findall(message), *_IT.findall(message)):
+        path = workspace.path / named
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _compared(workspace: Workspace, expected: dict[str, bytes]) -> Outcome:
+    results = workspace.results()
+    same = all(results.get(name) == content for name, content in expected.items())
+    return "continued" if same else "wrong"
+
+
+def started(workspace: Workspace) -> subprocess.Popen[str]:
+    """Start the command."""
+    return workspace.start("snakemake", "--config", "scale=tiny")
+
+
+def copied(finished: Workspace, path: Path) -> Workspace:
+    """A fresh copy at ``path``, in place of an earlier one."""
+    shutil.rmtree(path, ignore_errors=True)
+    return finished.copy(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from purifiers.core import registry
@@ -50,7 +49,7 @@ class Expander:
 
     def document(self, paper: Paper, stem: str) -> Document:
         """Expand one table or figure into its cells, and add their runs to the graph."""
-        content = limited_document(paper.documents[stem], self.scale.limits)
+        content = limited_document(paper.documents[stem], self.scale.limits(paper.id))
         where = f"benchmarks/{paper.id}/{stem}.yaml"
         cells: list[Cell] = []
         for block in blocks_of(content):
@@ -198,10 +197,8 @@ class Expander:
         check_threat(cell, _threat_parts(paper, cell, where), where)
         if used is None:
             return None
-        # no more images than the paper evaluated: some attacks take hours per image
-        published_n = paper.declared.get("published_n", {}).get(cell["dataset"], used.test)
-        at_most = self.scale.limits.get("images", {}).get(paper.id, used.test)
-        used = replace(used, test=min(used.test, published_n, at_most))
+        published = paper.declared.get("published_n", {}).get(cell["dataset"])
+        used = self.scale.for_paper(used, paper.id, published)
         setting = Setting(paper, self.scale, where, cell, used, self._resolved)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])

@@ -74,7 +74,7 @@ class Setting:
         if not registry.exists(kind, component_name):
             raise NotImplementedHere(f"{kind} {component_name} is not implemented")
         described = registry.describe(kind, component_name)
-        budget = self.scale.budget(kind, component_name, self.used)
+        budget = self.scale.budget(kind, component_name, self.used, self.paper.id)
         parameters = {**declared, **budget, **override}
         described.check_parameters(parameters, where)
         for key in set(budget) & set(override):

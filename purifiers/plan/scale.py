@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from purifiers.core.data import data_root
 from purifiers.core.data_layouts import SPLITS, found_once
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import ScaleInfo
-from purifiers.plan.declarations import read_checked
+from purifiers.plan.declarations import paper_names, read_checked
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,29 @@ class Scale:
         """Value of an optional top-level key."""
         return self.declared.get(name, default)
 
-    @property
-    def limits(self) -> dict[str, Any]:
-        """Largest numbers in cells, see :mod:`purifiers.plan.limits`; ``images`` is by paper."""
-        limits: dict[str, Any] = self.setting("limits", {})
-        return limits
+    def limits(self, paper: str) -> dict[str, Any]:
+        """Largest numbers in a paper's cells, see :mod:`purifiers.plan.limits`."""
+        return {**self.setting("limits", {}), **self._of_paper(paper).get("limits", {})}
+
+    def for_paper(self, used: UsedDataset, paper: str, published: int | None) -> UsedDataset:
+        """A data set with no more images than a paper's entry and the paper itself allow.
+
+        Args:
+            published: number of test images behind the paper's numbers; None: not declared. Some
+                attacks take hours per image.
+        """
+        entry = self._of_paper(paper)
+        test = [used.test, entry.get("images"), published]
+        train = [used.train, entry.get("train")]
+        return replace(
+            used,
+            test=min(n for n in test if n is not None),
+            train=min(n for n in train if n is not None),
+        )
+
+    def _of_paper(self, paper: str) -> dict[str, Any]:
+        changes: dict[str, Any] = self.setting("papers", {}).get(paper, {})
+        return changes
 
     def info(self) -> ScaleInfo:
         """The part of the scale that reports print."""
@@ -107,10 +125,16 @@ class Scale:
             _check_size(entry, split, count, where)
         return counted
 
-    def budget(self, kind: str, component: str, used: UsedDataset) -> dict[str, Any]:
-        """Parameter changes for a component; those of the data set override the scale's."""
-        key = f"{kind}.{component}"
-        changes = {**self.declared.get("budgets", {}).get(key, {}), **used.budgets.get(key, {})}
+    def budget(self, kind: str, component: str, used: UsedDataset, paper: str) -> dict[str, Any]:
+        """Parameter changes for a component: the scale's, the data set's, the paper's, in order."""
+        budgets = (
+            self.setting("budgets", {}),
+            used.budgets,
+            self._of_paper(paper).get("budgets", {}),
+        )
+        changes: dict[str, Any] = {}
+        for budget in budgets:
+            changes |= budget.get(f"{kind}.{component}", {})
         return changes
 
 
@@ -136,6 +160,13 @@ def load_scale(root: Path, name: str) -> Scale:
         if entry:
             _check_dataset(entry, f"workflow/scales/{name}.yaml: datasets.{dataset}")
             all_budgets.append((f"datasets.{dataset}.budgets", entry.get("budgets", {})))
+    for paper, entry in declared.get("papers", {}).items():
+        if paper not in (known := paper_names(root)):
+            raise UserError(
+                f"workflow/scales/{name}.yaml: papers: there is no paper {paper!r}"
+                f"{did_you_mean(paper, known)}"
+            )
+        all_budgets.append((f"papers.{paper}.budgets", entry.get("budgets", {})))
     for key_path, budgets in all_budgets:
         for key, changes in budgets.items():
             kind, _, component = key.partition(".")

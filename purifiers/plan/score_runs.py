@@ -119,7 +119,8 @@ def _predictions(
     Cells with other numbers of draws share the runs.
     """
     classifier, used = defence.classifier, setting.used
-    per_run = min(DRAWS_PER_RUN, setting.scale.limits.get("draws", DRAWS_PER_RUN))
+    limits = setting.scale.limits(setting.paper.id)
+    per_run = min(DRAWS_PER_RUN, limits.get("draws", DRAWS_PER_RUN))
     per_image = added(*(purify_cost(used, classifier, method) for method in defence.methods))
     names = (method.component for method in defence.methods)
     slug = slug_of(classifier, [*attacked.slug_parts, *names], seed)

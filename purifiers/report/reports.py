@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def write_reports(root: Path, scale: str, names: Sequence[str]) -> None:
             plan.failure_of,
         )
         write_text(folder / "README.md", _index(plan, paper, documents, reproduced))
+        _collect(folder, root / "results" / "report" / scale / paper)
+
+
+def _collect(folder: Path, copies: Path) -> None:
+    """Copy a paper's tables and pictures to a folder of their own, for Snakemake's report."""
+    shutil.rmtree(copies, ignore_errors=True)
+    copies.mkdir(parents=True)
+    for path in sorted(folder.glob("*.csv")) + sorted(folder.glob("*.png")):
+        shutil.copyfile(path, copies / path.name)
 
 
 def _data_notes(plan: Plan) -> dict[str, str]:

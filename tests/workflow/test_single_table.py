@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def test_nothing_runs_twice(finished: Any) -> None:
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout
     assert finished.state() == before
+
+
+def test_snakemakes_report_has_the_tables(finished: Any) -> None:
+    done = finished.snakemake("--report", "report.zip")
+    assert done.returncode == 0, done.stdout
+    with zipfile.ZipFile(finished.path / "report.zip") as report:
+        names = {Path(name).name for name in report.namelist()}
+    assert {"report.html", "table_1.csv", "table_2.csv", "claims.csv"} <= names
 
 
 def test_table_written_early_is_not_taken_for_finished(finished: Any, undisturbed: Any) -> None:

@@ -109,4 +109,6 @@ def all_documents(wildcards):
     current = plan(SCALE)
     if config.get("tables"):
         return [f"results/tables/{SCALE}/{name}.csv" for name in current.documents]
-    return [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in current.working_papers()]
+    papers = current.working_papers()
+    claims = [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in papers]
+    return [*claims, *(f"results/report/{SCALE}/{paper}" for paper in papers)]

@@ -5,7 +5,12 @@ rule document:
             wildcards.scale, f"{wildcards.paper}/{wildcards.document}"
         ),
     output:
-        "results/tables/{scale}/{paper}/{document}.csv",
+        report(
+            "results/tables/{scale}/{paper}/{document}.csv",
+            category="Single tables",
+            subcategory="{paper}",
+            labels={"scale": "{scale}", "document": "{document}"},
+        ),
     log:
         "results/logs/report/{scale}/{paper}/{document}.log",
     wildcard_constraints:
@@ -23,7 +28,19 @@ rule paper:
         lambda wildcards: document_inputs(wildcards.scale, wildcards.paper),
     output:
         "results/tables/{scale}/{paper}/README.md",
-        "results/tables/{scale}/{paper}/claims.csv",
+        report(
+            "results/tables/{scale}/{paper}/claims.csv",
+            category="Claims",
+            labels={"scale": "{scale}", "paper": "{paper}"},
+        ),
+        # copies, as no other output may be inside the folder of an output
+        report(
+            directory("results/report/{scale}/{paper}"),
+            patterns=["{document}.csv", "{document}.png"],
+            category="Tables and figures",
+            subcategory="{paper}",
+            labels={"scale": "{scale}", "document": "{document}"},
+        ),
     log:
         "results/logs/report/{scale}/{paper}/claims.log",
     params:

@@ -11,7 +11,7 @@ from purifiers.core.data import data_root
 from purifiers.core.data_layouts import SPLITS, found_once
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.plan.cells import ScaleInfo
-from purifiers.plan.declarations import paper_names, read_checked
+from purifiers.plan.declarations import read_checked
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,6 @@ def load_scale(root: Path, name: str) -> Scale:
             _check_dataset(entry, f"workflow/scales/{name}.yaml: datasets.{dataset}")
             all_budgets.append((f"datasets.{dataset}.budgets", entry.get("budgets", {})))
     for paper, entry in declared.get("papers", {}).items():
-        if paper not in (known := paper_names(root)):
-            raise UserError(
-                f"workflow/scales/{name}.yaml: papers: there is no paper {paper!r}"
-                f"{did_you_mean(paper, known)}"
-            )
         all_budgets.append((f"papers.{paper}.budgets", entry.get("budgets", {})))
     for key_path, budgets in all_budgets:
         for key, changes in budgets.items():

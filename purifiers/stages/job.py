@@ -86,8 +86,8 @@ def _execute(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Cont
     needed = entry["size_bytes"] - written
     if needed > free:
         raise UserError(
-            f"{folder.path}: needs {needed / 2**20:.0f} MiB, "
-            f"{free / 2**20:.0f} MiB are free: free some space and start again"
+            f"{folder.path}: needs {needed / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free: free some space and start again"
         )
     started = time.monotonic()
     spec = read_spec(folder.stage, entry["spec"], f"spec of {folder.id}")

@@ -293,10 +293,13 @@ class RunFolder:
 
         Raises:
             RunHeld: another process holds it, and ``wait`` is False.
-            UserError: the file system has no locks.
+            UserError: the file system has no locks, or is full.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        lock = self.path / ".lock"
+        with room_for(lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+        with lock.open("a+") as file:
             if not hold_lock(file, wait):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
@@ -304,7 +307,8 @@ class RunFolder:
                     f"{self.path}: {holder} executes this run already: wait until it ends, or end "
                     "it, then start again"
                 )
-            file.truncate(0)
-            file.write(this_process())
-            file.flush()
+            with room_for(lock):
+                file.truncate(0)
+                file.write(this_process())
+                file.flush()
             yield

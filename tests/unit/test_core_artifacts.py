@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -247,3 +248,15 @@ def test_the_lock_waits_for_another_process(tmp_path):
         assert (folder.path / "done").exists()
     other.join(10)
     assert other.exitcode == 0
+
+
+def test_a_full_disk_at_the_lock_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", full)
+    folder = RunFolder(tmp_path, "attack", "none")
+    with pytest.raises(UserError, match=r"\.lock: no room to write it"), folder.lock():
+        pass

@@ -143,7 +143,7 @@ def _characters(column: Sequence[str]) -> int:
 def _lines(header: str, texts: Sequence[str]) -> list[str]:
     """Break a header to about the width of the texts below it."""
     longest = max((len(line) for text in texts for line in _broken(text)), default=0)
-    width = max(longest, 8, *(len(word) for word in header.split()), 1)
+    width = max(longest, 8, *(len(word) for word in header.split()))
     return textwrap.wrap(header, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 

@@ -34,9 +34,7 @@ def write_ranking(
     scale: ScaleInfo,
     out_dir: Path,
 ) -> None:
-    """Write ``ranks.csv``, ``ranks.md`` and ``ranks.tex``; nothing where no defence is ranked."""
-    if not ranked:
-        return
+    """Write ``ranks.csv``, ``ranks.md`` and ``ranks.tex``."""
     stamped = stamp(document, frame, scale)
     lines = [f"**{stamped}**", "", f"# {heading(document)}", "", LEGEND, ""]
     tex = [f"% {stamped}"]

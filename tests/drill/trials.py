@@ -21,7 +21,7 @@ other results.
 """
 _ADVICE = re.compile(r"(?:remove|delete) (?!it\b|the folder\b)(\S+?)[;,]? and ")
 _IT = re.compile(r"(\S+results/\S+): .*(?:remove|delete) (?:it|the folder)\b")
-_ERROR = re.compile(r"^(?:error|.*Error): .*|^error: .*", re.MULTILINE)
+_ERROR = re.compile(r"^(?:error|.*Error): .*", re.MULTILINE)
 
 
 @dataclass(frozen=True)

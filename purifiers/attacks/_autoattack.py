@@ -20,7 +20,7 @@ from purifiers.core.errors import UserError, check_choice
 from purifiers.core.finite import finite
 from purifiers.core.ranges import Count
 from purifiers.core.target import FIRST_DRAW, Target
-from purifiers.core.traits import AttackTraits
+from purifiers.core.traits import AttackTraits, Note
 
 VERSIONS = ("standard", "rand")
 # our norm to the package's name for it
@@ -33,7 +33,7 @@ class Ensemble(Attack):
     Args:
         owner: name of the attack, for error messages.
         size: radius of the ball, in the norm of the traits.
-        version, apgd_steps, fab_steps, targets, square_queries: see
+        version, apgd_steps, fab_steps, targets, square_queries, lucky_draws: see
             :class:`purifiers.attacks.autoattack.Autoattack`.
     """
 
@@ -45,6 +45,16 @@ class Ensemble(Attack):
         stops_at_first_success=True,  # the package keeps the first draw that breaks an image
         float32_only=True,  # the package judges success by the logits of the attacked network
         batch_dependent=True,  # the package draws random numbers for the whole batch at once
+        joined_later=("lucky_draws",),
+        remarks=(
+            Note(
+                when={"lucky_draws": (True,)},
+                text=(
+                    "an image that one random draw loses is no longer attacked, and scored as it "
+                    "was: the number is too high"
+                ),
+            ),
+        ),
     )
 
     def __init__(
@@ -57,6 +67,7 @@ class Ensemble(Attack):
         fab_steps: Count = 100,
         targets: Count = 9,
         square_queries: Count = 5000,
+        lucky_draws: bool = False,
     ) -> None:
         check_choice(f"{owner}: version", version, VERSIONS)
         self._owner = owner
@@ -66,6 +77,7 @@ class Ensemble(Attack):
         self.fab_steps = fab_steps
         self.targets = targets
         self.square_queries = square_queries
+        self.lucky_draws = lucky_draws
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

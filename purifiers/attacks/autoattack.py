@@ -23,6 +23,8 @@ class Autoattack(Ensemble):
         fab_steps: iterations of each FAB run.
         targets: target classes of APGD-T and FAB-T, at most the number of classes minus one.
         square_queries: queries of the Square attack.
+        lucky_draws: attack random defences too, as `torchattacks` does in `glin2022/atop`. An image
+            that a single draw loses counts as broken, and is returned without a perturbation.
 
     Defaults: those of the paper and ``fra31/auto-attack`` (100, 100, 9, 5000; 20 draws); eps 8/255
     as in its CIFAR-10 tables. Smaller values are not AutoAttack and must be reported as a reduced

@@ -240,10 +240,11 @@ def given_attacks(
                 "purifiers.attack(name, ...)"
             )
         name = name_of(attack)
-        if random and attack.traits.stops_at_first_success:
+        lucky_draws = getattr(attack, "lucky_draws", False)
+        if random and attack.traits.stops_at_first_success and not lucky_draws:
             raise UserError(
                 f"audit: attack {name!r} keeps the first lucky draw of a random defence: "
-                "choose another, such as apgd"
+                "choose another, such as apgd, or set its lucky_draws"
             )
         parameters = {key: value for key, value in vars(attack).items() if not key.startswith("_")}
         if methods:

@@ -122,6 +122,7 @@ def fit_method(
     labels: npt.NDArray,
     seed: int,
     at: Workplace,
+    first: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fit a bound method in place by its own recipe, on stored examples if it needs any.
 
@@ -131,6 +132,7 @@ def fit_method(
         classifiers: the frozen classifiers to fit on.
         pixels, labels: training images, uint8 or float32 (n, C, H, W), and int64 (n,).
         seed: random seed of the training.
+        first: summary of the first training, if the method has its weights already.
 
     Returns:
         The summary of :func:`purifiers.core.loop.fit`; under the name of the second training its
@@ -147,10 +149,15 @@ def fit_method(
 
     fit = method.traits.fit
     prepare = store_examples if fit and fit.stored_examples else None
-    recipe = method.recipe
-    summary = train(
-        method, method.fit_loss, pixels, labels, recipe, seed, at, prepare, layout=layout
-    )
+    if first is not None:
+        summary = first
+        if prepare:
+            prepare()
+    else:
+        recipe = method.recipe
+        summary = train(
+            method, method.fit_loss, pixels, labels, recipe, seed, at, prepare, layout=layout
+        )
     phase = method.next_phase(pixels, labels)
     if phase is not None:
         summary = {**summary, **_second(phase, summary, seed, at)}

@@ -218,6 +218,7 @@ class PurifierSpec(Spec):
     method: ComponentSpec  # without the parameters of its inference
     seed: int
     ensemble: tuple[str, ...] = ()  # runs of further classifiers to fit on
+    first: str | None = None  # run of the method's first training; None: there is one training
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -227,6 +228,8 @@ class PurifierSpec(Spec):
     def upstream(self) -> Iterator[Upstream]:
         yield "dataset", self.data
         yield from (("classifier", run) for run in self.classifiers)
+        if self.first is not None:
+            yield "purifier", self.first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,11 @@ Condition = Mapping[str, tuple[Any, ...]]
 
 
 def met(condition: Condition, parameters: Mapping[str, Any]) -> bool:
-    """Whether ``parameters`` meet ``condition``; an empty condition is always met."""
-    return all(parameters[name] in values for name, values in condition.items())
+    """Whether ``parameters`` meet ``condition``; an empty condition is always met.
+
+    A spec leaves out a parameter of ``joined_later`` at its default: it meets no condition.
+    """
+    return all(parameters.get(name) in values for name, values in condition.items())
 
 
 def _holds(trait: bool | Condition, parameters: Mapping[str, Any]) -> bool:
@@ -100,7 +103,7 @@ class AttackTraits(Traits):
     needs: tuple[str, ...] = ()  # parts of a method that it attacks: detector_logit, score
     model_free: bool = False  # queries no model, such as a corruption; no adversary
     images_of: str = ""  # the data set whose test images it replaces; other cells are not run
-    stops_at_first_success: bool = False  # refused on random defences: a lucky draw would count
+    stops_at_first_success: bool = False  # refused on random defences, unless `lucky_draws` is set
     float32_only: bool = False  # never run in lower precision
     batch_dependent: bool = False  # an image's result depends on the rest of its batch
     refused: tuple[Note, ...] = ()  # parameter values that do not work, and why
@@ -117,6 +120,14 @@ class AttackTraits(Traits):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondTraining(_Declared):
+    """A second training of a method; all fits with equal first trainings share that one."""
+
+    when: str  # boolean parameter that asks for it
+    only: tuple[str, ...]  # parameters without effect on the first training
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit(_Declared):
     """How a method is fitted before use."""
 
@@ -125,6 +136,7 @@ class Fit(_Declared):
     several_classifiers: bool = False  # can be fitted on several classifiers at once
     inference_only: tuple[str, ...] = ()  # parameters without effect on the fit: no refit
     stored_examples: bool = False  # fitted on adversarial examples that are made once
+    second: SecondTraining | None = None  # None: there is one training
 
     def is_using_classifier(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the fit depends on a classifier under ``parameters``."""
@@ -200,6 +212,8 @@ class MethodTraits(Traits):
         named["images.resized_to"] = (self.images.resized_to,) if self.images.resized_to else ()
         if self.fit is not None:
             named["fit.inference_only"] = self.fit.inference_only
+            if self.fit.second is not None:
+                named["fit.second"] = (self.fit.second.when, *self.fit.second.only)
             if not isinstance(self.fit.uses_classifier, bool):
                 named["fit.uses_classifier"] = tuple(self.fit.uses_classifier)
         if self.network is not None:
@@ -275,6 +289,7 @@ PARTS: dict[str, type[_Declared]] = {
     "Layout": Layout,
     "Network": Network,
     "Note": Note,
+    "SecondTraining": SecondTraining,
     "TrainedWith": TrainedWith,
 }
 """Name to class of the objects that a field of the traits may hold."""

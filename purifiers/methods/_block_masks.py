@@ -11,6 +11,8 @@ from purifiers.core.noise import keys_on, uniform_on
 from purifiers.core.target import FIRST_DRAW
 
 SHARINGS = ("image", "shared")
+FIXED = "fixed"
+"""One mask for all images and draws: a purification's choice, never a training's."""
 
 
 def block_masks(
@@ -32,11 +34,15 @@ def block_masks(
         size: (H, W), multiples of ``block``.
         count: masks per image.
         sharing: ``image``: each image's mask depends on (seed, index). ``shared``: on the seed and
-            the draw of an attack's EOT alone, so that all images have the same.
+            the draw of an attack's EOT alone, so that all images have the same. ``fixed``: on
+            nothing.
     """
     rows, columns = (side // block for side in size)
     blocks = rows * columns
-    sources = indices // FIRST_DRAW if sharing == "shared" else indices
+    if sharing == FIXED:
+        seed, sources = 0, torch.zeros_like(indices)
+    else:
+        sources = indices // FIRST_DRAW if sharing == "shared" else indices
     order = uniform_on(keys_on(seed, sources, "block_masks"), (blocks,)).argsort(dim=1, stable=True)
     rank = order.argsort(dim=1).unsqueeze(1)
     if count == 1:

@@ -17,11 +17,11 @@ from purifiers.core.noise import derive_seed, keys_on, normal_on
 from purifiers.core.numbers import Length
 from purifiers.core.phase import Phase
 from purifiers.core.prepare import Prepared
-from purifiers.core.ranges import Count, Interior, NonNegative, Positive
+from purifiers.core.ranges import Count, Interior, NonNegative, Positive, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.training_images import Pixels
-from purifiers.core.traits import Fit, Images, MethodTraits, Network
-from purifiers.methods._block_masks import SHARINGS, block_masks, masked_blocks
+from purifiers.core.traits import Fit, Images, MethodTraits, Network, SecondTraining
+from purifiers.methods._block_masks import FIXED, SHARINGS, block_masks, masked_blocks
 from purifiers.methods._deepfill import Discriminator, Generator, generative_loss
 
 ATTACKS = ("fgsm", "none")
@@ -65,7 +65,12 @@ class Atop(Method):
         mask_share: masked part of an image; with several masks 1 / ``masks``.
         mask: ``image``: each image has masks of its own. ``shared``: all have the same, as a batch
             has upstream. Noise is always the image's own.
+        fixed_mask: purify with the same mask or masks for all images and draws, as in the authors'
+            replies. The trainings use ``mask``.
         fine_tune: whether the second training follows; its parameters begin with ``fine_tune``.
+        snapshots: copies of the generator that the second training keeps, at equal distances of
+            its steps: the first before it begins, none at its end.
+        snapshot: the copy that purifies, from 1; 0: the generator at the end.
         fine_tune_attack: ``fgsm``, or ``none`` for clean images.
         eps: of FGSM.
         target: the image to reconstruct in the second training: ``adversarial`` (Eq. b) or
@@ -101,6 +106,7 @@ class Atop(Method):
             "fine_tune_epochs",
             "fine_tune_batch_size",
             "fine_tune_learning_rate",
+            "classification_after",
             "schedule",
         ),
         random=True,
@@ -108,6 +114,21 @@ class Atop(Method):
         fit=Fit(
             passes="fine_tune * fine_tune_epochs * 3 * (1 + masks)",
             uses_classifier={"fine_tune": (True,)},
+            inference_only=("fixed_mask", "snapshot"),
+            second=SecondTraining(
+                when="fine_tune",
+                only=(
+                    "fine_tune_attack",
+                    "eps",
+                    "target",
+                    "classification_weight",
+                    "classification_after",
+                    "fine_tune_epochs",
+                    "fine_tune_batch_size",
+                    "fine_tune_learning_rate",
+                    "snapshots",
+                ),
+            ),
         ),
         network=Network(
             sized_by=("width", "side"),
@@ -122,6 +143,7 @@ class Atop(Method):
         ),
     )
 
+    copies: Tensor
     fine_tune_steps: Tensor
 
     def __init__(
@@ -136,7 +158,10 @@ class Atop(Method):
         mask_block: Count = 4,
         mask_share: Interior = 0.25,
         mask: str = "image",
+        fixed_mask: bool = False,
         fine_tune: bool = True,
+        snapshots: Whole = 0,
+        snapshot: Whole = 0,
         fine_tune_attack: str = "fgsm",
         eps: Length = "8/255",
         target: str = "adversarial",
@@ -172,11 +197,17 @@ class Atop(Method):
             raise UserError(
                 "atop: l1_weight and mse_weight are 0, so that nothing is reconstructed: set one"
             )
+        if snapshot > snapshots:
+            raise UserError(
+                f"atop: snapshot is {snapshot}, but the second training keeps {snapshots}: lower "
+                "it, or raise snapshots and fit again"
+            )
         self.width, self.side = width, side
         self.discriminator_width = discriminator_width
         self.discriminator_depth = discriminator_depth
         self.noise, self.masks = noise, masks
         self.mask_block, self.mask_share, self.mask = mask_block, mask_share, mask
+        self.fixed_mask, self.snapshots, self.snapshot = fixed_mask, snapshots, snapshot
         self.fine_tune, self.fine_tune_attack = fine_tune, fine_tune_attack
         self.eps, self.target = eps, target
         self.classification_weight = classification_weight
@@ -203,6 +234,7 @@ class Atop(Method):
         self._prepared: list[Prepared] = []
         # so far; stored, so that a resumed training knows when the classification loss begins
         self.register_buffer("fine_tune_steps", torch.tensor(0))
+        self.register_load_state_dict_post_hook(lambda module, _: module._use_snapshot())
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Build the networks for images (C, H, W).
@@ -219,6 +251,8 @@ class Atop(Method):
             self.discriminator = Discriminator(
                 shape[0], self.discriminator_width, self.discriminator_depth
             )
+        if self.fine_tune and self.snapshots:
+            self.register_buffer("copies", self._weights().repeat(self.snapshots, 1))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _check(self, shape: Sequence[int]) -> None:
@@ -252,7 +286,8 @@ class Atop(Method):
     ) -> Tensor:
         """Purified images; noise and masks depend on (seed, index). The gradient is exact."""
         resized = self._resized(images)
-        (_, fine), masks = self._filled(resized, default_indices(images, indices), seed)
+        mask = FIXED if self.fixed_mask else self.mask
+        (_, fine), masks = self._filled(resized, default_indices(images, indices), seed, mask=mask)
         return self._purified(fine, masks, images)
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
@@ -271,16 +306,39 @@ class Atop(Method):
         recipe = self.fine_tune_recipe
         steps = math.ceil(len(pixels) / recipe.batch_size)
         first = round(self.classification_after * steps)
+        total = max(1, round(recipe.epochs * steps))
+        copied_at = {k * total // self.snapshots: k for k in range(self.snapshots)}
         self.fine_tune_steps.zero_()
+        done = -1  # read once, as each read of a GPU waits for it
 
         def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
+            nonlocal done
+            done = int(self.fine_tune_steps) if done < 0 else done
+            if done in copied_at:
+                self.copies[copied_at[done]] = self._weights()
             images = images.contiguous(memory_format=torch.channels_last)
-            with_classification = self.fine_tune_steps >= first
-            value = self.tuning_loss(images, labels, indices, seed, bool(with_classification))
-            self.fine_tune_steps += 1
+            value = self.tuning_loss(images, labels, indices, seed, done >= first)
+            done += 1
+            self.fine_tune_steps.fill_(done)
             return value
 
         return Phase("fine_tune", self, loss, pixels, labels, recipe)
+
+    def end_fit(self) -> None:
+        self._use_snapshot()
+
+    def _weights(self) -> Tensor:
+        """All weights of the generator, (number,)."""
+        return torch.cat([weight.detach().flatten() for weight in self.generator.parameters()])
+
+    def _use_snapshot(self) -> None:
+        """Give the generator the weights of the chosen copy."""
+        if not self.snapshot:
+            return
+        weights = list(self.generator.parameters())
+        copy = self.copies[self.snapshot - 1].split([weight.numel() for weight in weights])
+        for weight, values in zip(weights, copy, strict=True):
+            weight.data.copy_(values.view(weight.shape))
 
     def tuning_loss(
         self,
@@ -312,12 +370,19 @@ class Atop(Method):
         return loss
 
     def _filled(
-        self, images: Tensor, indices: Tensor, seed: int, count: int | None = None
+        self,
+        images: Tensor,
+        indices: Tensor,
+        seed: int,
+        count: int | None = None,
+        mask: str | None = None,
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Noisy images behind each mask, filled by the generator in one batch.
 
         Args:
             count: masks per image; None: all.
+            mask: see :func:`purifiers.methods._block_masks.block_masks`; None: that of the
+                trainings.
 
         Returns:
             Both stages in [-1, 1] (masks * n, C, H, W), all images under their first mask first,
@@ -335,7 +400,7 @@ class Atop(Method):
             self.mask_block,
             self.mask_share,
             self.masks,
-            self.mask,
+            mask or self.mask,
         )[:, :count]
         masks = drawn.transpose(0, 1).flatten(0, 1)
         pixels = (2.0 * images - 1.0).repeat(drawn.shape[1], 1, 1, 1)

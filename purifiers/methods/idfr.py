@@ -22,7 +22,7 @@ from purifiers.core.prepare import Prepared
 from purifiers.core.ranges import Count, NonNegative, Positive, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.training_images import Pixels, to_float
-from purifiers.core.traits import Fit, MethodTraits, Network
+from purifiers.core.traits import Fit, MethodTraits, Network, SecondTraining
 from purifiers.methods._idfr_mixing import Mixing
 from purifiers.methods._idfr_networks import (
     EMBEDDING,
@@ -83,12 +83,24 @@ class Idfr(Method):
             "schedule",
         ),
         restores={"restore": (True,)},
-        # the examples, the loss of each copy, two embeddings for FR
-        fit=Fit(passes="3 * steps + 3 * epochs * (1 + noise_rounds) + 2", stored_examples=True),
+        # the examples of each training, the loss of each copy, two embeddings for FR
+        fit=Fit(
+            passes="3 * steps * (1 + restore) + 3 * epochs * (1 + noise_rounds) + 2 * restore",
+            stored_examples=True,
+            second=SecondTraining(
+                when="restore",
+                only=(
+                    "restorer_width",
+                    "restore_epochs",
+                    "restore_batch_size",
+                    "restore_learning_rate",
+                ),
+            ),
+        ),
         network=Network(
             sized_by=("width", "residual"),
             passes="1",
-            fit_passes="3 * epochs * (1 + noise_rounds) + 2",
+            fit_passes="3 * epochs * (1 + noise_rounds) + 2 * restore",
         ),
     )
 

@@ -97,7 +97,8 @@ def _attack_run(
     attacked = _attacked_methods(graph, setting, defence, seed) if queries_defence(cell) else ()
     source = cell.get("source") if threat in ("transfer", "black_box") else None
     random = any(is_random(method) for method in attacked)
-    if traits.stops_at_first_success and random:
+    lucky_draws = attack.parameters.get("lucky_draws", False)
+    if traits.stops_at_first_success and random and not lucky_draws:
         raise NotImplementedHere(
             f"{attack.component} on a random defence: its package counts an image as broken after "
             "one lucky draw and returns it unattacked"

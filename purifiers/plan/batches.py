@@ -61,8 +61,8 @@ def gather(
     for stage in SPECS:
         ordered = sorted(by_stage[stage], key=lambda run: (-run.passes, run.id))
         for group in _groups(ordered, scale.jobs(stage), seconds):
-            # A later purification of a chain reads the images of the earlier one, so runs are
-            # ordered by depth.
+            # A later purification of a chain reads the images of the earlier one, and a second
+            # training the weights of the first, so runs are ordered by depth.
             group = sorted(group, key=lambda run: (_depth(run), run.id))
             own_ids = {run.id for run in group}
             inputs = (i.id for run in group for i in run.inputs if i.id not in own_ids)
@@ -86,7 +86,7 @@ def _groups(
 ) -> list[list[Run]]:
     """Split runs into one group per run, per job group, or into groups of about equal cost.
 
-    A purification of purified images stays in the group of the run that it reads.
+    A run that reads another of its stage stays in its group, or is in a later one.
 
     Args:
         jobs: ``run``, ``lineage`` (one group per job group), the number of groups, or ``minutes``
@@ -96,12 +96,12 @@ def _groups(
     if isinstance(jobs, dict):
         assert seconds is not None, "minutes per job need predicted durations"
         return _joined(runs, jobs["minutes"] * 60, seconds)
-    if jobs == "run" and all(_depth(run) == 1 for run in runs):
-        return [[run] for run in runs]
+    if jobs == "run":
+        return [[run] for run in sorted(runs, key=_depth)]
     if isinstance(jobs, str):
         by_group: dict[str, list[Run]] = defaultdict(list)
         for run in runs:
-            by_group[run.job_group].append(run)
+            by_group[_root(run).job_group].append(run)
         return list(by_group.values())
     chains: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -118,15 +118,19 @@ def _groups(
 def _joined(runs: list[Run], longest: float, seconds: Callable[[Run], float]) -> list[list[Run]]:
     """Join chains of one job group while their predicted durations sum to at most ``longest``.
 
-    Only chains of one job group, so that a job does not wait for several classifiers.
+    Only chains of one job group, so that a job does not wait for several classifiers. The runs of a
+    chain that is longer by itself are jobs of their own.
     """
     chains: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         chains[_root(run).id].append(run)
     lineages: dict[str, list[list[Run]]] = defaultdict(list)
-    for chain in chains.values():
-        lineages[chain[0].job_group].append(chain)
     groups: list[list[Run]] = []
+    for chain in chains.values():
+        if sum(map(seconds, chain)) > longest:
+            groups += [[run] for run in sorted(chain, key=_depth)]
+        else:
+            lineages[chain[0].job_group].append(chain)
     for lineage in lineages.values():
         loads: list[float] = []
         open_groups: list[list[Run]] = []

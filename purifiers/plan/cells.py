@@ -127,6 +127,20 @@ class Cell:
         return self.combine is not None or self.attack != "none"
 
     @property
+    def queried(self) -> Literal["classifier", "defence", ""]:
+        """What the attack queries: the classifier alone, or the whole defence.
+
+        ``""`` for clean, corrupted and transferred images, and for combined cells.
+        """
+        if self.attack == "none" or self.combine is not None or self.model_free:
+            return ""
+        if self.threat_model == "white_box":
+            return "defence"
+        if self.threat_model == "black_box":
+            return "" if self.source else "defence"
+        return "classifier" if self.threat_model in ("", "oblivious") else ""
+
+    @property
     def mean(self) -> bool:
         """Whether the cell is the mean of its runs instead of the lowest of them."""
         return self.combine is not None and self.combine.how == "mean"

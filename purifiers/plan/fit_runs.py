@@ -127,12 +127,26 @@ def fitted_method(graph: Graph, setting: Setting, name: str, seed: int) -> Metho
 def _purifier_run(
     graph: Graph, setting: Setting, method: ComponentSpec, classifiers: Sequence[Run], seed: int
 ) -> Run:
-    """Plan the run that fits a method; its spec leaves out the ``inference_only`` parameters."""
+    """Plan the run that fits a method, and that of its first training where a second follows.
+
+    Their specs leave out the parameters that have no effect on them.
+    """
     fit = registry.method_traits(method.component).fit
     assert fit is not None
     used, (first, *others) = setting.used, classifiers
     uses_classifier = fit.is_using_classifier(method.parameters)
-    kept = {name: v for name, v in method.parameters.items() if name not in fit.inference_only}
+    ignored, first_training = set(fit.inference_only), None
+    if fit.second is not None and method.parameters[fit.second.when]:
+        alone = {**method.parameters, fit.second.when: False}
+        first_training = dataclasses.replace(method, parameters=alone)
+    elif fit.second is not None:
+        ignored |= set(fit.second.only)
+    before = None
+    cost = times(used.train, added(*(fit_cost(used, run, method) for run in classifiers)))
+    if first_training is not None:
+        before = _purifier_run(graph, setting, first_training, classifiers, seed)
+        cost = added(cost, times(-1, before.cost))
+    kept = {name: value for name, value in method.parameters.items() if name not in ignored}
     spec = PurifierSpec(
         data=data_of(first),
         train=used.train,
@@ -140,12 +154,12 @@ def _purifier_run(
         method=dataclasses.replace(method, parameters=kept),
         seed=seed,
         ensemble=tuple(run.id for run in others),
+        first=before.id if before else None,
     )
     architectures = [_architecture(run) for run in others]
     slug = slug_of(first, ["_and_".join([method.component, *architectures])], seed)
     if not uses_classifier:
         slug = f"{used.name}-{method.component}-s{seed}"
-    cost = times(used.train, added(*(fit_cost(used, run, method) for run in classifiers)))
     return graph.add(spec, slug, cost, group=first)
 
 

@@ -57,20 +57,24 @@ class Scale:
         """Largest numbers in a paper's cells, see :mod:`purifiers.plan.limits`."""
         return {**self.setting("limits", {}), **self._of_paper(paper).get("limits", {})}
 
-    def for_paper(self, used: UsedDataset, paper: str, published: int | None) -> UsedDataset:
-        """A data set with no more images than a paper's entry and the paper itself allow.
+    def for_document(
+        self, used: UsedDataset, paper: str, document: str, published: int | None
+    ) -> UsedDataset:
+        """A data set with no more images than a document's entry and the paper itself allow.
 
         Args:
             published: number of test images behind the paper's numbers; None: not declared. Some
                 attacks take hours per image.
         """
-        entry = self._of_paper(paper)
+        of_paper = self._of_paper(paper)
+        entry = {**of_paper, **of_paper.get("documents", {}).get(document, {})}
         test = [used.test, entry.get("images"), published]
         train = [used.train, entry.get("train")]
         return replace(
             used,
             test=min(n for n in test if n is not None),
             train=min(n for n in train if n is not None),
+            seeds=tuple(entry.get("seeds", used.seeds)),
         )
 
     def _of_paper(self, paper: str) -> dict[str, Any]:

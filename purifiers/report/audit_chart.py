@@ -92,12 +92,12 @@ def audit_rows(document: Document, frame: pd.DataFrame) -> dict[str, list[AuditR
     ):
         if not cell.attacked or pd.isna(value):
             continue
-        row, side = (cell.block_label, cell.row_label), _side(cell)
+        row = cell.block_label, cell.row_label
         first.setdefault(row, cell)
         lowest[row] = min(float(value), lowest.get(row, 100.0))
-        if side == "oblivious":
+        if cell.queried == "classifier":
             oblivious[row] = min(float(value), oblivious.get(row, 100.0))
-        elif side == "adaptive":
+        elif cell.queried == "defence":
             adaptive.add(row)
         if suspicious:
             weak.add(row)
@@ -120,21 +120,6 @@ def audit_rows(document: Document, frame: pd.DataFrame) -> dict[str, list[AuditR
 
 def _classifier(cell: Cell) -> tuple[str, str, str]:
     return cell.dataset, cell.classifier, cell.training
-
-
-def _side(cell: Cell) -> str:
-    """Classify a cell's attack by what it queries.
-
-    Returns:
-        ``oblivious`` for the classifier alone, ``adaptive`` for the whole defence, ``""`` for
-        transfer attacks and combined cells.
-    """
-    if cell.combine is not None:
-        return ""
-    queries_defence = cell.threat_model == "black_box" and not cell.source
-    if cell.threat_model == "white_box" or queries_defence:
-        return "adaptive"
-    return "oblivious" if cell.threat_model in ("", "oblivious") else ""
 
 
 def _limits(rows: Sequence[AuditRow]) -> tuple[float, float]:

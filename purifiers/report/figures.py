@@ -21,19 +21,27 @@ from purifiers.report.audit_chart import draw_audit
 from purifiers.report.certified import draw_certified
 from purifiers.report.histograms import draw_histograms
 from purifiers.report.layout import WEAK_HEADING, heading, stamp
-from purifiers.report.ranking import ranking
+from purifiers.report.ranking import Ranked
 from purifiers.report.ranking_chart import draw_gains, draw_matrix
-from purifiers.report.ranking_files import write_ranking
 from purifiers.report.results import Results
+from purifiers.report.selection import draw_selection
 from purifiers.report.tsne import draw_maps
 
 FORMATS = ("png", "svg")
 
 
 def write_picture(
-    document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
+    document: Document,
+    frame: pd.DataFrame,
+    results: Results,
+    scale: ScaleInfo,
+    out_dir: Path,
+    derived: Sequence[Any] = (),
 ) -> None:
     """Write ``<out_dir>/<document>.png`` and ``.svg`` of a document with ``plot``.
+
+    Args:
+        derived: what a ``ranking`` or ``selection`` draws; see those modules.
 
     If nothing is reproduced, no picture is written and an older one is removed.
     """
@@ -51,7 +59,9 @@ def write_picture(
             case "certified":
                 picture = draw_certified(document, results)
             case "ranking":
-                picture = _ranking(document, frame, results, scale, out_dir)
+                picture = _ranking(document, frame, derived, scale, out_dir)
+            case "selection":
+                picture = draw_selection(document, derived)
     for kind in FORMATS:
         path = out_dir / f"{document.document}.{kind}"
         if picture is None:
@@ -74,13 +84,15 @@ def save(picture: Figure, path: Path, title: str) -> None:
 
 
 def _ranking(
-    document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
+    document: Document,
+    frame: pd.DataFrame,
+    ranked: Sequence[Ranked],
+    scale: ScaleInfo,
+    out_dir: Path,
 ) -> Figure | None:
-    """Write the ranks and the picture of all attacks, and draw the gains."""
-    ranked = ranking(document, frame, results)
+    """Write the picture of all attacks, and draw the gains."""
     if not ranked:
         return None
-    write_ranking(ranked, document, frame, scale, out_dir)
     title = f"{document.title}: all attacks\n{stamp(document, frame, scale)}"
     save(draw_matrix(document, frame, ranked), out_dir / "attacks.png", title)
     return draw_gains(document, ranked)

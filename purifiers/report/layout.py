@@ -90,6 +90,11 @@ def blocks(document: Document, frame: pd.DataFrame) -> list[Block]:
     return result
 
 
+def dataset_text(dataset: str, stand_in: str) -> str:
+    """A data set and what stands in for it, such as ``mnist (digits in its place)``."""
+    return f"{dataset} ({stand_in} in its place)" if stand_in else dataset
+
+
 def place(document: Document, cell: Cell) -> str:
     """Name a cell by its row and column, and by its block where there are several."""
     several = len({other.block for other in document.cells}) > 1

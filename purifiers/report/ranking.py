@@ -96,7 +96,8 @@ class _Entry:
 
     @property
     def oblivious(self) -> float:
-        return min(self.value(name) for name, cell in self.cells.items() if _is_oblivious(cell))
+        alone = (name for name, cell in self.cells.items() if cell.queried == "classifier")
+        return min(map(self.value, alone))
 
 
 def ranking(document: Document, frame: pd.DataFrame, results: Results) -> list[Ranked]:
@@ -266,8 +267,3 @@ def _differing_controls(entries: Sequence[_Entry], bases: Mapping[int, _Entry]) 
         if wrong := [name for name in columns if entry.value(name) != base.value(name)]:
             differing[entry.cell.training] = f"the identity control differs in {', '.join(wrong)}"
     return differing
-
-
-def _is_oblivious(cell: Cell) -> bool:
-    plain = cell.combine is None and cell.attacked and not cell.model_free
-    return plain and cell.threat_model in ("", "oblivious")

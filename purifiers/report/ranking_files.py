@@ -11,7 +11,7 @@ import pandas as pd
 from purifiers.core.artifacts import write_text
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.latex import latex_table
-from purifiers.report.layout import WEAK, WEAK_LEGEND, heading, stamp
+from purifiers.report.layout import WEAK, WEAK_LEGEND, dataset_text, heading, stamp
 from purifiers.report.ranking import Ranked, as_frame
 from purifiers.report.tables import csv_text, markdown_row
 
@@ -34,7 +34,9 @@ def write_ranking(
     scale: ScaleInfo,
     out_dir: Path,
 ) -> None:
-    """Write ``ranks.csv``, ``ranks.md`` and ``ranks.tex``."""
+    """Write ``ranks.csv``, ``ranks.md`` and ``ranks.tex``; nothing if nothing is ranked."""
+    if not ranked:
+        return
     stamped = stamp(document, frame, scale)
     lines = [f"**{stamped}**", "", f"# {heading(document)}", "", LEGEND, ""]
     tex = [f"% {stamped}"]
@@ -54,11 +56,10 @@ def write_ranking(
 
 def sections(ranked: Sequence[Ranked]) -> dict[str, list[Ranked]]:
     """The defences by data set, such as ``mnist (digits in its place)``."""
-    found: dict[str, list[Ranked]] = {}
+    by_data: dict[str, list[Ranked]] = {}
     for entry in ranked:
-        stand_in = f" ({entry.stand_in} in its place)" if entry.stand_in else ""
-        found.setdefault(f"{entry.dataset}{stand_in}", []).append(entry)
-    return found
+        by_data.setdefault(dataset_text(entry.dataset, entry.stand_in), []).append(entry)
+    return by_data
 
 
 def _texts(entry: Ranked) -> list[str]:

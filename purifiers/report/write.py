@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from purifiers.core.artifacts import write_json, write_text
 from purifiers.plan.cells import Document, ScaleInfo
@@ -12,7 +14,10 @@ from purifiers.report.figures import write_picture
 from purifiers.report.images import write_images
 from purifiers.report.latex import latex_text
 from purifiers.report.merged_provenance import collect
+from purifiers.report.ranking import Ranked, ranking
+from purifiers.report.ranking_files import write_ranking
 from purifiers.report.results import FailureOf, Results
+from purifiers.report.selection import Selection, selections, write_selection
 from purifiers.report.tables import csv_text, markdown_text
 
 
@@ -33,6 +38,7 @@ def write_document(
     - ``<document>.csv`` and ``<document>.provenance.json``;
     - ``.md`` and ``.tex`` for tables and the audit;
     - ``.png`` and ``.svg`` for documents with ``plot`` and a reproduced value;
+    - ``ranks.*`` or ``selection.*`` for a document with that ``plot``;
     - ``<document>_images.png`` for documents with ``images`` and stored images.
 
     Args:
@@ -60,7 +66,8 @@ def write_document(
     if not document.document.startswith("figure_"):
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
         write_text(base.with_suffix(".tex"), latex_text(document, frame, scale))
-    write_picture(document, frame, results, scale, out_dir)
+    derived = _derived(document, frame, results, scale, out_dir)
+    write_picture(document, frame, results, scale, out_dir, derived)
     write_images(document, frame, results, scale, out_dir)
     measured = (
         (cell.stage, run_id) for cell in document.cells for seed in cell.scores for run_id in seed
@@ -68,3 +75,18 @@ def write_document(
     write_json(base.with_suffix(".provenance.json"), collect(runs_root, measured))
     write_text(base.with_suffix(".csv"), csv_text(frame))
     return reproduced
+
+
+def _derived(
+    document: Document, frame: pd.DataFrame, results: Results, scale: ScaleInfo, out_dir: Path
+) -> Sequence[Ranked] | Sequence[Selection]:
+    """What a ranking or a selection computes from all cells; its files are written."""
+    if document.plot == "ranking":
+        ranked = ranking(document, frame, results)
+        write_ranking(ranked, document, frame, scale, out_dir)
+        return ranked
+    if document.plot == "selection":
+        drawn = selections(document, results)
+        write_selection(document, drawn, frame, scale, out_dir)
+        return drawn
+    return ()

@@ -14,6 +14,7 @@ from purifiers.core.errors import UserError
 from purifiers.plan.scale import scale_names
 from purifiers.report.claims import COLUMNS as CLAIM_COLUMNS
 from purifiers.report.compare import VERDICTS
+from purifiers.report.layout import dataset_text
 from purifiers.report.ranking import Ranked
 from purifiers.report.reports import SCALE_ORDER
 
@@ -121,8 +122,7 @@ def read_ranks(root: Path, scale: str) -> dict[str, list[Row]]:
     ranked: dict[str, list[Row]] = {}
     for path in sorted((root / TABLES / scale).glob("*/ranks.csv")):
         for _, row in read_csv(root, path, tuple(Ranked.__annotations__)):
-            stand_in = f" ({row['stand_in']} in its place)" if row["stand_in"] else ""
-            ranked.setdefault(f"{row['dataset']}{stand_in}", []).append(row)
+            ranked.setdefault(dataset_text(row["dataset"], row["stand_in"]), []).append(row)
     return ranked
 
 

@@ -120,8 +120,11 @@ def save_weights(module: nn.Module, folder: RunFolder) -> None:
     write_bytes(folder.path / WEIGHTS, save(state))
 
 
-def load_weights(module: nn.Module, folder: RunFolder) -> None:
-    """Load a module's ``state_dict``; the file must hold exactly its tensors.
+def load_weights(module: nn.Module, folder: RunFolder, exactly: bool = True) -> None:
+    """Load a module's ``state_dict``.
+
+    Args:
+        exactly: the file must hold all of its tensors; else it may lack some.
 
     Raises:
         UserError: the file is damaged or belongs to another architecture.
@@ -129,7 +132,9 @@ def load_weights(module: nn.Module, folder: RunFolder) -> None:
     folder.record()
     path = folder.path / WEIGHTS
     try:
-        module.load_state_dict(load_file(path))
+        weights = load_file(path)
+        own = module.state_dict()
+        module.load_state_dict(weights if exactly else {**own, **weights})
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

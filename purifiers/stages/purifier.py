@@ -8,7 +8,7 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.fitting import fit_method
 from purifiers.core.noise import derive_seed
 from purifiers.core.spec import PurifierSpec
-from purifiers.stages._context import Context, Outcome
+from purifiers.stages._context import Context, Outcome, load_weights
 from purifiers.stages._fit import saved, training_set, workplace
 from purifiers.stages._opening import new_method, open_classifier, open_data
 
@@ -21,5 +21,11 @@ def run(folder: RunFolder, spec: PurifierSpec, context: Context) -> Outcome:
     torch.manual_seed(seed)
     method = new_method(spec.method, next(iter(classifiers), None), data.shape, context)
     images, labels = training_set(data, spec)
-    summary = fit_method(method, classifiers, images, labels, seed, workplace(folder, context))
+    first = None
+    if spec.first is not None:
+        trained = context.folder(folder.stage, spec.first)
+        load_weights(method, trained, exactly=False)
+        first = trained.record().summary
+    at = workplace(folder, context)
+    summary = fit_method(method, classifiers, images, labels, seed, at, first)
     return saved(folder, context, method, summary)

@@ -218,6 +218,30 @@ def test_inference_only_parameters_do_not_matter_to_the_fit(method, victim, fit_
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_what_only_the_second_training_reads_does_not_matter_to_the_first(
+    method, victim, fit_briefly
+):
+    declared = method.description.traits.fit
+    if declared is None or declared.second is None:
+        return
+    second = declared.second
+    types, full = method.description.types, method.description.parameters | method.small
+    given = [name for name in second.only if "str" not in types[name]]  # a choice of its own
+    other = {name: another(types[name], full[name]) for name in given}
+    weights = []
+    for parameters in ({second.when: False}, {second.when: True, **other}):
+        made = method.make(**parameters)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            made.bind(victim.classifier, victim.classifier.shape)
+        made.fit_on([victim.classifier], len(victim.images))
+        few = replace(made.recipe, steps=min(made.recipe.steps, 24))
+        fit_briefly(made, made.fit_loss, few, victim)
+        weights.append(made.state_dict())
+    assert weights[0].keys() <= weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_its_own_network_has_a_price(method, ready, victim):
     """What it counts passes of can be run, and needs no classifier."""
     if method.description.traits.network is None:

@@ -414,6 +414,45 @@ def test_a_kill_in_fine_tuning_changes_no_bit(
     assert all(torch.equal(v, whole.state_dict()[n]) for n, v in again.state_dict().items())
 
 
+def test_copies_are_the_generator_during_the_second_training(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    pixels, labels = (IMAGES * 255).to(torch.uint8).numpy(), LABELS.numpy()
+    method = made(network, snapshots=2)
+    before: list[Tensor] = []
+    step = method.tuning_loss
+
+    def seen(*given: Any) -> Tensor:
+        before.append(method._weights())
+        return step(*given)
+
+    monkeypatch.setattr(method, "tuning_loss", seen)
+    at = fitting.Workplace(tmp_path, "atop", "atop", "cpu", 8, math.inf, quiet=True)
+    fitting.fit_method(method, [network], pixels, labels, 4, at)
+    assert len(before) == 4  # two epochs of two steps
+    assert torch.equal(method.copies, torch.stack([before[0], before[2]]))
+    for number, weights in enumerate([method._weights(), before[0], before[2]]):
+        chosen = made(network, snapshots=2, snapshot=number)
+        chosen.load_state_dict(method.state_dict())
+        assert torch.equal(chosen._weights(), weights)
+    with pytest.raises(UserError, match="snapshot is 3, but the second training keeps 2"):
+        made(network, snapshots=2, snapshot=3)
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+def test_a_fixed_mask_is_that_of_every_draw_and_image(masks: int) -> None:
+    seen: list[Tensor] = []
+    method = made(masks=masks, fixed_mask=True)
+    method.generator.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+    method.purify(IMAGES, 0, INDICES)
+    method.purify(IMAGES[:3], 1, INDICES[:3] + FIRST_DRAW)
+    first = seen[0].unflatten(0, (masks, 12))
+    assert torch.equal(first, first[:, :1].expand_as(first))
+    assert torch.equal(first[:, :3], seen[1].unflatten(0, (masks, 3)))
+    method.fit_loss(IMAGES, LABELS, INDICES, 0)
+    assert not torch.equal(seen[2][0], seen[2][1])  # the training draws
+
+
 # Refusals
 
 

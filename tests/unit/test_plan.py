@@ -13,6 +13,7 @@ from purifiers.core.errors import UserError
 from purifiers.plan.graph import component_spec
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
+from purifiers.plan.scale import load_scale, scale_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -330,6 +331,26 @@ def test_a_data_set_may_have_seeds_of_its_own(root: Path) -> None:
     assert seeds["svhn"] == (0,) and seeds["cifar10"] == (4, 7)
     of_cell = next(c for c in plan.documents["aid/table_3"].cells if c.dataset == "cifar10")
     assert len(set(of_cell.scores)) == 2
+
+
+def test_a_document_may_have_seeds_and_images_of_its_own(root: Path) -> None:
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    entry = "papers: {aid: {images: 9, documents: {table_11b: {images: 7, seeds: [2, 3]}}}, "
+    edit(path, ("papers: {", entry))
+    plan = make_plan(root, "smoke", ["aid/table_3", "aid/table_11b"])
+    for name, images, seeds in (("aid/table_3", 9, (0,)), ("aid/table_11b", 7, (2, 3))):
+        for cell in plan.documents[name].cells:
+            runs = [plan.runs[run] for scores in cell.scores for run in scores]
+            assert all(run.spec.images.subset.n == images for run in runs)  # type: ignore[attr-defined]
+            assert cell.seeds == (seeds if runs else ())
+
+
+@pytest.mark.parametrize("scale", scale_names(ROOT))
+def test_the_scales_name_papers_and_documents_that_exist(scale: str) -> None:
+    for paper, entry in load_scale(ROOT, scale).setting("papers", {}).items():
+        assert (ROOT / "benchmarks" / paper / "paper.yaml").exists(), paper
+        for document in entry.get("documents", {}):
+            assert (ROOT / "benchmarks" / paper / f"{document}.yaml").exists(), document
 
 
 def test_the_text_of_a_plan_and_of_a_run_is_short(plans) -> None:

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgba
 from purifiers.plan.cells import Cell, Combine, Document
 from purifiers.plan.plan import Plan
 from purifiers.report.aggregate import aggregate
-from purifiers.report.audit_chart import COLOURS, AuditRow, _side, audit_rows, draw_audit
+from purifiers.report.audit_chart import COLOURS, AuditRow, audit_rows, draw_audit
 from purifiers.report.results import Results
 
 
@@ -84,16 +84,20 @@ def test_each_point_stands_where_its_accuracies_are(audit: Document) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "side"),
+    ("changes", "queried"),
     [
-        ({"threat_model": "white_box"}, "adaptive"),
-        ({"threat_model": "black_box"}, "adaptive"),
+        ({"threat_model": "white_box"}, "defence"),
+        ({"threat_model": "black_box"}, "defence"),
         ({"threat_model": "black_box", "source": "cnn, natural"}, ""),
         ({"threat_model": "transfer", "source": "cnn, natural"}, ""),
-        ({"threat_model": "oblivious"}, "oblivious"),
-        ({"threat_model": ""}, "oblivious"),
+        ({"threat_model": "oblivious"}, "classifier"),
+        ({"threat_model": ""}, "classifier"),
+        ({"threat_model": "", "attack": "none"}, ""),
+        ({"threat_model": "oblivious", "model_free": True}, ""),
         ({"threat_model": "oblivious", "combine": Combine("worst", ("pgd", "cw"))}, ""),
     ],
 )
-def test_sides(a_cell: Callable[..., Cell], changes: dict[str, Any], side: str) -> None:
-    assert _side(a_cell(**changes)) == side
+def test_what_an_attack_queries(
+    a_cell: Callable[..., Cell], changes: dict[str, Any], queried: str
+) -> None:
+    assert a_cell(**changes).queried == queried

@@ -34,21 +34,26 @@ def artefacts(
     folder: Path,
     expected: dict[str, bytes],
     draw: random.Random,
-    rounds: int = 1,
+    count: int | None = None,
 ) -> Iterator[Trial]:
-    """Damage one file per kind and damage, ``rounds`` times, each in a fresh copy."""
-    for _ in range(rounds):
-        for kind, pattern in KINDS.items():
-            for damage in DAMAGES:
-                workspace = copied(finished, folder)
-                candidates = sorted(workspace.runs.glob(pattern))
-                if kind == "predictions":
-                    candidates = [p for p in candidates if p.parent.parent.name == "predict"]
-                path = draw.choice(candidates)
-                _forget(workspace, path)
-                _spoil(path, damage, candidates, draw)
-                place = f"{kind} of {path.parent.parent.name}" if kind == "record" else kind
-                yield ends(workspace, expected, f"file {damage}", place)
+    """Damage one file per kind and damage, each in a fresh copy.
+
+    Args:
+        count: so many of them, chosen at random; None: all.
+    """
+    pairs = [(kind, damage) for kind in KINDS for damage in DAMAGES]
+    for kind, damage in pairs if count is None else draw.sample(pairs, count):
+        workspace = copied(finished, folder)
+        candidates = sorted(workspace.runs.glob(KINDS[kind]))
+        if kind == "predictions":
+            candidates = [p for p in candidates if p.parent.parent.name == "predict"]
+        if not candidates:  # a paper without random methods has no predictions
+            continue
+        path = draw.choice(candidates)
+        _forget(workspace, path)
+        _spoil(path, damage, candidates, draw)
+        place = f"{kind} of {path.parent.parent.name}" if kind == "record" else kind
+        yield ends(workspace, expected, f"file {damage}", place)
 
 
 def _forget(workspace: Workspace, kept: Path) -> None:

@@ -7,14 +7,13 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from workspace import Workspace, make_workspace
 
-from drill.trials import Trial, ends, started
+from drill.trials import Trial, ends, jobs_of, started, working
 
 PAPERS = ("toy", "stages")
 VICTIMS = ("head", "job", "group")
@@ -39,13 +38,18 @@ class Kills:
 
 
 def kills(
-    folder: Path, expected: dict[str, bytes], count: int, draw: random.Random, log: Kills
+    folder: Path,
+    expected: dict[str, bytes],
+    count: int,
+    draw: random.Random,
+    log: Kills,
+    papers: Sequence[str] = PAPERS,
 ) -> Iterator[Trial]:
     """Kill ``count`` times; a workspace that has finished meanwhile is judged and begun anew."""
     done = 0
     while done < count:
         shutil.rmtree(folder, ignore_errors=True)
-        workspace = make_workspace(folder, *PAPERS)
+        workspace = make_workspace(folder, *papers)
         inside = 0
         while done < count:
             victim = draw.choice(VICTIMS)
@@ -59,15 +63,15 @@ def kills(
 def _kill(workspace: Workspace, victim: str, draw: random.Random, log: Kills) -> bool:
     """Start the command and kill it at work; False if it ended before."""
     process = started(workspace)
-    until = None
-    while until is None or time.monotonic() < until:
+    if not working(process):
+        return False
+    until = time.monotonic() + draw.uniform(0.0, LONGEST_WAIT)
+    while time.monotonic() < until:
         if process.poll() is not None:
             return False
-        if until is None and _jobs(process.pid):
-            until = time.monotonic() + draw.uniform(0.0, LONGEST_WAIT)
         time.sleep(0.01)
     _observe(workspace, log)
-    jobs = _jobs(process.pid)
+    jobs = jobs_of(process.pid)
     if victim == "job" and jobs:
         draw.choice(jobs).kill()
         process.communicate()  # the head notices, finishes other jobs and ends
@@ -78,19 +82,6 @@ def _kill(workspace: Workspace, victim: str, draw: random.Random, log: Kills) ->
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     return True
-
-
-def _jobs(head: int) -> list[psutil.Process]:
-    """The processes below the head that execute runs."""
-    jobs = []
-    for child in psutil.Process(head).children(recursive=True):
-        try:
-            words = child.cmdline()
-        except psutil.Error:
-            continue
-        if words[1:4] == ["-m", "purifiers", "run"]:
-            jobs.append(child)
-    return jobs
 
 
 def _observe(workspace: Workspace, log: Kills) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from workspace import Workspace, make_workspace
 
-from drill.kills import PAPERS, _jobs
-from drill.trials import Trial, copied, ends, started
+from drill.kills import PAPERS
+from drill.trials import Trial, copied, ends, started, working
 
 DAY = 86_400.0
 
@@ -29,8 +29,8 @@ def surroundings(
         yield from _full_disk(finished, folder, expected, draw)
     yield from _read_only(finished, folder, expected)
     yield _little_memory(folder, expected)
-    yield _two_heads(folder, expected, draw)
-    yield _clock_set_back(finished, folder, expected)
+    yield two_heads(folder, expected, draw)
+    yield clock_set_back(finished, folder, expected)
     yield _hanging_job(folder, expected, draw)
 
 
@@ -117,13 +117,12 @@ def _little_memory(folder: Path, expected: dict[str, bytes]) -> Trial:
     return _told(first, workspace, expected, "out of memory", f"{limit >> 20} MiB")
 
 
-def _two_heads(folder: Path, expected: dict[str, bytes], draw: random.Random) -> Trial:
+def two_heads(folder: Path, expected: dict[str, bytes], draw: random.Random) -> Trial:
     """A second command starts while the first one works."""
     shutil.rmtree(folder, ignore_errors=True)
     workspace = make_workspace(folder, *PAPERS)
     first = started(workspace)
-    while not _jobs(first.pid) and first.poll() is None:
-        time.sleep(0.02)
+    working(first)
     time.sleep(draw.uniform(0.0, 2.0))
     second = workspace.snakemake()
     first.communicate()
@@ -132,7 +131,7 @@ def _two_heads(folder: Path, expected: dict[str, bytes], draw: random.Random) ->
     return ends(workspace, expected, "two heads", "")
 
 
-def _clock_set_back(finished: Workspace, folder: Path, expected: dict[str, bytes]) -> Trial:
+def clock_set_back(finished: Workspace, folder: Path, expected: dict[str, bytes]) -> Trial:
     """All finished work is from tomorrow."""
     workspace = copied(finished, folder)
     shutil.rmtree(workspace.runs / "score")
@@ -148,8 +147,7 @@ def _hanging_job(folder: Path, expected: dict[str, bytes], draw: random.Random) 
     shutil.rmtree(folder, ignore_errors=True)
     workspace = make_workspace(folder, *PAPERS)
     head = started(workspace)
-    while not (jobs := _jobs(head.pid)) and head.poll() is None:
-        time.sleep(0.02)
+    jobs = working(head)
     time.sleep(draw.uniform(0.0, 2.0))
     for job in jobs:
         if job.is_running():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from workspace import Workspace
 
 Outcome = Literal["continued", "refused", "unclear", "wrong"]
@@ -88,3 +90,25 @@ def copied(finished: Workspace, path: Path) -> Workspace:
     """A fresh copy at ``path``, in place of an earlier one."""
     shutil.rmtree(path, ignore_errors=True)
     return finished.copy(path)
+
+
+def jobs_of(head: int) -> list[psutil.Process]:
+    """The processes below the head that execute runs."""
+    jobs = []
+    for child in psutil.Process(head).children(recursive=True):
+        try:
+            words = child.cmdline()
+        except psutil.Error:
+            continue
+        if words[1:4] == ["-m", "purifiers", "run"]:
+            jobs.append(child)
+    return jobs
+
+
+def working(head: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Wait for the head's first job; nothing if it ends before."""
+    while head.poll() is None:
+        if jobs := jobs_of(head.pid):
+            return jobs
+        time.sleep(0.01)
+    return []

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 
 from purifiers.core.errors import UserError
+from purifiers.core.future_dates import date_back
 from purifiers.core.stale_lock import remove_stale_lock
 from purifiers.plan import cluster
 from purifiers.plan.plan import make_plan, requested_documents
@@ -18,6 +19,7 @@ if Path.cwd().resolve() != ROOT.resolve():  # paths are relative to the reposito
         f"--directory {ROOT}"
     )
 remove_stale_lock(Path.cwd())
+date_back([Path(BATCHES), Path("results/tables"), Path("results/report")])
 PREDICTIONS = Path(BATCHES) / "predictions.json"
 try:  # profiles/slurm/jobs.yaml, which only the profile for Slurm reads
     CLUSTER = cluster.Cluster.parse(config["cluster"] or {}) if "cluster" in config else None

@@ -239,6 +239,11 @@ def test_a_random_classifier_is_refused(victim):
 def test_a_lucky_attack_is_refused_on_a_random_defence(victim):
     with pytest.raises(UserError, match="lucky draw"):
         audit(victim, [RandomSign()], attacks=[purifiers.attack("autoattack")])
+    lucky = purifiers.attack(
+        "autoattack", lucky_draws=True, apgd_steps=1, fab_steps=1, targets=1, square_queries=1
+    )
+    table = audit(victim, [RandomSign()], attacks=[lucky])
+    assert table.results
 
 
 def test_what_is_no_purifier_is_refused(victim):

@@ -42,6 +42,7 @@ PAPER = {
         "pgd": PGD,
         "early": PGD | {"stop": "success"},
         "autoattack": {"component": "autoattack"},
+        "lucky": {"component": "autoattack", "lucky_draws": True},
         "square": {"component": "square", "queries": 10},
         "auxiliary_aware": {"component": "auxiliary_aware", "steps": 4},
         "joint_score": {"component": "joint_score", "steps": 4},
@@ -265,6 +266,17 @@ def test_autoattack_is_not_for_random_defences(make: Make) -> None:
     assert states["aid"] == ("planned", "")
     state, reason = states["random"]
     assert state == "not implemented" and "autoattack on a random defence" in reason
+
+
+def test_lucky_draws_are_told_below_the_table(make: Make) -> None:
+    cell = {"threat_model": "white_box", "methods": ["random"], "eot": 1}
+    plan = make(lucky={**cell, "attack": "lucky"}, plain={**cell, "attack": "pgd"})
+    told = {
+        cell.row: [flag.text for flag in cell.flags if "the number is too high" in flag.text]
+        for cell in plan.documents["toy/table_1"].cells
+    }
+    assert len(told["lucky"]) == 1 and told["plain"] == []
+    assert {cell.state for cell in plan.documents["toy/table_1"].cells} == {"planned"}
 
 
 def test_an_attack_on_what_is_scored_may_stop_early(make: Make) -> None:

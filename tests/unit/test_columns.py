@@ -30,6 +30,7 @@ def test_every_column_is_described_in_order() -> None:
     assert tuple(files["<document>.csv"]) == COLUMNS
     assert tuple(files["claims.csv"]) == tuple(claims.COLUMNS)
     assert tuple(files["ranks.csv"]) == (*Ranked.__annotations__, "scale")
+    assert set(files) == {"<document>.csv", "claims.csv", "ranks.csv", "selection.csv"}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ images at once. It is also compared with the network's passes alone.
 
 ADP runs its network twice per step. Its plain loop does what `jmyoon1/adp` does, one run after the
 other, here also one image after the other.
+
+AToP runs its generator once per mask. Its plain loop does what `glin2022/atop` does for RT3, one
+mask after the other, here also one image after the other. DiffPure and AToP are also measured with
+the gradient through all of it, which an attack needs.
 """
 
 from __future__ import annotations
@@ -33,16 +37,18 @@ from plain import judge, measured
 from torch import Tensor
 
 from purifiers.classifiers.wide_resnet import WideResnet
-from purifiers.core.component import frozen
+from purifiers.core.component import Method, frozen
 from purifiers.core.noise import derive_seed
 from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.adp import Adp
 from purifiers.methods.aid import Aid
+from purifiers.methods.atop import Atop
 from purifiers.methods.defense_gan import DefenseGan
 from purifiers.methods.diff_pure import DiffPure
 from purifiers.report.attack_timing import SUITE
 from purifiers.timing.plain_diffusion import PlainNetwork, one_by_one
+from purifiers.timing.plain_inpainting import contiguous, mask_by_mask
 from purifiers.timing.plain_purification import beginnings, plain, repeated, sequential
 from purifiers.timing.plain_score import PlainScore, run_by_run
 
@@ -91,8 +97,18 @@ SCORE_CASES = {
     "desk-batch": (16, 2, 3, 2, 16, LEAST),
     "small-batch": (8, 1, 5, 3, 32, LEAST),
 }
+# name: (width, noise, masks, images, required speed-up); 48 is upstream's. One pass per mask costs
+# the same alone, so that a wide network gains little
+ATOP_CASES = {
+    "paper-rt1": (48, 0.0, 1, 4, 1.0),
+    "paper-rt2": (48, 0.25, 1, 4, 1.0),
+    "paper-rt3": (48, 0.25, 4, 4, 1.0),
+    "desk-rt2": (16, 0.25, 1, 32, 1.2),
+    "desk-rt3": (16, 0.25, 4, 16, 1.2),
+}
 MOST_OVER_FLOOR = 1.15
-"""Largest time of ADP and DiffPure over that of its network's passes, on a processor."""
+"""Largest time of ADP, AToP and DiffPure over that of its network's passes, on a processor."""
+WITH_GRADIENT = "purifybench, with gradient"
 LEAST_CACHED = 10.0
 """Required speed-up of cached decoding over the plain loop, on a processor."""
 
@@ -178,7 +194,10 @@ def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.
     }
     with torch.no_grad():
         purified = {row: run() for row, run in rows.items()}  # also warms up
-        seconds = measured(rows, device, benchmark, pytestconfig)
+    rows = {row: no_gradient(run) for row, run in rows.items()}
+    rows[WITH_GRADIENT] = lambda: gradient(method, images)
+    rows[WITH_GRADIENT]()
+    seconds = measured(rows, device, benchmark, pytestconfig)
     difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
     assert difference < 1e-4, f"the images differ by up to {difference:.2g}"
     sizes = {"width": width, "blocks": blocks, "multipliers": multipliers, "steps": steps}
@@ -186,6 +205,54 @@ def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.
     judge(benchmark, device, seconds, least, **details, largest_difference=difference)
     over = min(seconds[SUITE]) / min(seconds["floor"])  # the rounds that were disturbed least
     assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
+
+
+@pytest.mark.parametrize("case", ATOP_CASES)
+def test_atop(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Both give the same images; the suite's passes are most of its time."""
+    width, noise, masks, count, least = ATOP_CASES[case]
+    torch.manual_seed(0)
+    method = Atop(width=width, noise=noise, masks=masks, fine_tune=False, gan_weight=0.0)
+    method.bind(None, (3, SIDE, SIDE))
+    frozen(method.to(device))
+    images = torch.rand(count, 3, SIDE, SIDE).to(device)
+    state = images.contiguous(memory_format=torch.channels_last)
+    generator = contiguous(method)
+
+    def passes() -> Tensor:
+        for _ in range(masks):
+            filled = method.own_pass(state)
+        return filled
+
+    rows: dict[str, Callable[[], Tensor]] = {
+        "floor": passes,
+        "plain loop": lambda: mask_by_mask(method, generator, images, 0),
+        SUITE: lambda: method.purify(state, 0),
+    }
+    with torch.no_grad():
+        purified = {row: run() for row, run in rows.items()}  # also warms up
+    rows = {row: no_gradient(run) for row, run in rows.items()}
+    rows[WITH_GRADIENT] = lambda: gradient(method, state)
+    rows[WITH_GRADIENT]()
+    seconds = measured(rows, device, benchmark, pytestconfig)
+    difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
+    assert difference < 1e-4, f"the images differ by up to {difference:.2g}"
+    details = {"purifier": "atop", "case": case, "n_images": count}
+    details |= {"width": width, "noise": noise, "masks": masks}
+    judge(benchmark, device, seconds, least, **details, largest_difference=difference)
+    over = min(seconds[SUITE]) / min(seconds["floor"])
+    assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
+
+
+def no_gradient(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    return torch.no_grad()(run)
+
+
+def gradient(method: Method, images: Tensor) -> Tensor:
+    """Gradient of the purified images' sum, as an attack computes it."""
+    leaf = images.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(method.purify(leaf, 0).sum(), leaf)
+    return slope
 
 
 @pytest.mark.parametrize("case", SCORE_CASES)

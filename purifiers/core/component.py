@@ -297,7 +297,8 @@ class Method(Component, nn.Module):
     ) -> list[Tensor]:
         """The images after each step of an iterative purification; the last are :meth:`purify`'s.
 
-        By default the purified images alone.
+        By default the purified images alone. A method that overrides this declares the number of
+        images in the trait ``states``.
         """
         return [self.purify(images, seed, indices)]
 
@@ -316,8 +317,8 @@ class Method(Component, nn.Module):
 
         A method that also restores the classifier's embedding declares the trait ``restores`` and
         returns a frozen copy of the classifier with its restorer inside. It also declares
-        ``batch_dependent`` if the network's logits depend on the other images of the batch; such a
-        network is never attacked.
+        ``batch_dependent`` if the network's logits depend on the other images of the batch or on
+        the batches before; such a network is never attacked.
 
         Args:
             classifier: the defended classifier, frozen.

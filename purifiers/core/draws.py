@@ -13,7 +13,7 @@ def prediction(logits: Tensor, labels: Tensor, how: str) -> Tensor:
     """Predicted classes (n,) of several draws.
 
     Args:
-        logits: (n, draws, classes).
+        logits: (n, draws, classes); with all steps of each draw, each step counts as a draw.
         labels: true classes (n,), read by ``"any"`` alone.
         how: - ``"logits"``: the class with the largest mean logit;
              - ``"softmax"``: the class with the largest mean probability;

@@ -102,6 +102,24 @@ def purified(method: Method, images: Tensor, seed: int, indices: Tensor, draw: i
     return images
 
 
+def states(
+    method: Method, images: Tensor, seed: int, indices: Tensor, draw: int = 0
+) -> list[Tensor]:
+    """The images after each step of :func:`purified`, each float32 (n, C, H, W) in [0, 1].
+
+    Args:
+        seed, draw: as of :func:`purified`.
+
+    Raises:
+        UserError: an image is not finite, or leaves [0, 1].
+    """
+    with torch.no_grad():
+        steps = method.states(images, defender_seed(seed, draw), indices)
+    for step in steps:
+        check_images(step, f"a step of {type(method).__name__}")
+    return steps
+
+
 @dataclass(frozen=True)
 class Scored:
     """Predictions (int64) and distances to the clean images (float32) of a batch, all (n,)."""

@@ -26,6 +26,7 @@ def fill(
     label: str,
     quiet: bool = False,
     halves: bool = True,
+    resumes: bool = True,
 ) -> dict[str, int]:
     """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun continues.
 
@@ -43,6 +44,7 @@ def fill(
         label: begins the progress lines.
         quiet: print no progress.
         halves: whether a batch that exceeds the memory is halved; else it is an error.
+        resumes: whether a rerun continues; else it starts again with the first batch.
 
     Returns:
         ``{"halved_batch": rows}`` with the rows per call that fitted, if memory ran out; else
@@ -57,6 +59,8 @@ def fill(
     if path.exists():
         progress_path.unlink(missing_ok=True)
         return {}
+    if not resumes:
+        progress_path.unlink(missing_ok=True)
     expected = {
         "count": count,
         "shape": list(shape),

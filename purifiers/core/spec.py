@@ -304,6 +304,7 @@ class PredictSpec(_OnImages):
     first_draw: int
     draws: int
     seed: int
+    all_steps: bool = False  # classify all states of the only method, see Method.states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +318,7 @@ class ScoreSpec(_OnImages):
     predictions: tuple[str, ...] = ()  # runs with the logits of several draws, in order
     draws: int = 1  # the first draws, which give one prediction
     combine_draws: str = ""  # see core/draws.py; empty: a single draw
+    all_steps: bool = False  # combine the images of all steps of each draw
 
     def upstream(self) -> Iterator[Upstream]:
         yield from super().upstream()

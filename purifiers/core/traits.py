@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, ClassVar, Self
 
+from purifiers.core.formula import evaluate
+
 Condition = Mapping[str, tuple[Any, ...]]
 """Parameter to allowed values: met if every parameter in it has one of its values."""
 
@@ -183,6 +185,7 @@ class MethodTraits(Traits):
     provides: tuple[str, ...] = ()  # parts others may use: detector_logit, detected, score
     restores: bool | Condition = False  # changes the classifier's embedding, see Method.equipped
     batch_dependent: bool = False  # its network's logits depend on the batch; never attacked
+    states: str = "1"  # images that `states` returns: arithmetic over parameters
     fit: Fit | None = None  # None: nothing is fitted
     network: Network | None = None  # None: brings no network
     images: Images = Images()  # what it takes
@@ -196,9 +199,14 @@ class MethodTraits(Traits):
         """Whether the method changes the classifier's embedding under ``parameters``."""
         return _holds(self.restores, parameters)
 
+    def states_under(self, parameters: Mapping[str, Any]) -> int:
+        """Number of images that ``Method.states`` returns under ``parameters``."""
+        return int(evaluate(self.states, parameters))
+
     def formulas(self) -> dict[str, str]:
         formulas = {"passes": self.passes, "images.side_multiple": self.images.side_multiple}
         formulas["images.smallest_side"] = self.images.smallest_side
+        formulas["states"] = self.states
         if self.fit is not None:
             formulas["fit.passes"] = self.fit.passes
         if self.network is not None:

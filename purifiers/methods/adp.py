@@ -70,6 +70,7 @@ class Adp(Method):
         ),
         random=True,
         provides=("score",),
+        states="iterations + 1",
         fit=Fit(
             uses_classifier=False,
             inference_only=(

@@ -21,46 +21,46 @@ BETAS = (0.9, 0.999)
 
 
 class Tent(Method):
-    """Classify each batch by a copy of the classifier that is adapted to this batch.
+    """Classify each batch by a copy of the classifier that adapts to the batches.
 
     The images stay as they are. Batch normalisation uses the statistics of the batch, and its
     scales and shifts take ``steps`` steps of Adam down the mean entropy of the predictions. All
     other weights stay, and dropout stays off.
 
-    Only the episodic form is implemented: each batch starts from the classifier's own weights, and
-    is classified after the steps. Upstream is online, so that a batch starts where the one before
-    has ended, and classifies before the step; in the episodic form such a step would have no
-    effect. An image's logits depend on the other images of its batch: the images of a data set are
-    scored in its order, ``batch_size`` at a time, whatever the scale. No attack queries the adapted
-    network; attack the classifier and score TENT on the result.
+    The default is upstream's online form: a batch starts from the weights and the optimiser's state
+    that the batch before has left, and is classified by the forward pass of its last step, before
+    that step changes the weights. The episodic form is ours: each batch starts from the
+    classifier's own weights and is classified after the steps. Upstream's switch of this name also
+    classifies before the step, so that its single step would have no effect.
+
+    An image's logits depend on the other images of its batch, and online on all batches before. The
+    images of a data set are scored in its order, ``batch_size`` at a time, whatever the scale; each
+    set starts from the classifier's own weights, as upstream does. A run that was killed starts its
+    set again. No attack queries the adapted network; attack the classifier and score TENT on the
+    result.
 
     Args:
-        episodic: True.
+        episodic: whether each batch starts from the classifier's own weights; False.
         steps: 1.
         learning_rate: Adam's; .001.
         batch_size: images per batch; 200. The last batch of a set may be smaller.
-
-    Raises:
-        UserError: ``episodic`` is False.
     """
 
-    traits = MethodTraits(version=1, passes="3 * steps + 1", restores=True, batch_dependent=True)
+    traits = MethodTraits(
+        version=2, passes="3 * steps + episodic", restores=True, batch_dependent=True
+    )
 
     def __init__(
         self,
         *,
-        episodic: bool = True,
+        episodic: bool = False,
         steps: Count = 1,
         learning_rate: Positive = 0.001,
         batch_size: Several = 200,
     ) -> None:
         super().__init__()
-        if not episodic:
-            raise UserError(
-                "tent: episodic is False, but runs that resume cannot carry adapted weights from "
-                "batch to batch: set episodic to True"
-            )
-        self.steps, self.learning_rate, self.batch_size = steps, learning_rate, batch_size
+        self.episodic, self.steps = episodic, steps
+        self.learning_rate, self.batch_size = learning_rate, batch_size
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Check the classifier.
@@ -78,20 +78,22 @@ class Tent(Method):
         return images
 
     def equipped(self, classifier: nn.Module) -> nn.Module:
-        """A network that adapts a copy of the classifier to each batch.
+        """A network that adapts a copy of the classifier, from the classifier's own weights on.
 
         Raises:
             UserError: the classifier has no batch normalisation with scales and shifts.
         """
-        return Adapting(classifier, self.steps, self.learning_rate, self.batch_size)
+        return Adapting(classifier, self.episodic, self.steps, self.learning_rate, self.batch_size)
 
 
 class Adapting(nn.Module):
     """Images (n, C, H, W) to logits (n, classes), by batches of ``batch_size`` in their order.
 
+    Unless it is episodic, a call continues where the call before has ended.
+
     Args:
         classifier: not modified.
-        steps, learning_rate, batch_size: as of :class:`Tent`.
+        episodic, steps, learning_rate, batch_size: as of :class:`Tent`.
 
     Raises:
         UserError: the classifier has no batch normalisation with scales and shifts; the images
@@ -99,12 +101,20 @@ class Adapting(nn.Module):
     """
 
     def __init__(
-        self, classifier: nn.Module, steps: int, learning_rate: float, batch_size: int
+        self,
+        classifier: nn.Module,
+        episodic: bool,
+        steps: int,
+        learning_rate: float,
+        batch_size: int,
     ) -> None:
         super().__init__()
         self.network = frozen(copy.deepcopy(classifier))
-        self.steps, self.learning_rate, self.batch_size = steps, learning_rate, batch_size
+        self.episodic, self.steps = episodic, steps
+        self.learning_rate, self.batch_size = learning_rate, batch_size
         self.adapted = _affine(self.network)
+        self.weights: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
         for layer in self.network.modules():
             if isinstance(layer, _BatchNorm):  # without running statistics it takes the batch's
                 layer.track_running_stats = False
@@ -121,20 +131,27 @@ class Adapting(nn.Module):
             return torch.cat([self._logits(batch) for batch in batches])
 
     def _logits(self, images: Tensor) -> Tensor:
-        own = dict(self.network.named_parameters())
-        weights = {name: own[name].clone().requires_grad_(True) for name in self.adapted}
-        optimizer = torch.optim.Adam(weights.values(), lr=self.learning_rate, betas=BETAS)
+        if self.optimizer is None or self.episodic:
+            own = dict(self.network.named_parameters())
+            self.weights = {name: own[name].clone().requires_grad_(True) for name in self.adapted}
+            self.optimizer = torch.optim.Adam(
+                self.weights.values(), lr=self.learning_rate, betas=BETAS
+            )
         for _ in range(self.steps):
-            optimizer.zero_grad()
+            self.optimizer.zero_grad()
             with torch.enable_grad():
-                entropy(self._predict(weights, images)).mean().backward()
-            optimizer.step()
+                logits = self._predict(images)
+                entropy(logits).mean().backward()
+            self.optimizer.step()
+        if not self.episodic:
+            return logits.detach()
         with torch.no_grad():
-            return self._predict(weights, images)
+            return self._predict(images)
 
-    def _predict(self, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    def _predict(self, images: Tensor) -> Tensor:
         # a copy, because a network may work in place
-        return as_logits(functional_call(self.network, weights, (images.clone(),)), self.network)
+        logits = functional_call(self.network, self.weights, (images.clone(),))
+        return as_logits(logits, self.network)
 
 
 def entropy(logits: Tensor) -> Tensor:

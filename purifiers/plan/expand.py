@@ -328,7 +328,8 @@ def _remarks(runs: Iterable[Run]) -> list[Flag]:
                 f"images that {name} detects count as correct when attacked, as wrong when clean"
             )
         if isinstance(spec, ScoreSpec) and spec.predictions:
-            texts.append(_DRAWS[spec.combine_draws].format(draws=spec.draws))
+            text = _DRAWS[spec.combine_draws].format(draws=spec.draws)
+            texts.append(f"{text}, each with the images of all steps" if spec.all_steps else text)
     return [Flag("remark", text) for text in dict.fromkeys(texts)]
 
 

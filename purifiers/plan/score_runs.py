@@ -50,19 +50,20 @@ def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
 
     Raises:
         UserError: the attack stops at its first success, but its images would be purified
-            afterwards.
+            afterwards; the cell combines draws or steps that it cannot combine.
     """
     defence = defended(graph, setting, seed)
     attacked = attacked_images(graph, setting, defence, seed)
-    draws = _draws(setting, defence)
+    draws, states = _draws(setting, defence), _states(setting, defence)
     predictions: tuple[str, ...] = ()
     combine_draws = ""
-    if draws > 1:
+    if draws * states > 1:
         images, slug_parts = attacked
-        predictions = _predictions(graph, setting, defence, attacked, seed, draws)
+        predictions = _predictions(graph, setting, defence, attacked, seed, draws, states)
         combine_draws = setting.cell.get("combine_draws", "softmax")
         names = (method.component for method in defence.methods)
-        slug_parts = (*slug_parts, *names, f"{combine_draws}_of_{draws}")
+        of_steps = ("all_steps",) if states > 1 else ()
+        slug_parts = (*slug_parts, *names, f"{combine_draws}_of_{draws}", *of_steps)
     else:
         images, slug_parts = _purified_images(graph, setting, defence, attacked, seed)
     detector = None
@@ -85,6 +86,7 @@ def score_run(graph: Graph, setting: Setting, seed: int) -> Run:
         predictions=predictions,
         draws=draws,
         combine_draws=combine_draws,
+        all_steps=states > 1,
     )
     cost = {network_of(classifier, setting.used): float(setting.used.test)}
     return graph.add(spec, slug_of(classifier, slug_parts, seed), cost, classifier)
@@ -106,6 +108,30 @@ def _draws(setting: Setting, defence: Defended) -> int:
     return draws
 
 
+def _states(setting: Setting, defence: Defended) -> int:
+    """Number of images of each draw that the cell's prediction combines.
+
+    Raises:
+        UserError: ``all_steps`` with another number of methods than one, with a method that has no
+            steps, or for a metric that a single purified image decides.
+    """
+    if not setting.cell.get("all_steps", False):
+        return 1
+    method = _only_method(setting, defence, "all_steps")
+    states = registry.method_traits(method.component).states_under(method.parameters)
+    if states == 1:
+        raise UserError(
+            f"{setting.where}: all_steps is true, but {method.component} has no steps to classify: "
+            "remove all_steps or choose a method such as adp"
+        )
+    if (metric := setting.cell.get("metric", "accuracy")) != "accuracy":
+        raise UserError(
+            f"{setting.where}: metric {metric} needs a single purified image, but the cell "
+            "combines all steps: remove all_steps"
+        )
+    return states
+
+
 def _predictions(
     graph: Graph,
     setting: Setting,
@@ -113,6 +139,7 @@ def _predictions(
     attacked: PlannedImages,
     seed: int,
     draws: int,
+    states: int,
 ) -> tuple[str, ...]:
     """Plan the runs that classify several draws, ``DRAWS_PER_RUN`` each; return their ids.
 
@@ -124,7 +151,8 @@ def _predictions(
     per_image = added(*(purify_cost(used, classifier, method) for method in defence.methods))
     names = (method.component for method in defence.methods)
     slug = slug_of(classifier, [*attacked.slug_parts, *names], seed)
-    cost = times(used.test * per_run, added(per_image, {network_of(classifier, used): 1.0}))
+    classified = {network_of(classifier, used): float(states)}
+    cost = times(used.test * per_run, added(per_image, classified))
     runs = []
     for first in range(0, draws, per_run):
         spec = PredictSpec(
@@ -134,8 +162,9 @@ def _predictions(
             first_draw=first,
             draws=per_run,
             seed=seed,
+            all_steps=states > 1,
         )
-        # an image has more pixels than 10 draws have logits
+        # an image has at least about as many pixels as its draws have logits
         runs.append(graph.add(spec, slug, cost, classifier, float_bytes(used)).id)
     return tuple(runs)
 
@@ -186,11 +215,12 @@ def trace_run(graph: Graph, setting: Setting, seed: int) -> Run:
     return graph.add(spec, slug_of(classifier, words, seed), cost, classifier)
 
 
-def _only_method(setting: Setting, defence: Defended) -> MethodSpec:
-    """The single method of a cell."""
+def _only_method(setting: Setting, defence: Defended, needed_by: str = "") -> MethodSpec:
+    """The single method of a cell; the cell's metric needs it, unless ``needed_by`` is given."""
     if len(defence.methods) != 1:
+        needed_by = needed_by or f"metric {setting.cell['metric']}"
         raise UserError(
-            f"{setting.where}: metric {setting.cell['metric']} needs exactly one method, not "
+            f"{setting.where}: {needed_by} needs exactly one method, not "
             f"{len(defence.methods)}: correct `methods`"
         )
     return defence.methods[0]
@@ -228,13 +258,21 @@ def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
     """Plan the run that predicts and certifies by randomised smoothing.
 
     Raises:
-        UserError: the cell has no ``smoothing``, or too few votes to certify anything.
+        UserError: the cell has no ``smoothing``, too few votes to certify anything, or a method
+            that adapts to its batches.
     """
     metric = setting.cell["metric"]
     if "smoothing" not in setting.cell:
         raise UserError(
             f"{setting.where}: metric {metric} needs the noise: add `smoothing: {{sigma: 0.25}}`"
         )
+    defence = defended(graph, setting, seed)
+    for method in defence.methods:
+        if registry.method_traits(method.component).batch_dependent:
+            raise UserError(
+                f"{setting.where}: {method.component} adapts the classifier to each batch, but "
+                f"metric {metric} needs votes of one fixed classifier: correct `methods`"
+            )
     smoothing = Smoothing.from_json({**SMOOTHING, **setting.cell["smoothing"]}, setting.where)
     fewest = fewest_for_certificate(smoothing.alpha)
     if smoothing.estimation < fewest:
@@ -242,7 +280,6 @@ def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
             f"{setting.where}: {smoothing.estimation} votes cannot certify at alpha "
             f"{smoothing.alpha:g}, even if all agree: set `estimation` to at least {fewest}"
         )
-    defence = defended(graph, setting, seed)
     attacked = attacked_images(graph, setting, defence, seed)
     classifier, used = defence.classifier, setting.used
     spec = SmoothSpec(

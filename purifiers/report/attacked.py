@@ -151,7 +151,7 @@ def _run(score: ScoreRun, results: Results) -> AttackedRun:
             spec.images.data,
             spec.images.subset,
             spec.detector,
-            (spec.draws, spec.combine_draws),
+            (spec.draws, spec.combine_draws, spec.all_steps),
         ),
         attack=attack,
         direct=attack is not None

@@ -63,7 +63,8 @@ class Scored:
         data: id of the data set's run.
         subset: the scored images.
         detector: the detector whose detections count as correct on attacked images, if any.
-        draws: number of the random draws that give a prediction, and how they are combined.
+        draws: number of the random draws that give a prediction, how they are combined, and whether
+            with all steps.
     """
 
     classifier: str
@@ -71,7 +72,7 @@ class Scored:
     data: str
     subset: Subset
     detector: MethodSpec | None = None
-    draws: tuple[int, str] = (1, "")
+    draws: tuple[int, str, bool] = (1, "", False)
 
 
 @dataclass(frozen=True)

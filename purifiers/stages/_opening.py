@@ -131,7 +131,9 @@ def open_images(context: Context, spec: ImagesSpec) -> ImageSet:
 
 
 def open_logits(context: Context, run_id: str, images: ImageSet) -> npt.NDArray:
-    """Logits of a finished ``predict`` run, float32 (n, draws, classes), memory-mapped.
+    """Logits of a finished ``predict`` run, float32, memory-mapped.
+
+    Their shape is (n, draws, classes), or (n, draws, states, classes) with ``all_steps``.
 
     Raises:
         UserError: the run is not finished, is damaged, or classified another number of images.
@@ -139,7 +141,7 @@ def open_logits(context: Context, run_id: str, images: ImageSet) -> npt.NDArray:
     folder = context.folder("predict", run_id)
     folder.record()
     logits: npt.NDArray = np.load(folder.path / LOGITS, mmap_mode="r")
-    if (len(logits), logits.shape[2]) != (len(images), images.classes):
+    if (len(logits), logits.shape[-1]) != (len(images), images.classes):
         raise UserError(
             f"{folder.path / LOGITS}: has shape {logits.shape}, expected {len(images)} images and "
             f"{images.classes} classes; remove {folder.path} and start again"
@@ -152,15 +154,23 @@ class Batches(TypedDict):
 
     batch_size: int
     halves: bool
+    resumes: bool
 
 
 def batches_for(methods: Sequence[Method], context: Context) -> Batches:
     """The scale's batches, or those of a method whose network adapts to its batch.
 
-    Such a network has a batch size of its own, so that a scale changes nothing.
+    Such a network has a batch size of its own, so that a scale changes nothing. A killed run starts
+    again, because the network may have adapted to the batches before.
     """
+    size = adaptation(methods).get("batch_size")
+    return Batches(batch_size=size or context.batch_size, halves=not size, resumes=not size)
+
+
+def adaptation(methods: Sequence[Method]) -> dict[str, Any]:
+    """Batches that the logits depend on, for a run's record; empty if they depend on none."""
     sizes = [method.batch_size for method in methods if method.traits.batch_dependent]
-    return Batches(batch_size=sizes[0] if sizes else context.batch_size, halves=not sizes)
+    return {"batch_size": sizes[0], "batch_order": "ascending index"} if sizes else {}
 
 
 def new_component(kind: str, spec: ComponentSpec, *context: Any) -> Any:

@@ -18,6 +18,7 @@ from purifiers.core.spec import ImagesSpec, PurifySpec, ScoreSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
 from purifiers.stages._opening import (
     ImageSet,
+    adaptation,
     batches_for,
     open_classifier,
     open_images,
@@ -56,7 +57,8 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
         unpurified = batch if attacked is None else attacked.batch(start, stop, "cpu")[0]
         if predict_runs:
             logits = np.concatenate([run[start:stop] for run in predict_runs], axis=1)
-            draws = torch.from_numpy(logits[:, : spec.draws])
+            combined = logits[:, : spec.draws].reshape(stop - start, -1, images.classes)
+            draws = torch.from_numpy(combined)
             unknown = torch.full((stop - start,), torch.nan)
             measured = Scored(prediction(draws, labels.cpu(), spec.combine_draws), unknown, unknown)
         else:
@@ -96,7 +98,8 @@ def run(folder: RunFolder, spec: ScoreSpec, context: Context) -> Outcome:
     )
     save_rows(table, folder)
     rows_path.unlink()
-    return Outcome([SCORES], {"n_correct": int(correct.sum()), "n": len(correct), **halved})
+    counts = {"n_correct": int(correct.sum()), "n": len(correct)}
+    return Outcome([SCORES], {**counts, **halved, **adaptation(restorers)})
 
 
 def _attacked(context: Context, images: ImagesSpec) -> ImageSet | None:

@@ -16,12 +16,7 @@ from purifiers.core.shards import fill
 from purifiers.core.smoothing import cast_votes, certify
 from purifiers.core.spec import SmoothSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
-from purifiers.stages._opening import (
-    batches_for,
-    open_classifier,
-    open_images,
-    open_method,
-)
+from purifiers.stages._opening import open_classifier, open_images, open_method
 
 
 def run(folder: RunFolder, spec: SmoothSpec, context: Context) -> Outcome:
@@ -62,8 +57,7 @@ def run(folder: RunFolder, spec: SmoothSpec, context: Context) -> Outcome:
 
     shape = (2, images.classes)
     label = f"smooth {folder.id}"
-    batches = batches_for(methods, context)
-    halved = fill(path, len(images), shape, np.int64, work, label=label, **batches)
+    halved = fill(path, len(images), shape, np.int64, work, context.batch_size, label)
     selection, estimation = np.load(path).transpose(1, 0, 2)
     certified = certify(selection, estimation, smoothing.sigma, smoothing.alpha)
     correct = certified.predictions == images.labels

@@ -93,6 +93,14 @@ def test_differentiable_exactly_where_purify_has_a_gradient(method, ready, victi
         assert made.traits.differentiable is (gradient is not None and bool(gradient.any()))
 
 
+def test_states_has_the_declared_number_of_images_and_ends_with_the_purified(method, ready, victim):
+    made = ready(method)
+    states = made.states(victim.images, 1, victim.indices)
+    parameters = method.description.parameters | method.small
+    assert len(states) == method.description.traits.states_under(parameters)
+    assert torch.equal(states[-1], made.purify(victim.images, 1, victim.indices))
+
+
 def test_batches_and_batch_mates_do_not_matter(method, ready, victim):
     whole = ready(method).purify(victim.images, 1, victim.indices)
     backwards = torch.arange(23, -1, -1)

@@ -55,6 +55,16 @@ def test_all_rows_are_made_once(tmp_path):
     assert len(work.asked) == 5
 
 
+def test_work_that_does_not_resume_starts_again(interrupted):
+    path, expected = interrupted
+    work = Work()
+    fill(path, COUNT, SHAPE, np.float32, work, BATCH, "test", resumes=False)
+    assert work.asked[0] == (0, 5) and len(work.asked) == 5
+    assert path.read_bytes() == expected
+    fill(path, COUNT, SHAPE, np.float32, work, BATCH, "test", resumes=False)
+    assert len(work.asked) == 5  # a complete file is not made again
+
+
 def test_a_killed_work_ends_with_the_same_bytes(interrupted):
     path, expected = interrupted
     assert not path.exists()  # half a result is never read as whole

@@ -82,14 +82,72 @@ def test_spread_takes_the_middles():
     assert spread([1, 2], 5) == [1, 2]
 
 
-def test_a_distance_of_several_draws_is_refused(toy_plan):
-    paper = {
-        "classifiers": {"cnn": {"component": "vgg"}},
-        "trainings": {"natural": {"component": "natural"}},
-        "methods": {"adp": {"component": "adp"}},
-        "attacks": {"pgd": {"component": "pgd", "eps": 0.1}},
-    }
-    cell = {"dataset": "digits", "classifier": "cnn", "training": "natural"}
-    cell |= {"methods": ["adp"], "attack": "pgd"}
+PAPER = {
+    "classifiers": {"cnn": {"component": "vgg"}},
+    "trainings": {"natural": {"component": "natural"}},
+    "methods": {
+        "adp": {"component": "adp", "iterations": 3},
+        "jpeg": {"component": "jpeg"},
+        "tent": {"component": "tent"},
+    },
+    "attacks": {"pgd": {"component": "pgd", "eps": 0.1}},
+}
+CELL = {"dataset": "digits", "classifier": "cnn", "training": "natural", "methods": ["adp"]}
+CELL |= {"attack": "pgd", "threat_model": "oblivious"}
+
+
+@pytest.fixture
+def planned(toy_plan):
+    def make(rows, **cell):
+        return toy_plan(PAPER, {**CELL, **cell}, rows, {"column": {}})
+
+    return make
+
+
+def test_a_distance_of_several_draws_is_refused(planned):
     with pytest.raises(UserError, match="mean_l2 needs a single purified image"):
-        toy_plan(paper, {**cell, "draws": 5, "metric": "mean_l2"}, {"row": {}}, {"column": {}})
+        planned({"row": {}}, draws=5, metric="mean_l2")
+
+
+def of_stage(plan, stage):
+    return [run for run in plan.runs.values() if run.stage == stage]
+
+
+def test_all_steps_are_further_draws_of_runs_of_their_own(planned):
+    steps = {"all_steps": True}
+    rows = {"last": {}, "all": steps, "mean": {**steps, "combine_draws": "logits"}}
+    plan = planned(rows, draws=5)
+    last, every = sorted(of_stage(plan, "predict"), key=lambda run: run.spec.all_steps)
+    assert (last.spec.all_steps, every.spec.all_steps) == (False, True)
+    assert "all_steps" not in last.spec.to_json()
+    assert (every.spec.first_draw, every.spec.draws) == (0, 5)
+    (more,) = {every.cost[key] - last.cost[key] for key in every.cost} - {0.0}
+    classified = next(key for key in last.cost if key.startswith("vgg"))
+    assert more == 3 * last.cost[classified]  # 4 images of a draw instead of 1
+    scores = {(s.spec.combine_draws, s.spec.all_steps) for s in of_stage(plan, "score")}
+    assert scores == {("softmax", False), ("softmax", True), ("logits", True)}
+    (document,) = plan.documents.values()
+    remarks = {cell.row: cell.flags[-1].text for cell in document.cells}
+    text = "prediction: mean of the probabilities of 5 random draws"
+    assert remarks["last"] == text
+    assert remarks["all"] == f"{text}, each with the images of all steps"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ({"methods": ["jpeg"]}, "all_steps is true, but jpeg has no steps to classify: remove"),
+        ({"methods": ["jpeg", "adp"]}, "all_steps needs exactly one method, not 2: correct"),
+        ({"methods": []}, "all_steps needs exactly one method, not 0: correct"),
+        ({"metric": "mean_l2"}, "metric mean_l2 needs a single purified image, but .* all steps"),
+    ],
+)
+def test_all_steps_are_refused_where_there_are_none(planned, cell, message):
+    with pytest.raises(UserError, match=rf"^[^\n]*{message}[^\n]*$"):
+        planned({"row": {"all_steps": True, **cell}})
+
+
+def test_what_adapts_to_its_batches_is_not_smoothed(planned):
+    smoothed = {"metric": "smoothed_accuracy", "smoothing": {"sigma": 0.25}}
+    with pytest.raises(UserError, match=r"tent adapts .* needs votes of one fixed classifier: "):
+        planned({"row": {"methods": ["tent"], "attack": "none", **smoothed}})

@@ -15,7 +15,7 @@ import torch
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import build, frozen
 from purifiers.core.errors import UserError
-from purifiers.core.evaluation import predicted, purified
+from purifiers.core.evaluation import defender_seed, finite_logits, predicted, purified
 from purifiers.core.spec import (
     ImagesSpec,
     MethodSpec,
@@ -117,6 +117,41 @@ def test_a_score_combines_the_first_draws(stages: Stages, draws: int, how: str) 
     assert rows["linf"].isna().all() and (rows["attack_linf"] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("draws", "how", "expected"),
+    [
+        (2, "logits", 0),  # means 5, 4.25, 2.05
+        (2, "softmax", 1),  # means .25, .47, .25
+        (2, "argmax", 2),  # one, one and two votes
+        (1, "logits", 0),  # 10, 2, 2.05
+        (1, "softmax", 0),  # .50, .22, .25
+    ],
+)
+def test_a_score_combines_all_steps_of_its_draws(
+    stages: Stages, draws: int, how: str, expected: int
+) -> None:
+    logits = np.zeros((24, 2, 2, 10), dtype=np.float32)  # images, draws, steps, classes
+    logits[:, 0, 0, 0] = 20.0
+    logits[:, 1, 0, 1] = 9.0
+    logits[:, :, 1, 1:3] = 4.0, 4.1  # class 2 in the last steps of both draws
+    folder = stages.folder("predict", "by hand")
+    folder.path.mkdir(parents=True)
+    np.save(folder.path / "logits.npy", logits)
+    spec = dataclasses.replace(SPEC, draws=2, all_steps=True)
+    folder.finish(spec, ["logits.npy"], {}, 0.0, {})
+    combined = ScoreSpec(
+        images=IMAGES,
+        classifier="one",
+        attack=None,
+        predictions=("by hand",),
+        draws=draws,
+        combine_draws=how,
+        all_steps=True,
+    )
+    stages.run(score, combined, "combined")
+    assert set(stages.rows("score", "combined")["prediction"]) == {expected}
+
+
 def test_predictions_of_other_images_are_refused(stages: Stages) -> None:
     stages.run(predict, SPEC, "first")
     fewer = ImagesSpec(data="digits", subset=Subset(split="test", n=8, seed=0), run=None)
@@ -164,7 +199,7 @@ def fitted(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> Stages:
         frozen(made)
         return made
 
-    for stage in (norm, trace):
+    for stage in (norm, predict, trace):
         monkeypatch.setattr(stage, "open_method", opened)
     return stages
 
@@ -181,6 +216,28 @@ def test_the_norm_of_a_score(fitted: Stages) -> None:
         expected = torch.stack([score_of(image[None]).norm() for image in batch])
     assert as_is == pytest.approx(expected.numpy(), rel=1e-4)
     assert not np.allclose(as_is, stepped)
+
+
+def test_a_prediction_of_all_steps(fitted: Stages) -> None:
+    """The noisy image and the images after three steps, by the draw's own noise."""
+    methods = (adp(sigma=0.1),)
+    every = dataclasses.replace(SPEC, methods=methods, first_draw=1, draws=2, all_steps=True)
+    for name, all_steps in (("last", False), ("every", True)):
+        fitted.run(predict, dataclasses.replace(every, all_steps=all_steps), name)
+    last, steps = (
+        np.load(fitted.folder("predict", name).path / "logits.npy") for name in ("last", "every")
+    )
+    assert last.shape == (24, 2, 10) and steps.shape == (24, 2, 4, 10)
+    assert np.allclose(steps[:, :, -1], last, atol=1e-5)
+    images = open_images(fitted.context, IMAGES)
+    batch, _, indices = images.batch(0, len(images), "cpu")
+    classifier = open_classifier(fitted.context, "one")
+    opened = predict.open_method(fitted.context, methods[0], None)
+    for draw in (1, 2):
+        with torch.no_grad():
+            states = opened.states(batch, defender_seed(5, draw), indices)
+        expected = torch.stack([finite_logits(classifier, state) for state in states], dim=1)
+        assert np.allclose(steps[:, draw - 1], expected.numpy(), atol=1e-5)
 
 
 def test_the_states_of_a_trace(fitted: Stages) -> None:

@@ -118,7 +118,7 @@ class LogHandler(LogHandlerBase):
                 self._say(self.format(record))
 
     def _begin(self) -> None:
-        if self.thread.is_alive():
+        if self.thread.ident:  # it has been started
             return
         self.started = time.monotonic()
         if self.live:
@@ -196,7 +196,7 @@ class LogHandler(LogHandlerBase):
         """Print the last state of the whole and leave the terminal as it was."""
         self.acquire()
         try:
-            if self.thread.is_alive() and not self.ended.is_set():
+            if self.thread.ident and not self.ended.is_set():
                 self.ended.set()
                 if self.live:
                     self.live.transient = True  # its lines are erased

@@ -22,6 +22,8 @@ PYTHON ?= python3
 CONDA := $(and $(CONDA_PREFIX),$(wildcard $(CONDA_PREFIX)/bin/snakemake))
 BIN := $(if $(CONDA),$(CONDA_PREFIX)/bin,.venv/bin)
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+# Shows one line per running job and one for the whole, see workflow/logger.
+DISPLAYED := PYTHONPATH=workflow/logger$${PYTHONPATH:+:$$PYTHONPATH} $(SNAKEMAKE) --logger purifybench
 
 # T=aid/3 names table_3, T=aid/11a names table_11a, any other name is unchanged.
 item := $(notdir $(T))
@@ -36,11 +38,11 @@ export PATH := $(abspath $(BIN)):$(PATH)
 .PHONY: reproduce table field plan data site bench register test test-cluster drill lint env lock clean
 
 reproduce: env
-	$(SNAKEMAKE) --config scale=$(SCALE)
+	$(DISPLAYED) --config scale=$(SCALE)
 
 table: env
 	$(BIN)/python -m purifiers plan --scale $(SCALE) $(document)
-	$(SNAKEMAKE) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(document).csv,$(T)/claims.csv) --config scale=$(SCALE)
+	$(DISPLAYED) results/tables/$(SCALE)/$(if $(findstring /,$(T)),$(document).csv,$(T)/claims.csv) --config scale=$(SCALE)
 
 field:
 	$(MAKE) --no-print-directory table T=field/ranking

@@ -25,12 +25,14 @@ class Batch:
         stage: the stage of all its runs.
         runs: in the order of execution.
         upstream: the batches whose results its runs read.
+        first: the document that the scale wants first waits for it.
     """
 
     id: str
     stage: str
     runs: tuple[Run, ...]
     upstream: tuple[Batch, ...]
+    first: bool = False
 
     @property
     def spec_name(self) -> str:
@@ -44,12 +46,17 @@ class Batch:
 
 
 def gather(
-    runs: Iterable[Run], scale: Scale, seconds: Callable[[Run], float] | None = None
+    runs: Iterable[Run],
+    scale: Scale,
+    seconds: Callable[[Run], float] | None = None,
+    first: Iterable[Run] = (),
 ) -> dict[str, Batch]:
     """Assign runs and all their ancestors to batches.
 
     Args:
         seconds: predicted duration of a run; needed if the scale declares minutes per job.
+        first: runs that share no batch with others, nor do their ancestors, so that they need not
+            wait for these.
 
     Returns:
         The batch of each run, by run id.
@@ -57,10 +64,20 @@ def gather(
     by_stage: dict[str, list[Run]] = {stage: [] for stage in SPECS}
     for run in with_ancestors(runs):
         by_stage[run.stage].append(run)
+    first_ids = {run.id for run in with_ancestors(first)}
     batch_of: dict[str, Batch] = {}
     for stage in SPECS:
         ordered = sorted(by_stage[stage], key=lambda run: (-run.passes, run.id))
-        for group in _groups(ordered, scale.jobs(stage), seconds):
+        groups = [
+            group
+            for part in (True, False)
+            for group in _groups(
+                [run for run in ordered if (run.id in first_ids) is part],
+                scale.jobs(stage),
+                seconds,
+            )
+        ]
+        for group in groups:
             # A later purification of a chain reads the images of the earlier one, and a second
             # training the weights of the first, so runs are ordered by depth.
             group = sorted(group, key=lambda run: (_depth(run), run.id))
@@ -69,7 +86,8 @@ def gather(
             by_id = {batch_of[run_id].id: batch_of[run_id] for run_id in inputs}
             upstream = tuple(by_id[key] for key in sorted(by_id))
             content = [[run.id for run in group], [batch.id for batch in upstream]]
-            batch = Batch(f"{stage}-{short_hash(content)}", stage, tuple(group), upstream)
+            batch_id, is_first = f"{stage}-{short_hash(content)}", group[0].id in first_ids
+            batch = Batch(batch_id, stage, tuple(group), upstream, is_first)
             batch_of.update({run.id: batch for run in group})
     return batch_of
 
@@ -175,6 +193,7 @@ def write_specs(batches: Iterable[Batch], runs_root: Path, scale: Scale) -> None
                 }
                 for r in batch.runs
             ],
+            **({"first": True} if batch.first else {}),
         }
         path = folder / batch.spec_name
         if not path.exists() or read_json(path) != spec:

@@ -154,7 +154,16 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
                 if stems is None or stem in stems:
                     documents[f"{name}/{stem}"] = expander.document(declared, stem)
     runs = expander.graph.runs
-    batches = gather(runs.values(), scale, _durations(root, scale))
+    first = documents.get(scale.first)
+    if scale.first and not first and not names:
+        raise UserError(
+            f"workflow/scales/{scale.name}.yaml: first: there is no document {scale.first!r}"
+            f"{did_you_mean(scale.first, documents)}"
+        )
+    first_scores = (
+        [runs[i] for c in first.cells for seed in c.scores for i in seed] if first else []
+    )
+    batches = gather(runs.values(), scale, _durations(root, scale), first_scores)
     return Plan(root, scale, papers, documents, runs, batches)
 
 

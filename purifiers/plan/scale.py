@@ -53,6 +53,11 @@ class Scale:
         """Value of an optional top-level key."""
         return self.declared.get(name, default)
 
+    @property
+    def first(self) -> str:
+        """The document whose jobs start before all others; empty: none."""
+        return str(self.declared.get("first", ""))
+
     def limits(self, paper: str) -> dict[str, Any]:
         """Largest numbers in a paper's cells, see :mod:`purifiers.plan.limits`."""
         return {**self.setting("limits", {}), **self._of_paper(paper).get("limits", {})}

@@ -10,7 +10,7 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
-from purifiers.plan.graph import component_spec
+from purifiers.plan.graph import component_spec, with_ancestors
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
 from purifiers.plan.scale import load_scale, scale_names
@@ -358,3 +358,23 @@ def test_the_text_of_a_plan_and_of_a_run_is_short(plans) -> None:
     plan = plans["paper"]
     assert len(repr(plan)) < 200
     assert max(len(repr(run)) for run in plan.runs.values()) < 20_000
+
+
+def test_the_first_document_waits_for_no_run_of_others(plans) -> None:
+    plan = plans["smoke"]
+    own = {run.id for run in with_ancestors(plan.score_runs(plan.scale.first))}
+    assert own and len(own) < len(plan.runs)
+    batches = {batch.id: batch for batch in plan.batches.values()}.values()
+    assert {run.id for batch in batches if batch.first for run in batch.runs} == own
+    assert all(b.first for batch in batches if batch.first for b in batch.upstream)
+    alone = make_plan(ROOT, "smoke", [plan.scale.first])  # the same jobs: none is repeated
+    assert {b.id for b in alone.batches.values()} == {b.id for b in batches if b.first}
+
+
+def test_the_first_document_must_exist(root: Path) -> None:
+    edit(
+        root / "workflow" / "scales" / "smoke.yaml", ("first: advae/table_1", "first: aid/table_99")
+    )
+    make_plan(root, "smoke", ["aid/table_11b"])  # it is not asked for
+    with pytest.raises(UserError, match=r"smoke.yaml: first: there is no document 'aid/table_99'"):
+        make_plan(root, "smoke")

@@ -4,11 +4,14 @@ import json
 import shlex
 import subprocess
 
+from snakemake.logging import logger
+
 from purifiers.core.errors import UserError
 from purifiers.core.future_dates import date_back
 from purifiers.core.stale_lock import remove_stale_lock
 from purifiers.plan import cluster
 from purifiers.plan.plan import make_plan, requested_documents
+from purifiers.plan.workload import Workload
 
 SCALE = config.get("scale", "smoke")
 ROOT = Path(workflow.basedir)
@@ -33,6 +36,10 @@ if CLUSTER and "--profile" in GIVEN and "--workflow-profile" not in GIVEN:
     )
 PROGRAMS = shlex.quote(str(Path(sys.executable).parent))  # this environment's python first
 shell.prefix(f"export PATH={PROGRAMS}:$PATH; ")
+# The display of `make reproduce` reads the logs itself; else a job's messages also go to the screen.
+DISPLAYED = "purifybench" in workflow.output_settings.log_handler_settings
+TO_LOG = "2>> {log}" if DISPLAYED else "2> >(tee -a {log} >&2)"
+TO_NEW_LOG = "2> {log}" if DISPLAYED else "2> >(tee {log} >&2)"
 REPORT_VERSION = 4  # raise it when tables must be rewritten from unchanged runs
 
 
@@ -46,6 +53,8 @@ def plan(scale):
     try:
         result = make_plan(ROOT, scale, requested_targets().get(scale, ()))
         result.write_specs()
+        if DISPLAYED:
+            logger.info(None, extra={"workload": Workload.of(result)})
         if CLUSTER:
             predict_costs(result)
     except UserError as error:
@@ -107,10 +116,24 @@ def document_inputs(scale, name):
     return [plan(scale).report_spec(name), *plan(scale).manifests(name)]
 
 
+def first_table(scale):
+    """The table that is written before all others; none if it is not requested."""
+    first = plan(scale).scale.first
+    planned = any(plan(scale).score_runs(first))
+    return [f"results/tables/{scale}/{first}.csv"] if planned else []
+
+
+def paper_inputs(scale, paper):
+    """The paper's process writes its first table too, so that it starts after that."""
+    tables = [path for path in first_table(scale) if Path(path).parent.name == paper]
+    return [*document_inputs(scale, paper), *tables]
+
+
 def all_documents(wildcards):
     current = plan(SCALE)
     if config.get("tables"):
         return [f"results/tables/{SCALE}/{name}.csv" for name in current.documents]
     papers = current.working_papers()
     claims = [f"results/tables/{SCALE}/{paper}/claims.csv" for paper in papers]
-    return [*claims, *(f"results/report/{SCALE}/{paper}" for paper in papers)]
+    reports = [f"results/report/{SCALE}/{paper}" for paper in papers]
+    return [*first_table(SCALE), *claims, *reports]

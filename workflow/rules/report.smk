@@ -15,17 +15,18 @@ rule document:
         "results/logs/report/{scale}/{paper}/{document}.log",
     wildcard_constraints:
         document="(?!claims)[a-z][a-z0-9_]*",
+    priority: 1
     params:
         version=REPORT_VERSION,
     shell:
         "python -m purifiers report --scale {wildcards.scale}"
-        " {wildcards.paper}/{wildcards.document} 2> >(tee {log} >&2)"
+        f" {{wildcards.paper}}/{{wildcards.document}} {TO_NEW_LOG}"
 
 
 # One process writes every document of the paper.
 rule paper:
     input:
-        lambda wildcards: document_inputs(wildcards.scale, wildcards.paper),
+        lambda wildcards: paper_inputs(wildcards.scale, wildcards.paper),
     output:
         "results/tables/{scale}/{paper}/README.md",
         report(
@@ -46,5 +47,4 @@ rule paper:
     params:
         version=REPORT_VERSION,
     shell:
-        "python -m purifiers report --scale {wildcards.scale} {wildcards.paper}"
-        " 2> >(tee {log} >&2)"
+        f"python -m purifiers report --scale {{wildcards.scale}} {{wildcards.paper}} {TO_NEW_LOG}"

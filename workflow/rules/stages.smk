@@ -15,12 +15,13 @@ for stage in STAGES:
             f"results/logs/{stage}/{{batch}}.log",
         wildcard_constraints:
             batch="[a-z]+-[0-9a-f]{8}",
+        priority: lambda wildcards, input: int(batch_spec(input.spec).get("first", False))
         threads: lambda wildcards, input: batch_spec(input.spec)["threads"]
         resources:
             **REQUESTED,
             gpu=lambda wildcards, input: int(batch_spec(input.spec)["device"] != "cpu"),
         shell:
-            "python -m purifiers run {input.spec} {output} --threads {threads} 2> >(tee -a {log} >&2)"
+            f"python -m purifiers run {{input.spec}} {{output}} --threads {{threads}} {TO_LOG}"
 
 
 # Reserves all cores, whatever number of threads it uses: other jobs would distort the timing. On a
@@ -43,5 +44,4 @@ rule time:
     params:
         threads=lambda wildcards, input: batch_spec(input.spec)["threads"],
     shell:
-        "python -m purifiers run {input.spec} {output} --threads {params.threads}"
-        " 2> >(tee -a {log} >&2)"
+        f"python -m purifiers run {{input.spec}} {{output}} --threads {{params.threads}} {TO_LOG}"

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
-from purifiers.core.ranges import Count, Positive, Share
+from purifiers.core.ranges import Count, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
@@ -50,6 +50,10 @@ class PixelDefend(Method):
         average: decay of the running average of the weights, which purifies the images. The first
             steps have a larger weight: step n has a decay of at most (1 + n) / (10 + n), our choice
             for short trainings. The very last step is not included.
+        validation, early_stopping: a share of the images is held out, and the fit ends after so
+            many epochs without fewer bits per dimension on them, computed with the averaged
+            weights. The weights of the best epoch are kept. 0 and 0 as upstream, which always
+            trains all epochs; see :class:`purifiers.core.recipe.Recipe`.
 
     Raises:
         UserError: a count below 1, or a dropout or an average outside [0, 1).
@@ -67,7 +71,10 @@ class PixelDefend(Method):
             "schedule",
             "batch_size",
             "epochs",
+            "validation",
+            "early_stopping",
         ),
+        joined_later=("validation", "early_stopping"),
         differentiable=False,
         fit=Fit(uses_classifier=False, inference_only=("eps",)),
         # measured on a processor: a single image costs 13 passes, each of a large batch 5
@@ -97,6 +104,8 @@ class PixelDefend(Method):
         batch_size: Count = 48,
         epochs: Positive = 5000,
         average: Share = 0.9995,
+        validation: Share = 0.0,
+        early_stopping: Whole = 0,
     ) -> None:
         super().__init__()
         self.eps, self.average = eps, average
@@ -110,6 +119,8 @@ class PixelDefend(Method):
             schedule=schedule,
             optimizer="adam",
             betas=BETAS,
+            validation=validation,
+            early_stopping=early_stopping,
         )
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
@@ -141,16 +152,21 @@ class PixelDefend(Method):
 
     def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
-        steps = math.ceil(images / self.recipe.batch_size) * self.recipe.epochs
+        trained = images * (1.0 - self.recipe.validation)
+        steps = math.ceil(trained / self.recipe.batch_size) * self.recipe.epochs
         halvings = range(1, int(steps / HALVED_EVERY) + 1)
         milestones = tuple(number * HALVED_EVERY / steps for number in halvings)
         self.recipe = replace(self.recipe, milestones=milestones)
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Bits per dimension: negative mean log-probability of the levels, base 2."""
+        """Bits per dimension: negative mean log-probability of the levels, base 2.
+
+        In evaluation mode those of the averaged weights, with which images are purified.
+        """
         if self.training:
             self._keep_average()
-        return -log_likelihood(self.network, _levels(images)).mean() / math.log(2.0)
+        network = self.network if self.training else self._averaged_network()
+        return -log_likelihood(network, _levels(images)).mean() / math.log(2.0)
 
     def own_pass(self, images: Tensor) -> Tensor:
         return log_likelihood(self.network, _levels(images))
@@ -165,14 +181,18 @@ class PixelDefend(Method):
         """
         if torch.is_grad_enabled() and images.requires_grad:
             raise UserError("pixel_defend: its choices have no gradient; attack it with bpda")
-        network = copy.deepcopy(self.network).requires_grad_(False).eval()
-        vector_to_parameters(self.averaged, network.parameters())
-        network.double()
+        network = self._averaged_network().double()
         reach = math.floor(255.0 * self.eps + 1e-6)
         chunk = CHUNK if images.device.type == "cpu" else max(1, len(images))
         with torch.no_grad():
             parts = [decode(network, part, reach) for part in _levels(images).split(chunk)]
         return torch.cat(parts).float() / 255.0
+
+    def _averaged_network(self) -> PixelCnn:
+        """A frozen copy with the averaged weights, in evaluation mode."""
+        network = copy.deepcopy(self.network).requires_grad_(False).eval()
+        vector_to_parameters(self.averaged, network.parameters())
+        return network
 
     def _keep_average(self) -> None:
         decay = min(self.average, (1 + int(self.steps)) / (10 + int(self.steps)))

@@ -19,7 +19,7 @@ EXPECTED = {
     "aid": "table_1 table_2 table_3 table_4 table_5 table_6 table_7 table_8 table_9 table_10 "
     "table_11a table_11b table_12 table_13 table_14a table_14b table_14c table_15 table_16 "
     "table_17 table_18 table_19 figure_4 figure_5 figure_6 audit audit_eps audit_strong "
-    "audit_variants",
+    "audit_variants audit_pixel_defend",
     "advae": "table_1 table_2 table_3 table_4 audit audit_strong audit_eps audit_distance "
     "audit_variants",
     "adp": "table_5 table_6 table_7 table_8 table_9 table_10 table_11 figure_5 figure_6 figure_7 "

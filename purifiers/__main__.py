@@ -56,6 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     measure.add_argument(
         "--precision", action="append", help="float32 (the default), tf32 or bfloat16; repeatable"
     )
+    measure.add_argument(
+        "--from",
+        dest="selfcheck",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing; take the device's throughput from a selfcheck.json",
+    )
     measure.add_argument("documents", nargs="*", help="such as aid/table_3; all by default")
     measure.set_defaults(function=_measure)
 
@@ -197,8 +204,15 @@ def _measure(arguments: argparse.Namespace) -> int:
     from purifiers.plan.plan import make_plan
     from purifiers.plan.scale import scale_names
     from purifiers.stages.throughput import measure_networks
+    from purifiers.stages.throughput_merge import merge_selfcheck
 
     root = _repository()
+    if arguments.selfcheck is not None:
+        if arguments.documents or arguments.precision:
+            raise UserError("measure: --from takes all of the file; drop documents and --precision")
+        for line in merge_selfcheck(arguments.selfcheck, root / "workflow" / "throughput.yaml"):
+            print(line)
+        return 0
     plans = [make_plan(root, name, arguments.documents) for name in scale_names(root)]
     networks = {network for plan in plans for run in plan.runs.values() for network in run.cost}
     path = root / "workflow" / "throughput.yaml"

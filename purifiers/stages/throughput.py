@@ -29,6 +29,8 @@ HEAD = """\
 # and backward pass (both). Of a processor: its own time on one thread. Written by
 # `python -m purifiers measure`; a row with a source was entered by hand.
 """
+NETWORK_KEY = re.compile(r"(\w+)\((.*)\)@([\dx]+)")
+"""A key of :func:`purifiers.plan.cost.network_key`."""
 ROUNDS = 3
 WARM_UPS = 3
 """Passes before the first round: libraries choose their algorithms in the first ones."""
@@ -114,7 +116,7 @@ def subject_of(key: str, device: str) -> Subject:
     Raises:
         ValueError: not a network key.
     """
-    match = re.fullmatch(r"(\w+)\((.*)\)@([\dx]+)", key)
+    match = NETWORK_KEY.fullmatch(key)
     if match is None:
         raise ValueError(f"not a network key: {key}")
     parameters = yaml.safe_load("{" + match[2].replace("=", ": ") + "}") or {}

@@ -20,6 +20,7 @@ from purifiers.core.files import remembered
 from purifiers.core.fitting import EXAMPLES, PHASES
 from purifiers.core.precision import computing
 from purifiers.core.provenance import provenance
+from purifiers.core.shards import out_of_memory
 from purifiers.core.sources import component_sources
 from purifiers.core.spec import read_spec
 from purifiers.stages._context import Context
@@ -106,7 +107,9 @@ def _execute(stage: Any, folder: RunFolder, entry: dict[str, Any], context: Cont
 
 def _record_failure(folder: RunFolder, error: Exception) -> None:
     line = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, UserError):
+    if out_of_memory(error):
+        line = f"out of memory: run fewer jobs at once, or give each more; {line[:120]}"
+    elif not isinstance(error, UserError):
         line = f"{type(error).__name__}: {line}"
         traceback.print_exception(error, file=sys.stderr)
     print(f"error: {folder.stage} {folder.id}: {line}", file=sys.stderr, flush=True)

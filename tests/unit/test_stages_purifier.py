@@ -25,8 +25,8 @@ BRIEF = {
 IMAGES, BATCH = 60, 16
 
 
-def fit(runs_root: Path, run: str) -> dict[str, Tensor]:
-    """Do the fit, as a job does, and read its weights."""
+def job(run: str) -> dict[str, Any]:
+    """The batch of one fit."""
     spec = PurifierSpec(
         data="digits",
         train=IMAGES,
@@ -35,12 +35,16 @@ def fit(runs_root: Path, run: str) -> dict[str, Tensor]:
         seed=0,
         ensemble=("two",),
     )
-    batch = {
+    return {
         **{"stage": "purifier", "batch": "fits", "device": "cpu", "batch_size": BATCH},
         **{"checkpoint_seconds": 0.0},
         "runs": [{"id": run, "spec": spec.to_json(), "passes": 0, "size_bytes": 0}],
     }
-    assert run_batch(batch, runs_root / "done.json", runs_root, 1) == 0
+
+
+def fit(runs_root: Path, run: str) -> dict[str, Tensor]:
+    """Do the fit, as a job does, and read its weights."""
+    assert run_batch(job(run), runs_root / "done.json", runs_root, 1) == 0
     folder = RunFolder(runs_root, "purifier", run)
     assert folder.record().summary["steps"] == 12  # 54 images, 6 are held out
     return load_file(folder.path / "weights.safetensors")
@@ -78,3 +82,23 @@ def test_a_killed_fit_makes_no_example_twice(
     assert not examples.exists()
     for name, weights in whole.items():
         assert torch.equal(again[name], weights), name
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB")]
+)
+def test_too_little_memory_is_told_in_one_line(
+    untrained_runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def failing(*_: Any) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(Hgd, "fit_loss", failing)
+    assert run_batch(job("short"), untrained_runs / "done.json", untrained_runs, 1) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "Traceback (most recent call last):" not in told
+    (line,) = (line for line in told if line.startswith("error: "))
+    assert line.startswith("error: purifier short: out of memory: run fewer jobs at once")

@@ -116,6 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if "failed to map segment" not in str(error):  # of a library that does not fit into memory
+            raise
+        print(f"error: too little memory to load a library ({error}): give more", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 128 + signal.SIGINT

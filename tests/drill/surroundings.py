@@ -104,7 +104,7 @@ def _told(
 
 
 def _little_memory(folder: Path, expected: dict[str, bytes]) -> Trial:
-    """Jobs may allocate hardly more than the libraries need."""
+    """Jobs may not even load the libraries."""
     shutil.rmtree(folder, ignore_errors=True)
     workspace = make_workspace(folder, *PAPERS)
     limit = 1_400 << 20

@@ -114,3 +114,17 @@ def test_a_mistyped_data_folder_is_not_created(
     with pytest.raises(UserError, match="PURIFYBENCH_DATA"):
         purifiers.load_images("mnist", 5)
     assert not wrong.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+def test_too_little_memory_for_the_libraries_is_one_line() -> None:
+    script = (
+        "import resource, sys\n"
+        "from purifiers.__main__ import main\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "sys.exit(main(['selfcheck', '--device', 'cpu']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: too little memory to load a library (libtorch")

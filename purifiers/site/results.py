@@ -30,6 +30,9 @@ TEXTS = (
     *("flags", "warnings"),
 )
 
+DERIVED = ("claims", "ranks", "selection")
+"""Stems of CSV files that are made from several cells, and are no documents."""
+
 Row = dict[str, str]
 """One line of a CSV by column, as text."""
 
@@ -80,7 +83,7 @@ def read_tables(root: Path, scale: str) -> list[Table]:
         UserError: a damaged CSV or provenance file.
     """
     paths = sorted((root / TABLES / scale).glob("*/*.csv"))
-    return [_table(root, path) for path in paths if path.stem not in ("claims", "ranks")]
+    return [_table(root, path) for path in paths if path.stem not in DERIVED]
 
 
 def _table(root: Path, path: Path) -> Table:

@@ -155,7 +155,8 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
                     documents[f"{name}/{stem}"] = expander.document(declared, stem)
     runs = expander.graph.runs
     first = documents.get(scale.first)
-    if scale.first and not first and not names:
+    # a repository may hold some of the papers only
+    if not first and not names and scale.first.partition("/")[0] in papers:
         raise UserError(
             f"workflow/scales/{scale.name}.yaml: first: there is no document {scale.first!r}"
             f"{did_you_mean(scale.first, documents)}"

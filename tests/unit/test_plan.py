@@ -351,6 +351,8 @@ def test_the_scales_name_papers_and_documents_that_exist(scale: str) -> None:
         assert (ROOT / "benchmarks" / paper / "paper.yaml").exists(), paper
         for document in entry.get("documents", {}):
             assert (ROOT / "benchmarks" / paper / f"{document}.yaml").exists(), document
+    if first := load_scale(ROOT, scale).first:
+        assert (ROOT / "benchmarks" / f"{first}.yaml").exists()
 
 
 def test_the_text_of_a_plan_and_of_a_run_is_short(plans) -> None:

@@ -78,8 +78,10 @@ def test_the_plan_has_one_first_training(scale: str) -> None:
     by_id = {run.id: run for run in fits}
     tuned = [run for run in fits if run.spec.first]
     seeds = len(load_scale(ROOT, scale).declared["seeds"])
-    assert len(tuned) == 4 * seeds  # RT1 to RT3 on the ResNet-18, RT2 on the ResNet-50
-    assert len({run.spec.first for run in tuned}) == 3 * seeds
+    data = len({run.spec.data for run in fits})  # CIFAR-10 and MNIST, or digits for both
+    # RT1 to RT3 on the ResNet-18, and RT2 on the ResNet-50 for CIFAR-10
+    assert len(tuned) == (3 * data + 1) * seeds
+    assert len({run.spec.first for run in tuned}) == 3 * data * seeds
     for run in tuned:
         first = by_id[run.spec.first]
         assert first.spec.classifier is None

@@ -75,7 +75,7 @@ def test_a_table_through_slurm(workspace: Any, undisturbed: Any, slurm: Any) -> 
 
         # one is cancelled, one reaches its time limit: both are tried again, with larger requests
         slurm("scancel", cancelled)
-        stop(late)
+        computing(late).suspend()
         slurm("scontrol", "update", f"JobId={late}", "EndTime=now")
         *_, again = wait_for("second attempts", jobs("classifier", 4), head, log)
         assert {cancelled: "CANCELLED", late: "TIMEOUT"}.items() <= states(slurm).items()
@@ -85,8 +85,9 @@ def test_a_table_through_slurm(workspace: Any, undisturbed: Any, slurm: Any) -> 
 
         # the head is killed; a job that lives on is not executed a second time
         (orphan,) = wait_for("purifier", jobs("purifier", 1, "RUNNING"), head, log)
+        sleeping = computing(orphan)  # before its first checkpoint: it may end soon after
         wait_for("work", lambda: [*workspace.runs.glob("purifier/*/checkpoint")], head, log)
-        sleeping = stop(orphan)
+        sleeping.suspend()
         head.send_signal(signal.SIGKILL)
         head.wait()
         before = {
@@ -108,8 +109,8 @@ def test_a_table_through_slurm(workspace: Any, undisturbed: Any, slurm: Any) -> 
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def stop(job: str) -> Any:
-    """Stop the process of a job that computes, as soon as there is one."""
+def computing(job: str) -> Any:
+    """The process of a job that computes, as soon as there is one."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for process in psutil.process_iter():
@@ -117,7 +118,6 @@ def stop(job: str) -> Any:
                 words = process.cmdline()
                 computes = words[1:4] == ["-m", "purifiers", "run"]
                 if computes and process.environ().get("SLURM_JOB_ID") == job:
-                    process.suspend()
                     return process
         time.sleep(0.02)
     raise AssertionError(f"job {job} does not compute")

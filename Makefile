@@ -23,7 +23,8 @@ CONDA := $(and $(CONDA_PREFIX),$(wildcard $(CONDA_PREFIX)/bin/snakemake))
 BIN := $(if $(CONDA),$(CONDA_PREFIX)/bin,.venv/bin)
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 # Shows one line per running job and one for the whole, see workflow/logger.
-DISPLAYED := PYTHONPATH=workflow/logger$${PYTHONPATH:+:$$PYTHONPATH} $(SNAKEMAKE) --logger purifybench
+# --logger takes every word up to the next option.
+DISPLAYED := PYTHONPATH=workflow/logger$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/snakemake --logger purifybench --cores $(CORES)
 
 # T=aid/3 names table_3, T=aid/11a names table_11a, any other name is unchanged.
 item := $(notdir $(T))

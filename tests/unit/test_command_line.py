@@ -128,3 +128,11 @@ def test_too_little_memory_for_the_libraries_is_one_line() -> None:
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: too little memory to load a library (libtorch")
+
+
+@pytest.mark.parametrize("target", ["reproduce", "table", "field"])
+def test_make_passes_no_target_as_a_logger(target: str) -> None:
+    """Snakemake's --logger takes every word up to the next option."""
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    (words,) = (line.split() for line in done.stdout.splitlines() if "--logger" in line)
+    assert words[words.index("--logger") + 2].startswith("--"), words

@@ -205,6 +205,18 @@ def another(types, value):
     return 2 * value if isinstance(value, int) else 0.5 * fraction(value)
 
 
+def first_weights(method, victim, fit_briefly, parameters):
+    """All weights after a few steps of the first training, from the same start."""
+    made = method.make(**parameters)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        made.bind(victim.classifier, victim.classifier.shape)
+    made.fit_on([victim.classifier], len(victim.images))
+    few = replace(made.recipe, steps=min(made.recipe.steps, 24))
+    fit_briefly(made, made.fit_loss, few, victim)
+    return made.state_dict()
+
+
 def test_inference_only_parameters_do_not_matter_to_the_fit(method, victim, fit_briefly):
     declared = method.description.traits.fit
     if declared is None or not declared.inference_only:
@@ -212,18 +224,11 @@ def test_inference_only_parameters_do_not_matter_to_the_fit(method, victim, fit_
     full = method.description.parameters | method.small
     types = method.description.types
     other = {name: another(types[name], full[name]) for name in declared.inference_only}
-    weights = []
-    for parameters in ({}, other):
-        made = method.make(**parameters)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            made.bind(victim.classifier, victim.classifier.shape)
-        made.fit_on([victim.classifier], len(victim.images))
-        few = replace(made.recipe, steps=min(made.recipe.steps, 24))
-        fit_briefly(made, made.fit_loss, few, victim)
-        weights.append(made.state_dict())
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    weights, changed = (
+        first_weights(method, victim, fit_briefly, parameters) for parameters in ({}, other)
+    )
+    assert weights.keys() == changed.keys()
+    assert all(torch.equal(value, changed[name]) for name, value in weights.items())
 
 
 def test_what_only_the_second_training_reads_does_not_matter_to_the_first(
@@ -236,18 +241,12 @@ def test_what_only_the_second_training_reads_does_not_matter_to_the_first(
     types, full = method.description.types, method.description.parameters | method.small
     given = [name for name in second.only if "str" not in types[name]]  # a choice of its own
     other = {name: another(types[name], full[name]) for name in given}
-    weights = []
-    for parameters in ({second.when: False}, {second.when: True, **other}):
-        made = method.make(**parameters)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            made.bind(victim.classifier, victim.classifier.shape)
-        made.fit_on([victim.classifier], len(victim.images))
-        few = replace(made.recipe, steps=min(made.recipe.steps, 24))
-        fit_briefly(made, made.fit_loss, few, victim)
-        weights.append(made.state_dict())
-    assert weights[0].keys() <= weights[1].keys()
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    alone, followed = (
+        first_weights(method, victim, fit_briefly, parameters)
+        for parameters in ({second.when: False}, {second.when: True, **other})
+    )
+    assert alone.keys() <= followed.keys()
+    assert all(torch.equal(value, followed[name]) for name, value in alone.items())
 
 
 def test_its_own_network_has_a_price(method, ready, victim):

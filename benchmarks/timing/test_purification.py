@@ -192,12 +192,7 @@ def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.
         "plain loop": lambda: one_by_one(method, network, images, 0),
         SUITE: lambda: method.purify(images, 0),
     }
-    with torch.no_grad():
-        purified = {row: run() for row, run in rows.items()}  # also warms up
-    rows = {row: no_gradient(run) for row, run in rows.items()}
-    rows[WITH_GRADIENT] = lambda: gradient(method, images)
-    rows[WITH_GRADIENT]()
-    seconds = measured(rows, device, benchmark, pytestconfig)
+    purified, seconds = with_gradient(rows, method, images, device, benchmark, pytestconfig)
     difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
     assert difference < 1e-4, f"the images differ by up to {difference:.2g}"
     sizes = {"width": width, "blocks": blocks, "multipliers": multipliers, "steps": steps}
@@ -229,12 +224,7 @@ def test_atop(case: str, device: str, benchmark: Any, pytestconfig: pytest.Confi
         "plain loop": lambda: mask_by_mask(method, generator, images, 0),
         SUITE: lambda: method.purify(state, 0),
     }
-    with torch.no_grad():
-        purified = {row: run() for row, run in rows.items()}  # also warms up
-    rows = {row: no_gradient(run) for row, run in rows.items()}
-    rows[WITH_GRADIENT] = lambda: gradient(method, state)
-    rows[WITH_GRADIENT]()
-    seconds = measured(rows, device, benchmark, pytestconfig)
+    purified, seconds = with_gradient(rows, method, state, device, benchmark, pytestconfig)
     difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
     assert difference < 1e-4, f"the images differ by up to {difference:.2g}"
     details = {"purifier": "atop", "case": case, "n_images": count}
@@ -244,8 +234,21 @@ def test_atop(case: str, device: str, benchmark: Any, pytestconfig: pytest.Confi
     assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
 
 
-def no_gradient(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    return torch.no_grad()(run)
+def with_gradient(
+    rows: dict[str, Callable[[], Tensor]],
+    method: Method,
+    images: Tensor,
+    device: str,
+    benchmark: Any,
+    pytestconfig: pytest.Config,
+) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+    """Purified images of each row, and its seconds; also those of a gradient through ``method``."""
+    with torch.no_grad():
+        purified = {row: run() for row, run in rows.items()}  # also warms up
+    timed = {row: torch.no_grad()(run) for row, run in rows.items()}
+    timed[WITH_GRADIENT] = lambda: gradient(method, images)
+    timed[WITH_GRADIENT]()
+    return purified, measured(timed, device, benchmark, pytestconfig)
 
 
 def gradient(method: Method, images: Tensor) -> Tensor:

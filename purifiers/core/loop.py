@@ -99,7 +99,7 @@ def fit(
     train, held_out = _split(len(pixels), recipe.validation, seed)
     count = len(train) if coreset is None else coreset.size(len(train))
     per_epoch = math.ceil(count / recipe.batch_size)
-    total = recipe.steps or max(1, round(per_epoch * recipe.epochs))
+    total = recipe.total_steps(count)
     unreported = min(0.9 * total, total - max(1, sum(steps for _, steps in recipe.turns)))
     optimizer = recipe.optimizer_for(module)
     store = Checkpoint(checkpoint, identity)

@@ -125,6 +125,11 @@ class Recipe:
         if self.averaging and self.validation:
             raise UserError("averaging: the average is not validated; set validation to 0")
 
+    def total_steps(self, images: int) -> int:
+        """Optimizer steps of a training on so many images, at least 1."""
+        batches = math.ceil(images / self.batch_size)
+        return self.steps or max(1, round(batches * self.epochs))
+
     def rate(self, step: int, total: int, history: Sequence[float] = ()) -> float:
         """Learning rate at ``step`` of ``total``, after the validation losses in ``history``."""
         rise = min(step / self.warm_up_steps, 1.0) if self.warm_up_steps else 1.0

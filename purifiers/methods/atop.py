@@ -19,6 +19,7 @@ from purifiers.core.phase import Phase
 from purifiers.core.prepare import Prepared
 from purifiers.core.ranges import Count, Interior, NonNegative, Positive, Whole
 from purifiers.core.recipe import Recipe
+from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
 from purifiers.core.training_images import Pixels
 from purifiers.core.traits import Fit, Images, MethodTraits, Network, SecondTraining
 from purifiers.methods._block_masks import FIXED, SHARINGS, block_masks, masked_blocks
@@ -252,7 +253,8 @@ class Atop(Method):
                 shape[0], self.discriminator_width, self.discriminator_depth
             )
         if self.fine_tune and self.snapshots:
-            self.register_buffer("copies", self._weights().repeat(self.snapshots, 1))
+            copies = weights_of(self.generator).repeat(self.snapshots, 1)
+            self.register_buffer("copies", copies)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _check(self, shape: Sequence[int]) -> None:
@@ -306,8 +308,7 @@ class Atop(Method):
         recipe = self.fine_tune_recipe
         steps = math.ceil(len(pixels) / recipe.batch_size)
         first = round(self.classification_after * steps)
-        total = max(1, round(recipe.epochs * steps))
-        copied_at = {k * total // self.snapshots: k for k in range(self.snapshots)}
+        copied_at = numbers_by_step(self.snapshots, recipe.total_steps(len(pixels)))
         self.fine_tune_steps.zero_()
         done = -1  # read once, as each read of a GPU waits for it
 
@@ -315,7 +316,7 @@ class Atop(Method):
             nonlocal done
             done = int(self.fine_tune_steps) if done < 0 else done
             if done in copied_at:
-                self.copies[copied_at[done]] = self._weights()
+                self.copies[copied_at[done]] = weights_of(self.generator)
             images = images.contiguous(memory_format=torch.channels_last)
             value = self.tuning_loss(images, labels, indices, seed, done >= first)
             done += 1
@@ -327,18 +328,9 @@ class Atop(Method):
     def end_fit(self) -> None:
         self._use_snapshot()
 
-    def _weights(self) -> Tensor:
-        """All weights of the generator, (number,)."""
-        return torch.cat([weight.detach().flatten() for weight in self.generator.parameters()])
-
     def _use_snapshot(self) -> None:
-        """Give the generator the weights of the chosen copy."""
-        if not self.snapshot:
-            return
-        weights = list(self.generator.parameters())
-        copy = self.copies[self.snapshot - 1].split([weight.numel() for weight in weights])
-        for weight, values in zip(weights, copy, strict=True):
-            weight.data.copy_(values.view(weight.shape))
+        if self.snapshot:
+            load_weights(self.generator, self.copies[self.snapshot - 1])
 
     def tuning_loss(
         self,

@@ -21,6 +21,7 @@ from purifiers.core.phase import Phase
 from purifiers.core.prepare import Prepared
 from purifiers.core.ranges import Count, NonNegative, Positive, Whole
 from purifiers.core.recipe import Recipe
+from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
 from purifiers.core.training_images import Pixels, to_float
 from purifiers.core.traits import Fit, MethodTraits, Network, SecondTraining
 from purifiers.methods._idfr_mixing import Mixing
@@ -63,9 +64,12 @@ class Idfr(Method):
         restore_epochs, restore_batch_size, restore_learning_rate: of FR with Adam; 80 and .01 in
             section 4.1, batch 96 and rate .001 in `ID-FR/IDFR`.
         schedule: of both rates, see :class:`purifiers.core.recipe.Recipe`; constant in the paper.
+        snapshots: copies of ID that its training keeps, at equal distances of its steps: the first
+            before it begins, none at its end. Only without FR, which is fitted behind one ID.
+        snapshot: the copy that purifies, from 1; 0: ID at the end.
 
     Raises:
-        UserError: an unknown residual or loss.
+        UserError: an unknown residual or loss, snapshots with FR, or more than are kept.
     """
 
     traits = MethodTraits(
@@ -87,6 +91,7 @@ class Idfr(Method):
         fit=Fit(
             passes="3 * steps * (1 + restore) + 3 * epochs * (1 + noise_rounds) + 2 * restore",
             stored_examples=True,
+            inference_only=("snapshot",),
             second=SecondTraining(
                 when="restore",
                 only=(
@@ -103,6 +108,9 @@ class Idfr(Method):
             fit_passes="3 * epochs * (1 + noise_rounds) + 2 * restore",
         ),
     )
+
+    copies: Tensor
+    fit_steps: Tensor
 
     def __init__(
         self,
@@ -124,6 +132,8 @@ class Idfr(Method):
         restore_batch_size: Count = 96,
         restore_learning_rate: Positive = 0.01,
         schedule: str = "step",
+        snapshots: Whole = 0,
+        snapshot: Whole = 0,
     ) -> None:
         super().__init__()
         check_choice("idfr: residual", residual, RESIDUALS)
@@ -133,7 +143,18 @@ class Idfr(Method):
                 f"idfr: restorer_width is {restorer_width}, but FR's narrowest layer has 1/8 of "
                 "it: choose at least 8"
             )
+        if snapshots and restore:
+            raise UserError(
+                f"idfr: snapshots is {snapshots}, but FR is fitted behind the last ID: set restore "
+                "to false, or snapshots to 0"
+            )
+        if snapshot > snapshots:
+            raise UserError(
+                f"idfr: snapshot is {snapshot}, but the training keeps {snapshots}: lower it, or "
+                "raise snapshots and fit again"
+            )
         self.restore, self.residual, self.loss = restore, residual, loss
+        self.snapshots, self.snapshot = snapshots, snapshot
         self.width, self.restorer_width = width, restorer_width
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.sigma, self.noise_rounds = sigma, noise_rounds
@@ -154,6 +175,11 @@ class Idfr(Method):
         self._classifier: list[nn.Module] = []
         self._parts: list[tuple[Prepared, nn.Linear]] = []
         self._shape: tuple[int, ...] = ()
+        self._copied_at: dict[int, int] = {}
+        if snapshots:
+            # stored, so that a resumed training knows which copies are due
+            self.register_buffer("fit_steps", torch.tensor(0))
+        self.register_load_state_dict_post_hook(lambda module, _: module._use_snapshot())
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
         """Build ID for the images' channels and FR for the width of the classifier's embedding.
@@ -170,6 +196,8 @@ class Idfr(Method):
             self._classifier = [classifier]
             embedding = _embedding(classifier, shape)
         self.denoiser = InputDenoiser(shape[0], self.width, self.residual)
+        if self.snapshots:
+            self.register_buffer("copies", weights_of(self.denoiser).repeat(self.snapshots, 1))
         self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.restore:  # trained in the second phase only
             self.restorer = FeatureRestorer(embedding, self.restorer_width).requires_grad_(False)
@@ -200,8 +228,33 @@ class Idfr(Method):
             )
         return with_restorer(classifier, self._shape, self.restorer)
 
+    def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
+        super().fit_on(classifiers, images)
+        self._copied_at, self._steps_done = {}, -1
+        if self.snapshots:
+            self.fit_steps.zero_()
+            self._copied_at = numbers_by_step(self.snapshots, self.recipe.total_steps(images))
+
+    def end_fit(self) -> None:
+        self._use_snapshot()
+
+    def _use_snapshot(self) -> None:
+        if self.snapshot:
+            load_weights(self.denoiser, self.copies[self.snapshot - 1])
+
+    def _keep_snapshot(self) -> None:
+        """Copy ID's weights before a step, if a copy is due."""
+        if self._steps_done < 0:  # read once, as each read of a GPU waits for it
+            self._steps_done = int(self.fit_steps)
+        if self._steps_done in self._copied_at:
+            self.copies[self._copied_at[self._steps_done]] = weights_of(self.denoiser)
+        self._steps_done += 1
+        self.fit_steps.fill_(self._steps_done)
+
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """Mean loss of ID over the adversarial and the noisy copies of a batch (Eq. 3)."""
+        if self._copied_at:
+            self._keep_snapshot()
         encoder, head = self._encoder_and_head()
         copies = [self._adversarial(images, labels, indices)]
         for number in range(self.noise_rounds):

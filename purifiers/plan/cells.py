@@ -188,6 +188,8 @@ class Document:
         plot: ``curves``, ``audit``, or ``""`` for no picture.
         axis: label of the x-axis, for curves.
         images: the picture of example images; None: no such picture.
+        choose_on: for ``selection``: images by which each checkpoint is chosen, drawn anew for
+            each; 0: half of the evaluated images, the same for all checkpoints.
     """
 
     paper: str
@@ -200,6 +202,7 @@ class Document:
     plot: str = ""
     axis: str = ""
     images: ImageGrid | None = None
+    choose_on: int = 0
 
 
 @dataclass(frozen=True)

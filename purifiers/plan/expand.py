@@ -69,6 +69,7 @@ class Expander:
             plot=content.get("plot", "curves" if "figure" in content else ""),
             axis=content.get("axis", ""),
             images=_image_grid(content),
+            choose_on=content.get("choose_on", 0),
         )
 
     def _cell(
@@ -98,7 +99,7 @@ class Expander:
         else:
             try:
                 parts = _parts(declared, base, block, where)
-                used, scores = self._scores(paper, stem, parts, where)
+                used, scores = self._scores(paper, stem, row["id"], parts, where)
                 flags += _remarks(self._runs(scores)) if used else []
             except NotImplementedHere as error:
                 state, reason = "not implemented", str(error)
@@ -144,7 +145,7 @@ class Expander:
         )
 
     def _scores(
-        self, paper: Paper, stem: str, parts: list[dict[str, Any]], where: str
+        self, paper: Paper, stem: str, row: str, parts: list[dict[str, Any]], where: str
     ) -> tuple[UsedDataset | None, tuple[tuple[str, ...], ...]]:
         """Plan the runs of a cell's parts.
 
@@ -152,7 +153,7 @@ class Expander:
             The data set that is used (None where the scale leaves it out) and the run ids per
             seed.
         """
-        settings = [self._setting(paper, stem, part, where) for part in parts]
+        settings = [self._setting(paper, stem, row, part, where) for part in parts]
         used = None
         per_part: list[tuple[str, ...]] = []
         for part, setting in zip(parts, settings, strict=True):
@@ -167,7 +168,9 @@ class Expander:
     def _runs(self, scores: tuple[tuple[str, ...], ...]) -> list[Run]:
         return [self.graph.runs[run] for ids in scores for run in ids]
 
-    def _setting(self, paper: Paper, stem: str, cell: dict[str, Any], where: str) -> Setting | None:
+    def _setting(
+        self, paper: Paper, stem: str, row: str, cell: dict[str, Any], where: str
+    ) -> Setting | None:
         """Check a plain cell; None where the scale leaves its data set out.
 
         Raises:
@@ -200,7 +203,7 @@ class Expander:
         published = paper.documents[stem].get("test_images")
         if published is None:
             published = paper.declared.get("published_n", {}).get(cell["dataset"])
-        used = self.scale.for_document(used, paper.id, stem, published)
+        used = self.scale.for_cell(used, paper.id, stem, row, published)
         setting = Setting(paper, self.scale, where, cell, used, self._resolved)
         if cell.get("attack", "none") != "none":
             attack = setting.recipe("attack", cell["attack"])

@@ -14,7 +14,7 @@ from purifiers.core.files import remembered
 from purifiers.core.spec import SPECS
 from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
-from purifiers.plan.declarations import Paper, load_paper, paper_names
+from purifiers.plan.declarations import Paper, blocks_of, load_paper, paper_names
 from purifiers.plan.expand import Expander
 from purifiers.plan.graph import Run
 from purifiers.plan.scale import Scale, load_scale
@@ -141,6 +141,8 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
         elif listed is not None:
             listed.add(stem)
     papers = {name: load_paper(root, name) for name in all_papers if not names or name in stems_of}
+    for declared in papers.values():
+        _check_entries(scale, declared)
     expander = Expander(scale)
     documents: dict[str, Document] = {}
     with remembered(root / "results" / "runs"):
@@ -166,6 +168,22 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
     )
     batches = gather(runs.values(), scale, _durations(root, scale), first_scores)
     return Plan(root, scale, papers, documents, runs, batches)
+
+
+def _check_entries(scale: Scale, paper: Paper) -> None:
+    """Check that a scale's entries of a paper name its documents and rows.
+
+    Raises:
+        UserError: an unknown document or row.
+    """
+    rows = [row["id"] for d in paper.documents.values() for b in blocks_of(d) for row in b["rows"]]
+    for key, names in (("documents", list(paper.documents)), ("rows", rows)):
+        for name in scale.declared.get("papers", {}).get(paper.id, {}).get(key, {}):
+            if name not in names:
+                raise UserError(
+                    f"workflow/scales/{scale.name}.yaml: papers.{paper.id}.{key}: {paper.id} has "
+                    f"no {name!r}{did_you_mean(name, names)}"
+                )
 
 
 def _durations(root: Path, scale: Scale) -> Callable[[Run], float] | None:

@@ -62,17 +62,22 @@ class Scale:
         """Largest numbers in a paper's cells, see :mod:`purifiers.plan.limits`."""
         return {**self.setting("limits", {}), **self._of_paper(paper).get("limits", {})}
 
-    def for_document(
-        self, used: UsedDataset, paper: str, document: str, published: int | None
+    def for_cell(
+        self, used: UsedDataset, paper: str, document: str, row: str, published: int | None
     ) -> UsedDataset:
-        """A data set with no more images than a document's entry and the paper itself allow.
+        """A data set with the images and seeds of a paper's cell: the entry of its row counts
+        most, then that of its document.
 
         Args:
             published: number of test images behind the paper's numbers; None: not declared. Some
                 attacks take hours per image.
         """
         of_paper = self._of_paper(paper)
-        entry = {**of_paper, **of_paper.get("documents", {}).get(document, {})}
+        entry = {
+            **of_paper,
+            **of_paper.get("documents", {}).get(document, {}),
+            **of_paper.get("rows", {}).get(row, {}),
+        }
         test = [used.test, entry.get("images"), published]
         train = [used.train, entry.get("train")]
         return replace(

@@ -1,4 +1,4 @@
-"""What choosing a checkpoint by its accuracy on a few test images adds to that accuracy."""
+"""What choosing a checkpoint by its accuracy on test images adds to that accuracy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from purifiers.report.layout import heading, stamp
 from purifiers.report.results import Results
 from purifiers.report.tables import csv_text, markdown_row
 
-SUBSET = 512
-"""Test images per checkpoint, drawn anew for each (`glin2022/atop`)."""
-
 HEADER = (
-    *("Column", "Lowest and highest checkpoint", "Mean", "End", "Best on 512 images"),
-    *("The same checkpoint on all images", "Best less mean", "Best less end"),
+    *("Column", "Lowest and highest checkpoint", "Mean", "End", "Best on {chosen_on}"),
+    *("The same checkpoint on {judged_on}", "Best less the same", "Best less mean"),
+    "Best less end",
 )
 
 
@@ -34,7 +32,8 @@ class Selection:
         block, column: of the table.
         label: of both.
         accuracy: of each checkpoint on all images, (checkpoints,), the last one at the end.
-        scores: of each checkpoint on random subsets, (rounds, checkpoints).
+        scores: of each checkpoint on the images that it is chosen on, (rounds, checkpoints).
+        elsewhere: of each checkpoint on the images that the chosen one is judged on, likewise.
     """
 
     block: str
@@ -42,6 +41,7 @@ class Selection:
     label: str
     accuracy: np.ndarray
     scores: np.ndarray
+    elsewhere: np.ndarray
 
     @property
     def best(self) -> np.ndarray:
@@ -51,17 +51,17 @@ class Selection:
 
     @property
     def chosen(self) -> np.ndarray:
-        """Accuracy on all images of the checkpoint with the highest score, by round."""
-        chosen: np.ndarray = self.accuracy[self.scores.argmax(axis=1)]
+        """Accuracy elsewhere of the checkpoint with the highest score, by round."""
+        highest = self.scores.argmax(axis=1)[:, None]
+        chosen: np.ndarray = np.take_along_axis(self.elsewhere, highest, axis=1)[:, 0]
         return chosen
 
 
 def selections(document: Document, results: Results) -> list[Selection]:
     """Draw the scores of every column whose rows all have finished runs.
 
-    The images are drawn with replacement: those that were evaluated stand for the test set, however
-    many there are. Several seeds are trainings of their own; their rounds are joined, and
-    ``accuracy`` is their mean.
+    Several seeds are trainings of their own; their rounds are joined, and ``accuracy`` is their
+    mean.
 
     Args:
         document: a row for each checkpoint, in order.
@@ -74,26 +74,48 @@ def selections(document: Document, results: Results) -> list[Selection]:
         if not seeds:
             continue
         outcomes = [np.stack([of_cell[seed][0].correct for of_cell in runs]) for seed in seeds]
-        drawn.append(selection(cells[0], outcomes))
+        drawn.append(selection(cells[0], outcomes, document.choose_on))
     return drawn
 
 
-def selection(cell: Cell, outcomes: Sequence[np.ndarray]) -> Selection:
+def selection(cell: Cell, outcomes: Sequence[np.ndarray], choose_on: int) -> Selection:
     """Draw the scores of one column.
 
     Args:
         outcomes: per seed, whether each image is correct, bool (checkpoints, images).
+        choose_on: images per checkpoint, see :class:`purifiers.plan.cells.Document`.
     """
     generator = np.random.default_rng(SEED)
-    rounds = []
-    for correct in outcomes:
-        checkpoints, images = correct.shape
-        rows = generator.integers(images, size=(RESAMPLES, checkpoints, SUBSET))
-        hits = np.take_along_axis(np.broadcast_to(correct, (RESAMPLES, *correct.shape)), rows, 2)
-        rounds.append(100.0 * hits.mean(axis=2))
+    rounds = [
+        _redrawn(correct, choose_on, generator) if choose_on else _halves(correct, generator)
+        for correct in outcomes
+    ]
+    scores, elsewhere = (100.0 * np.concatenate(part) for part in zip(*rounds, strict=True))
     accuracy = 100.0 * np.mean([correct.mean(axis=1) for correct in outcomes], axis=0)
     label = f"{cell.block_label}: {cell.column_label}"
-    return Selection(cell.block, cell.column, label, accuracy, np.concatenate(rounds))
+    return Selection(cell.block, cell.column, label, accuracy, scores, elsewhere)
+
+
+def _redrawn(
+    correct: np.ndarray, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shares on ``count`` images drawn anew for each checkpoint, and on all images.
+
+    The images are drawn with replacement: those that were evaluated stand for the test set, however
+    many there are.
+    """
+    checkpoints, images = correct.shape
+    rows = generator.integers(images, size=(RESAMPLES, checkpoints, count))
+    hits = np.take_along_axis(np.broadcast_to(correct, (RESAMPLES, *correct.shape)), rows, 2)
+    return hits.mean(axis=2), np.broadcast_to(correct.mean(axis=1), (RESAMPLES, checkpoints))
+
+
+def _halves(correct: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Shares on a random half of the images, the same for all checkpoints, and on the other."""
+    images = correct.shape[1]
+    order = generator.permuted(np.tile(np.arange(images), (RESAMPLES, 1)), axis=1)
+    first, second = np.split(order, [images // 2], axis=1)
+    return correct[:, first].mean(axis=2).T, correct[:, second].mean(axis=2).T
 
 
 def draw_selection(document: Document, drawn: Sequence[Selection]) -> Figure | None:
@@ -120,9 +142,8 @@ def draw_selection(document: Document, drawn: Sequence[Selection]) -> Figure | N
         axes.plot(positions, part.accuracy, "o-", ms=4, color="C0", label="on all images")
         low, high = _interval(part.best)
         axes.axhspan(low, high, color="C3", alpha=0.15)
-        axes.axhline(
-            part.best.mean(), color="C3", label=f"best checkpoint, chosen on {SUBSET} images"
-        )
+        label = f"best checkpoint, on the {_chosen_on(document)} that it is chosen on"
+        axes.axhline(part.best.mean(), color="C3", label=label)
         axes.axhline(part.accuracy.mean(), color="C2", ls="--", label="mean of all checkpoints")
         axes.set_xticks(positions, labels, rotation=60, ha="right", fontsize=7)
         axes.set_title(part.label, fontsize=8)
@@ -144,12 +165,19 @@ def write_selection(
     """Write ``selection.csv`` and ``selection.md``; nothing if no column is complete."""
     if not drawn:
         return
+    chosen_on = _chosen_on(document)
+    judged_on = "all images" if document.choose_on else "the other half"
+    scored_on = (
+        f"{document.choose_on} test images drawn anew"
+        if document.choose_on
+        else "the same random half of the test images"
+    )
     lines = [f"**{stamp(document, frame, scale)}**", "", f"# {heading(document)}", ""]
     lines += [
-        f"Accuracies in percent. Best: the highest of all checkpoints' scores, each on {SUBSET} "
-        f"test images drawn anew; mean and {CONFIDENCE:.0%} of {RESAMPLES} rounds.",
+        f"Accuracies in percent. Best: the highest of all checkpoints' scores, each on "
+        f"{scored_on}; mean and {CONFIDENCE:.0%} of {RESAMPLES} rounds.",
         "",
-        markdown_row(HEADER),
+        markdown_row([name.format(chosen_on=chosen_on, judged_on=judged_on) for name in HEADER]),
         "|:--" + "|--:" * (len(HEADER) - 1) + "|",
         *(markdown_row((part.label, *_texts(_numbers(part)))) for part in drawn),
     ]
@@ -161,6 +189,10 @@ def write_selection(
     write_text(out_dir / "selection.csv", csv_text(pd.DataFrame(rows).assign(scale=scale.name)))
 
 
+def _chosen_on(document: Document) -> str:
+    return f"{document.choose_on} images" if document.choose_on else "half of the images"
+
+
 def _texts(row: Mapping[str, float]) -> tuple[str, ...]:
     return (
         f"{row['lowest']:.1f} to {row['highest']:.1f}",
@@ -168,6 +200,7 @@ def _texts(row: Mapping[str, float]) -> tuple[str, ...]:
         f"{row['end']:.1f}",
         f"{row['best']:.1f} ({row['best_low']:.1f} to {row['best_high']:.1f})",
         f"{row['chosen']:.1f}",
+        f"{row['best'] - row['chosen']:+.1f}",
         f"{row['best'] - row['mean']:+.1f}",
         f"{row['best'] - row['end']:+.1f}",
     )

@@ -38,7 +38,7 @@ class Training(Component):
     traits: ClassVar[TrainingTraits] = TrainingTraits(
         version=0,
         passes="0",
-        budget=("epochs", "learning_rate", "optimizer", "schedule", "precision"),
+        budget=("epochs", "batch_size", "learning_rate", "optimizer", "schedule", "precision"),
         joined_later=("decayed", "crop_padding", "precision"),
     )
 

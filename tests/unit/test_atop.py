@@ -16,6 +16,7 @@ from purifiers.core import fitting
 from purifiers.core.component import frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.snapshots import weights_of
 from purifiers.core.target import FIRST_DRAW
 from purifiers.methods._block_masks import block_masks
 from purifiers.methods._contextual_attention import attend
@@ -423,7 +424,7 @@ def test_copies_are_the_generator_during_the_second_training(
     step = method.tuning_loss
 
     def seen(*given: Any) -> Tensor:
-        before.append(method._weights())
+        before.append(weights_of(method.generator))
         return step(*given)
 
     monkeypatch.setattr(method, "tuning_loss", seen)
@@ -431,10 +432,10 @@ def test_copies_are_the_generator_during_the_second_training(
     fitting.fit_method(method, [network], pixels, labels, 4, at)
     assert len(before) == 4  # two epochs of two steps
     assert torch.equal(method.copies, torch.stack([before[0], before[2]]))
-    for number, weights in enumerate([method._weights(), before[0], before[2]]):
+    for number, weights in enumerate([weights_of(method.generator), before[0], before[2]]):
         chosen = made(network, snapshots=2, snapshot=number)
         chosen.load_state_dict(method.state_dict())
-        assert torch.equal(chosen._weights(), weights)
+        assert torch.equal(weights_of(chosen.generator), weights)
     with pytest.raises(UserError, match="snapshot is 3, but the second training keeps 2"):
         made(network, snapshots=2, snapshot=3)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import purifiers
+from purifiers.core import fitting
 from purifiers.core.component import frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.snapshots import weights_of
 from purifiers.methods._idfr_mixing import Mixing
 from purifiers.methods._idfr_networks import FeatureRestorer, InputDenoiser
+from purifiers.methods.idfr import Idfr
 
 SHAPE = (1, 16, 16)
 DRAW = torch.Generator().manual_seed(0)
@@ -158,3 +163,65 @@ def test_another_embedding_is_refused(network):
         Defence(wider, [method])
     with pytest.raises(UserError, match="restorer_width is 4"):
         purifiers.method("idfr", restorer_width=4)
+
+
+class Killed(Exception):
+    pass
+
+
+def snapshots(network: nn.Module, snapshot: int = 0) -> Idfr:
+    parameters = {**SMALL, **SHORT, "restore": False, "snapshots": 3, "snapshot": snapshot}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        method = purifiers.method("idfr", **parameters)
+        method.bind(network, SHAPE)
+    return method  # type: ignore[return-value]
+
+
+def steps_of(method: Idfr, network: nn.Module, folder: Path, kill_at: int = -1) -> list[Tensor]:
+    """Fit a method on six steps; ID's weights before each step."""
+    folder.mkdir(exist_ok=True)
+    before: list[Tensor] = []
+    step = method.fit_loss
+
+    def seen(*given: Tensor) -> Tensor:
+        if len(before) == kill_at:
+            raise Killed
+        before.append(weights_of(method.denoiser))
+        return step(*given)
+
+    method.fit_loss = seen  # type: ignore[method-assign]
+    at = fitting.Workplace(folder, "idfr", "idfr", "cpu", 8, 0.0, quiet=True)
+    pixels = (IMAGES * 255).to(torch.uint8).numpy()
+    fitting.fit_method(method, [network], pixels, LABELS.numpy(), 4, at)
+    return before
+
+
+def test_copies_are_id_during_its_training(network: nn.Module, tmp_path: Path) -> None:
+    method = snapshots(network)
+    before = steps_of(method, network, tmp_path)
+    assert len(before) == 6
+    assert torch.equal(method.copies, torch.stack([before[0], before[2], before[4]]))
+    for number, weights in enumerate([weights_of(method.denoiser), *method.copies]):
+        chosen = snapshots(network, number)
+        chosen.load_state_dict(method.state_dict())
+        assert torch.equal(weights_of(chosen.denoiser), weights)
+
+
+@pytest.mark.parametrize("kill_at", [1, 3])
+def test_a_killed_training_keeps_the_same_copies(
+    network: nn.Module, tmp_path: Path, kill_at: int
+) -> None:
+    whole, first, again = (snapshots(network) for _ in range(3))
+    steps_of(whole, network, tmp_path / "whole")
+    with pytest.raises(Killed):
+        steps_of(first, network, tmp_path / "killed", kill_at)
+    assert len(steps_of(again, network, tmp_path / "killed")) == 6 - kill_at
+    assert all(torch.equal(v, whole.state_dict()[n]) for n, v in again.state_dict().items())
+
+
+def test_refused_snapshots() -> None:
+    with pytest.raises(UserError, match="FR is fitted behind the last ID: set restore to false"):
+        purifiers.method("idfr", snapshots=2)
+    with pytest.raises(UserError, match="snapshot is 3, but the training keeps 2"):
+        purifiers.method("idfr", restore=False, snapshots=2, snapshot=3)

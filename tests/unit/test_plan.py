@@ -345,12 +345,34 @@ def test_a_document_may_have_seeds_and_images_of_its_own(root: Path) -> None:
             assert cell.seeds == (seeds if runs else ())
 
 
+def test_a_row_may_have_seeds_of_its_own(root: Path) -> None:
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    entry = "papers: {aid: {documents: {table_3: {seeds: [2]}}, rows: {natural: {seeds: [0, 1]}}}, "
+    edit(path, ("papers: {", entry))
+    plan = make_plan(root, "smoke", ["aid/table_3"])
+    seeds = {(c.row, c.seeds) for c in plan.documents["aid/table_3"].cells if c.scores}
+    assert ("natural", (0, 1)) in seeds and ("natural", (2,)) not in seeds
+    assert {own for row, own in seeds if row != "natural"} == {(2,)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("documents: {table_33: {images: 9}}", "papers.aid.documents: aid has no 'table_33'"),
+        ("rows: {naturall: {seeds: [1]}}", "papers.aid.rows: aid has no 'naturall'"),
+    ],
+)
+def test_an_entry_for_an_unknown_document_or_row(root: Path, entry: str, message: str) -> None:
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    edit(path, ("papers: {", f"papers: {{aid: {{{entry}}}, "))
+    with pytest.raises(UserError, match=rf"smoke.yaml: {message} \(did you mean"):
+        make_plan(root, "smoke", ["aid/table_3"])
+
+
 @pytest.mark.parametrize("scale", scale_names(ROOT))
-def test_the_scales_name_papers_and_documents_that_exist(scale: str) -> None:
-    for paper, entry in load_scale(ROOT, scale).setting("papers", {}).items():
+def test_the_scales_name_papers_that_exist(scale: str) -> None:
+    for paper in load_scale(ROOT, scale).setting("papers", {}):
         assert (ROOT / "benchmarks" / paper / "paper.yaml").exists(), paper
-        for document in entry.get("documents", {}):
-            assert (ROOT / "benchmarks" / paper / f"{document}.yaml").exists(), document
     if first := load_scale(ROOT, scale).first:
         assert (ROOT / "benchmarks" / f"{first}.yaml").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import sys
@@ -90,9 +91,12 @@ class Ensemble(Attack):
         if not len(images):
             return images.clone()
         images = images.contiguous()  # the package flattens with `view`
+        fresh = itertools.count(FIRST_DRAW)
         # the rand version averages single draws itself
-        query = target.draw if self.version == "rand" else target
-        model = _model(query, indices, target.stochastic)
+        model, judge = (
+            _model(one.draw if self.version == "rand" else one, indices, one.stochastic, fresh)
+            for one in (target, target.judge())
+        )
         with torch.no_grad():
             classes = model(images[:1]).shape[1]
         if classes < 4:
@@ -103,6 +107,7 @@ class Ensemble(Attack):
         package_seed = noise.derive_seed(seed, "autoattack", int(indices[0]))
         with _global_state_restored():
             suite = self._suite(model, images.device, package_seed, target.eot_samples)
+            suite.model = judge  # decides which images are broken; the attacks keep the other
             suite.fab.n_target_classes = min(self.targets, classes - 1)
             suite.apgd_targeted.n_target_classes = min(self.targets, classes - 1)
             adversarial, _ = suite.run_standard_evaluation(images, labels, batch_size=len(images))
@@ -174,7 +179,10 @@ class _InputOnly(torch.autograd.Function):
 
 
 def _model(
-    target: Callable[[Tensor, Tensor], Tensor], indices: Tensor, counts: bool
+    target: Callable[[Tensor, Tensor], Tensor],
+    indices: Tensor,
+    counts: bool,
+    fresh: Iterator[int],
 ) -> Callable[[Tensor], Tensor]:
     """Wrap the target for the package: images to logits, without indices.
 
@@ -183,15 +191,13 @@ def _model(
 
     Args:
         counts: the target draws fresh noise at every query by itself; indices are then reused.
+        fresh: indices that no query had before.
     """
-    next_index = FIRST_DRAW
 
     def query(images: Tensor) -> Tensor:
-        nonlocal next_index
         if counts:
             return finite(target(images, indices[: len(images)]))
-        rows = torch.arange(next_index, next_index + len(images))
-        next_index += len(images)
+        rows = torch.tensor(list(itertools.islice(fresh, len(images))), dtype=torch.int64)
         return finite(target(images, rows))
 
     def model(images: Tensor) -> Tensor:

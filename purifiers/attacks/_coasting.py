@@ -184,7 +184,8 @@ class Descent:
         """Store the closest misclassified images; return the squared distances (n,)."""
         lengths = (x - self.start[rows]).square().flatten(1).sum(dim=1)
         indices = self.indices[rows.to(self.indices.device)]
-        success = (losses == 0) & ~self.target.unbroken(logits, x, self.labels[rows], indices)
+        success = (losses == 0) & (~self.solved[rows] | (lengths < self.distance[rows]))
+        success &= ~self.target.unbroken(logits, x, self.labels[rows], indices, success)
         self.solved[rows[success]] = True
         better = success & (lengths < self.distance[rows])
         self.best[rows[better]], self.distance[rows[better]] = x[better], lengths[better]

@@ -35,8 +35,9 @@ class SteadyDescent(Descent):
                 self.target, x, labels, active.indices, self.hinge
             )
             lengths = (x - start).square().flatten(1).sum(dim=1)
-            broken = ~self.target.unbroken(logits, x, labels, active.indices)
-            success = active.only((losses == 0) & broken)
+            success = (losses == 0) & (~self.solved[rows] | (lengths < self.distance[rows]))
+            success = active.only(success)
+            success &= ~self.target.unbroken(logits, x, labels, active.indices, success)
             self.solved[rows] = self.solved[rows] | success
             better = success & (lengths < self.distance[rows])
             assign(self.best, rows, better, x)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._tanh import hinge, to_image, to_tanh
+from purifiers.attacks._losses import margin
+from purifiers.attacks._tanh import to_image, to_tanh
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
@@ -98,20 +99,25 @@ class _Descent:
         self, attack: CwLinf, target: Target, images: Tensor, labels: Tensor, indices: Tensor
     ) -> None:
         self.target, self.labels, self.indices = target, labels, indices
-        self.hinge = hinge(attack.confidence)
+        self.confidence = attack.confidence
         self.low = (images - attack.eps).clamp_min(0.0)
         self.high = (images + attack.eps).clamp_max(1.0)
         self.w = to_tanh(images, self.low, self.high)
         self.current = images.clone()
         self.rate = torch.full((len(images),), attack.learning_rate, device=images.device)
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The hinge loss (n,) without its bound of 0: an image goes on until the original model
+        confirms its success."""
+        return margin(logits, labels) + self.confidence
+
     def evaluate(self, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Hinge losses (n,), and which images are misclassified by the required margin (n,)."""
+        """Losses (n,), and which images are misclassified by the required margin (n,)."""
         labels, indices = self.labels[rows], self.indices[rows.to(self.indices.device)]
         with torch.no_grad():
             logits = finite(self.target(x, indices))
-        losses = self.hinge(logits, labels)
-        return losses, (losses == 0) & ~self.target.unbroken(logits, x, labels, indices)
+        losses = self.loss(logits, labels)
+        return losses, (losses <= 0) & ~self.target.unbroken(logits, x, labels, indices)
 
     def step(self, rows: Tensor) -> Tensor:
         """Move these images down their gradients; return which are misclassified then (n,)."""
@@ -120,7 +126,7 @@ class _Descent:
             self.current[rows],
             self.labels[rows],
             self.indices[rows.to(self.indices.device)],
-            self.hinge,
+            self.loss,
         )
         inside = to_image(self.w[rows])
         # dx/dw = 2 inside (1 - inside) times the box's width

@@ -93,11 +93,8 @@ class Defence(nn.Module):
         self._equipped = None if network is classifier else network
         self.chunk: int | None = getattr(network, "chunk", None)
         self._calls = 0
-        precise = getattr(network, "exact", None)
         # in a list, so that the methods are not registered twice
         self._exact: list[Defence] = []
-        if precise is not None:
-            self._exact = [Defence(classifier, methods, gradient, seed, network=precise)]
 
     @property
     def network(self) -> Callable[[Tensor], Tensor]:
@@ -106,8 +103,16 @@ class Defence(nn.Module):
 
     @property
     def exact(self) -> Defence | None:
-        """This defence in float32 if the classifier computes in lower precision, else None."""
-        return self._exact[0] if self._exact else None
+        """This defence before its classifier was prepared; None if that rounds alike."""
+        judge = getattr(self.network, "exact", None)
+        if judge is None:
+            return None
+        if not self._exact:
+            methods = list(self.methods)
+            self._exact += [
+                Defence(self.classifier, methods, self.gradient, self.seed, network=judge)  # type: ignore[arg-type]
+            ]
+        return self._exact[0]
 
     @property
     def capturable(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from purifiers.core import prepared_cache
+from purifiers.core import active, prepared_cache
 from purifiers.core.component import frozen
 from purifiers.core.convolution import GreyConvolution
 from purifiers.core.errors import UserError, check_choice
@@ -47,6 +47,10 @@ class Prepared:
     first batch, and random images of its shape, are compared with the original network in float32.
     Where the logits differ, or preparing fails, the original is used instead.
 
+    Folding and memory layout round differently, which decides labels of images on the boundary. So
+    attacks on a processor confirm each success with ``exact``, at the price of a forward pass of
+    these images.
+
     The prepared network is kept for as long as the classifier exists and does not change, and is
     used again then. Its logits of two images are compared with the classifier's once more.
 
@@ -58,8 +62,6 @@ class Prepared:
     Attributes:
         module: the prepared network, or the original one.
         fallback: why the original is used instead; empty if it is not.
-        exact: the same classifier in float32, which decides about success, if this one has lower
-            precision; else None.
         chunk: images per gradient computation; None on a GPU: all at once.
 
     Raises:
@@ -68,7 +70,7 @@ class Prepared:
 
     def __init__(self, classifier: nn.Module, precision: str = "float32") -> None:
         check_choice("precision", precision, ("float32", "bfloat16"))
-        self.exact: Callable[[Tensor], Tensor] | None = None
+        self._float32: Prepared | None = None  # of lower precision, what is compared
         self._classifier, self._precision = classifier, precision
         self._layout: torch.memory_format | None = None
         self._reused: dict[str, Any] | None = prepared_cache.fetch(classifier, precision)
@@ -76,11 +78,12 @@ class Prepared:
             self._prepare(classifier, precision)
             return
         vars(self).update(self._reused)
-        self.exact = Prepared(classifier) if precision == "bfloat16" else None
+        self._float32 = Prepared(classifier) if precision == "bfloat16" else None
 
     def _prepare(self, classifier: nn.Module, precision: str) -> None:
         self.fallback = ""
-        self.exact = self._layout = self._reused = None
+        self._float32 = self._layout = self._reused = None
+        self._rounds_alike = False
         self._original = classifier
         graph = None
         try:
@@ -99,7 +102,7 @@ class Prepared:
                     f"{type(classifier).__name__} cannot be run in bfloat16: its forward depends "
                     "on the images' values; set precision to float32"
                 )
-            self.exact = Prepared(classifier)
+            self._float32 = Prepared(classifier)
             _compute_in_bfloat16(graph)
         if on_cpu and graph is not None:
             _convolve_grey(graph)
@@ -108,6 +111,20 @@ class Prepared:
     def capturable(self) -> bool:
         """Whether each call runs the same kernels: a traced network has no other control flow."""
         return self._compared and isinstance(self.module, fx.GraphModule)
+
+    @property
+    def exact(self) -> Callable[[Tensor], Tensor] | None:
+        """The caller's own classifier in float32, which decides about success.
+
+        None where the first call found that preparing has changed neither layers nor memory layout,
+        and so no rounding. None also in float32 on a device, where the host would wait at every
+        step; there the comparison on the first batch has to do.
+        """
+        parameter = next(self._classifier.parameters(), None)
+        waits = parameter is not None and not active.reads_are_free(parameter.device)
+        if self._rounds_alike or (waits and self._precision == "float32"):
+            return None
+        return self._unprepared
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes)."""
@@ -121,8 +138,14 @@ class Prepared:
         if not self._compared and len(images):
             self._compare(images.detach())
         if first:
+            self._rounds_alike = _layers(self.module) == _layers(self._classifier)
             self._keep()
         return as_logits(self.module(images), self._original).float()
+
+    def _unprepared(self, images: Tensor) -> Tensor:
+        with evaluation(self._classifier):
+            logits = self._classifier(images.contiguous().clone())
+        return as_logits(logits, self._classifier).float()
 
     def _choose_layout(self, images: Tensor) -> torch.memory_format:
         """Channels-last; contiguous tensors if the network cannot be run otherwise."""
@@ -137,32 +160,39 @@ class Prepared:
         """Keep what another :class:`Prepared` of the same network needs."""
         if self.fallback:
             return
-        names = ("module", "fallback", "chunk", "_original", "_layout", "_compared")
+        names = (
+            "module",
+            "fallback",
+            "chunk",
+            "_original",
+            "_layout",
+            "_compared",
+            "_rounds_alike",
+        )
         parts = {name: getattr(self, name) for name in names}
         prepared_cache.keep(self._classifier, self._precision, parts)
-        if isinstance(self.exact, Prepared):
-            self.exact._keep()
+        if self._float32 is not None:
+            self._float32._keep()
 
     def _confirm(self, images: Tensor) -> None:
         """Prepare anew if the classifier has changed in a way that the cache cannot see."""
         self._reused = None
         images = images[:_CONFIRMED].detach()
-        with evaluation(self._classifier), torch.no_grad():
-            expected = as_logits(self._classifier(images.contiguous().clone()), self._classifier)
-            standard = self.exact if isinstance(self.exact, Prepared) else self
+        with torch.no_grad():
+            standard = self._float32 or self
             own = images.clone(memory_format=self._layout or torch.channels_last)
-            changed = standard._difference(expected.float(), own)
+            changed = standard._difference(self._unprepared(images), own)
         if changed:
             self._prepare(self._classifier, self._precision)
 
     def _compare(self, images: Tensor) -> None:
         """Use the original network if the prepared one gives other logits."""
         self._compared = True
-        if isinstance(self.exact, Prepared):  # traced alike
-            self.exact._layout = self.exact._choose_layout(images)
-            self.exact._compare(images)
-            if self.exact.fallback:
-                self._fall_back(self.exact.fallback)
+        if self._float32 is not None:  # traced alike
+            self._float32._layout = self._float32._choose_layout(images)
+            self._float32._compare(images)
+            if self._float32.fallback:
+                self._fall_back(self._float32.fallback)
             return
         draw = torch.Generator().manual_seed(0)
         random = torch.rand(images.shape, generator=draw).to(images)
@@ -187,8 +217,18 @@ class Prepared:
         return f"logits of the prepared network differ by {largest:.2g}"
 
     def _fall_back(self, reason: str) -> None:
-        self.module, self.exact = self._original, None
+        self.module, self._float32 = self._original, None
         self.fallback = " ".join(reason.split())
+
+
+def _layers(module: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """What decides about the rounding of a network's layers, by name of the weight or statistic."""
+    return {
+        f"{path}.{name}": (isinstance(part, GreyConvolution), tensor.stride(), tensor.dtype)
+        for path, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None
+    }
 
 
 def _frozen_copy(classifier: nn.Module) -> nn.Module:

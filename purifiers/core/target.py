@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -108,6 +109,12 @@ class Target:
         bare: Callable[[Tensor], Tensor] = getattr(self.model, "classify", self.model)
         return self.logits_of(bare(images.clone()))
 
+    def judge(self) -> Target:
+        """The target that decides about success: the original model, if this one is prepared."""
+        judge = copy.copy(self)  # with the same count of draws
+        judge.model = getattr(self.model, "exact", None) or self.model
+        return judge
+
     def bare(self) -> Target:
         """The classifier alone as a target, for images that are purified already."""
         classifier = Target(self.classify)
@@ -132,10 +139,23 @@ class Target:
         """
         return self._part("score")(images)
 
-    def unbroken(self, logits: Tensor, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def unbroken(
+        self,
+        logits: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        among: Tensor | None = None,
+    ) -> Tensor:
         """Whether each image is still classified correctly, bool (n,), from its logits.
 
-        Misclassifications by a model in lower precision are confirmed in float32.
+        Misclassifications by a prepared model, or in lower precision, are confirmed by the original
+        model in float32: at most one more forward pass. A random defence repeats the draws of the
+        last query of each image.
+
+        Args:
+            among: images whose success decides something, bool (n,); only theirs is confirmed.
+                None: all.
         """
         correct = logits.argmax(dim=1) == labels
         exact = getattr(self.model, "exact", None)
@@ -143,12 +163,12 @@ class Target:
             exact = self.model
         if exact is None:
             return correct
-        rows = selected(~correct)
+        rows = selected(~correct if among is None else ~correct & among)
         if not len(rows):
             return correct
         indices, rows = indices[rows.to(indices.device)], rows.to(images.device)
         with torch.no_grad(), computing("float32", images.device):
-            exact_logits = self._expected(exact, images[rows], indices)
+            exact_logits = self._repeated(exact, images[rows], indices)
         correct[rows] = correct[rows] | (exact_logits.argmax(dim=1) == labels[rows])
         return correct
 
@@ -158,6 +178,21 @@ class Target:
             return self.logits_of(self._query(query, images, indices))
         copies = images.repeat(draws, 1, 1, 1)
         return _mean(self.logits_of(self._query(query, copies, indices.repeat(draws))), draws)
+
+    def _repeated(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
+        """The same with the draws of the last query, so that later queries draw as without it."""
+        draws, made = self.eot_samples, self._queries
+        if not (self._per_image and self.stochastic) or not all(
+            made[index] >= draws for index in indices.tolist()
+        ):
+            return self._expected(query, images, indices)
+        rows = [
+            index + FIRST_DRAW * (made[index] - back)
+            for back in range(draws)
+            for index in indices.tolist()
+        ]
+        logits = self.logits_of(query(images.repeat(draws, 1, 1, 1), torch.tensor(rows)))
+        return logits if draws == 1 else _mean(logits, draws)
 
     def logits_of(self, output: Any) -> Tensor:
         """Logits (n, classes), at least float32, in what the attacked model returned.

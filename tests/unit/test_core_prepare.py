@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from purifiers.attacks.pgd import Pgd
 from purifiers.classifiers.wide_resnet import WideResnet
+from purifiers.core import active
 from purifiers.core.convolution import GreyConvolution, convolve
 from purifiers.core.errors import UserError
 from purifiers.core.prepare import CHUNK, Prepared
@@ -210,7 +211,51 @@ def test_what_is_prepared_is_frozen():
     assert not any(p.requires_grad for p in made.module.parameters())
     images = torch.rand(6, 3, 16, 16)
     assert torch.equal(made(images), made(images))
-    assert made.exact is None and made.chunk == CHUNK
+    assert made.chunk == CHUNK
+
+
+def low_precision(made: Prepared) -> bool:
+    return any(p.dtype == torch.bfloat16 for p in made.module.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_judge_is_the_network_itself_to_the_bit(name):
+    """In its own memory layout, evaluated, and left in its mode; in whatever layout images come."""
+    network, images = lively(NETWORKS[name]()), torch.rand(6, 3, 16, 16)
+    expected = network(images)
+    made = Prepared(network.train())
+    made(images)
+    assert made.exact is not None
+    assert torch.equal(made.exact(images.contiguous(memory_format=torch.channels_last)), expected)
+    assert all(part.training for part in network.modules())
+    with torch.no_grad():
+        next(network.parameters()).mul_(2.0)
+    assert not torch.equal(made.exact(images), expected)
+
+
+def test_no_judge_where_preparing_changes_neither_layers_nor_layout():
+    network = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)))
+    images = torch.rand(4, 3, 16, 16)
+    for same in (False, True):
+        made = Prepared(network)
+        made(images)
+        assert (made.exact is None) is same
+        assert (Prepared(network).exact is None) is same  # used again
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert torch.equal(made(images), network(images.contiguous(memory_format=torch.channels_last)))
+    low = Prepared(network, "bfloat16")
+    low(images)
+    assert low.exact is not None
+
+
+def test_a_device_confirms_in_low_precision_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each confirmation would make the host wait."""
+    monkeypatch.setattr(active, "reads_are_free", lambda device: False)
+    network, images = lively(NETWORKS[next(iter(NETWORKS))]()), torch.rand(4, 3, 16, 16)
+    for precision in ("float32", "bfloat16"):
+        made = Prepared(network, precision)
+        made(images)
+        assert (made.exact is None) is (precision == "float32")
 
 
 class Untraceable(nn.Module):
@@ -271,7 +316,7 @@ def test_a_network_with_a_hook_of_its_own_is_attacked_as_it_is(precision):
     made, images = Prepared(network, precision), torch.rand(5, 3, 16, 16)
     torch.testing.assert_close(made(images), network(images))
     assert made.fallback.startswith("logits of the prepared network differ by")
-    assert made.exact is None
+    assert not low_precision(made)
     torch.testing.assert_close(made(images[:2]), network(images[:2]))
 
 
@@ -334,8 +379,8 @@ def test_bfloat16_keeps_predictions_and_the_exact_answer(victim):
     assert low.dtype == torch.float32
     assert (low.argmax(dim=1) == true.argmax(dim=1)).float().mean() > 0.95
     assert 0 < (low - true).abs().max() < 0.05 * true.abs().max()
-    torch.testing.assert_close(made.exact(victim.images), true, atol=1e-5, rtol=1e-5)
-    assert made.exact.exact is None
+    assert torch.equal(made.exact(victim.images), true)
+    assert low_precision(made) and not low_precision(Prepared(victim.model))
 
 
 def test_the_first_layer_keeps_float32(victim):

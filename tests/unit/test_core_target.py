@@ -326,6 +326,9 @@ def test_successes_in_low_precision_are_confirmed():
     assert model.asked == [2]  # a failure needs no confirmation
     assert target.unbroken(logits[2:], images[2:], labels[2:], INDICES[2:]).all()
     assert model.asked == [2]
+    only_first = torch.tensor([True, False, False, False])
+    kept = target.unbroken(logits, images, labels, INDICES, only_first)
+    assert kept.tolist() == [True, False, True, True] and model.asked == [2, 1]
 
 
 def test_a_random_model_is_confirmed_with_as_many_draws():

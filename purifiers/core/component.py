@@ -312,6 +312,19 @@ class Method(Component, nn.Module):
         """
         return self.purify(images, seed, indices)
 
+    def transformed(self, images: Tensor, seed: int, indices: Tensor) -> Tensor | None:
+        """Images after the random transform that precedes the method's network, for pictures.
+
+        None by default: the method has no such transform.
+
+        Args:
+            images, seed, indices: as for :meth:`purify`, which transforms them alike.
+
+        Returns:
+            float32 (n, C, H, W) in [0, 1].
+        """
+        return None
+
     def equipped(self, classifier: nn.Module) -> nn.Module:
         """The network that classifies purified images; by default the classifier itself.
 

@@ -292,6 +292,12 @@ class Atop(Method):
         (_, fine), masks = self._filled(resized, default_indices(images, indices), seed, mask=mask)
         return self._purified(fine, masks, images)
 
+    def transformed(self, images: Tensor, seed: int, indices: Tensor) -> Tensor:
+        """Noisy images whose missing pixels are grey, as G gets them; under the first mask."""
+        mask = FIXED if self.fixed_mask else self.mask
+        noisy, masks = self._corrupted(self._resized(images), indices, seed, 1, mask)
+        return self._in_shape(((1.0 - masks) * noisy + 1.0) / 2.0, images)
+
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """Generative loss of a batch, with one mask per image; of both networks.
 
@@ -372,13 +378,29 @@ class Atop(Method):
         """Noisy images behind each mask, filled by the generator in one batch.
 
         Args:
-            count: masks per image; None: all.
-            mask: see :func:`purifiers.methods._block_masks.block_masks`; None: that of the
-                trainings.
+            count, mask: see :meth:`_corrupted`.
 
         Returns:
             Both stages in [-1, 1] (masks * n, C, H, W), all images under their first mask first,
             and the masks (masks * n, 1, H, W).
+        """
+        pixels, masks = self._corrupted(images, indices, seed, count, mask)
+        return self.generator(pixels, masks), masks
+
+    def _corrupted(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        seed: int,
+        count: int | None,
+        mask: str | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Noisy images in [-1, 1] (masks * n, C, H, W), and their masks (masks * n, 1, H, W).
+
+        Args:
+            count: masks per image; None: all.
+            mask: see :func:`purifiers.methods._block_masks.block_masks`; None: that of the
+                trainings.
         """
         rows = indices.to(images.device)
         if self.noise:
@@ -395,17 +417,19 @@ class Atop(Method):
             mask or self.mask,
         )[:, :count]
         masks = drawn.transpose(0, 1).flatten(0, 1)
-        pixels = (2.0 * images - 1.0).repeat(drawn.shape[1], 1, 1, 1)
-        return self.generator(pixels, masks), masks
+        return (2.0 * images - 1.0).repeat(drawn.shape[1], 1, 1, 1), masks
 
     def _purified(self, fine: Tensor, masks: Tensor, images: Tensor) -> Tensor:
         """Purified ``images`` in [0, 1]: the pixels filled under each mask; for one mask, all."""
         if self.masks > 1:
             fine = (fine * masks).unflatten(0, (self.masks, -1)).sum(dim=0)
-        purified = (fine + 1.0) / 2.0
+        return self._in_shape((fine + 1.0) / 2.0, images)
+
+    def _in_shape(self, resized: Tensor, images: Tensor) -> Tensor:
+        """``resized`` in [0, 1] in the shape of ``images``."""
         if self.side is None:
-            return purified
-        return _resize(purified, images.shape[2:]).clamp(0.0, 1.0)  # against rounding
+            return resized
+        return _resize(resized, images.shape[2:]).clamp(0.0, 1.0)  # against rounding
 
     def _generative_loss(
         self, images: Tensor, stages: tuple[Tensor, Tensor], masks: Tensor

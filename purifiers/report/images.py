@@ -23,8 +23,8 @@ from purifiers.report.figures import save
 from purifiers.report.layout import heading, stamp
 from purifiers.report.results import Results, ScoreRun
 
-KINDS = ("clean", "attacked", "difference", "purified")
-"""Pictures of one test image, from left to right."""
+KINDS = ("clean", "attacked", "difference", "transformed", "purified")
+"""Pictures of one test image, from left to right; those that no cell has are left out."""
 
 RIGHT, WRONG = "#00782e", "#c1121f"
 """Colours of a predicted label; a tick or a cross marks the same without colours."""
@@ -37,7 +37,8 @@ LEGEND = (
 )
 
 _INCHES = 0.62  # per side of a picture
-_SPAN = len(KINDS) * 1.08 + 0.3  # width of one test image's pictures, in sides of a picture
+_STEP = 1.08  # from one picture to the next, in sides of a picture
+_GAP = 0.3  # between the pictures of two test images, in sides of a picture
 _PITCH = 1.4  # height of a row, in sides of a picture
 _MARGIN = 3.2  # width of the row names, in sides of a picture
 _LINE = 0.26  # height of a line of the notes, in sides of a picture
@@ -52,7 +53,7 @@ class Strip:
         indices: indices of the n test images in their split.
         labels: ground-truth labels.
         pictures: arrays (n, C, H, W) in [0, 1] by kind, the difference in [-1, 1]; no ``purified``
-            without a method.
+            without a method, and no ``transformed`` without a method that has a random transform.
         predictions: predicted labels (n,) by kind, where a run recorded them.
     """
 
@@ -181,6 +182,10 @@ def _strip(
             if stored is None or positions.min() < 0:
                 return None
             run_of[kind], pictures[kind] = record.id, stored[positions]
+            if kind == "purified":
+                changed = _open(RunFolder(results.root, record.stage, record.id), "transformed.npy")
+                if changed is not None:
+                    pictures["transformed"] = changed[positions] / np.float32(255)
     images = score.images
     folder = RunFolder(results.root, "dataset", images.data)
     stored = _open(folder, f"{images.subset.split}_images.npy")
@@ -213,7 +218,9 @@ def _open(folder: RunFolder, name: str) -> npt.NDArray | None:
 
 def grid(strips: Sequence[Strip], left_out: dict[str, str]) -> Figure:
     """Draw one row per cell, the pictures of each test image side by side, and notes below."""
-    width = _MARGIN + len(strips[0].indices) * _SPAN
+    kinds = [kind for kind in KINDS if any(kind in strip.pictures for strip in strips)]
+    span = len(kinds) * _STEP + _GAP
+    width = _MARGIN + len(strips[0].indices) * span
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(name)
@@ -228,12 +235,12 @@ def grid(strips: Sequence[Strip], left_out: dict[str, str]) -> Figure:
         name = textwrap.fill(_name(strip.cell), 28, break_on_hyphens=False)
         axes.text(-0.2, top + 0.5, name, fontsize=7, ha="right", va="center")
         for column in range(len(strip.indices)):
-            _row(axes, strip, column, column * _SPAN, top)
+            _row(axes, strip, kinds, column, column * span, top)
     for column, (index, label) in enumerate(zip(strips[0].indices, strips[0].labels, strict=True)):
-        left = column * _SPAN
+        left = column * span
         axes.text(left, 0.2, f"test image {index}: {label}", fontsize=8, weight="bold")
-        for number, kind in enumerate(KINDS):
-            axes.text(left + number * 1.08 + 0.5, 0.6, kind, fontsize=7, ha="center")
+        for number, kind in enumerate(kinds):
+            axes.text(left + number * _STEP + 0.5, 0.6, kind, fontsize=7, ha="center")
     bottom = height - len(lines) * _LINE
     axes.text(-_MARGIN, bottom, "\n".join(lines), fontsize=7, va="top")
     axes.set(xlim=(-_MARGIN, width - _MARGIN), ylim=(height, 0), aspect="equal")
@@ -241,13 +248,15 @@ def grid(strips: Sequence[Strip], left_out: dict[str, str]) -> Figure:
     return picture
 
 
-def _row(axes: Axes, strip: Strip, column: int, left: float, top: float) -> None:
+def _row(
+    axes: Axes, strip: Strip, kinds: Sequence[str], column: int, left: float, top: float
+) -> None:
     """Draw the pictures of one test image, each with its text above it."""
     style: dict[str, Any] = {"fontsize": 7, "ha": "center", "va": "bottom"}
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(kinds):
         if kind not in strip.pictures:
             continue
-        x, pixels = left + number * 1.08, strip.pictures[kind][column]
+        x, pixels = left + number * _STEP, strip.pictures[kind][column]
         if kind == "difference":
             largest = float(np.abs(pixels).max())
             pixels = 0.5 + pixels / (2 * largest or 1.0)

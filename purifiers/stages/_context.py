@@ -23,6 +23,7 @@ from purifiers.core.spec import Subset
 
 WEIGHTS = "weights.safetensors"
 IMAGES = "images.npy"
+TRANSFORMED = "transformed.npy"
 LOGITS = "logits.npy"
 SCORES = "scores.parquet"
 STATES = "states.npz"

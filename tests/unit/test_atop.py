@@ -490,3 +490,27 @@ def test_the_recipes_are_those_of_the_parameters() -> None:
     tuning = replace(method.recipe, epochs=30, batch_size=8)
     assert method.fine_tune_recipe == tuning
     assert method.recipe.betas == (0.5, 0.999) and method.recipe.optimizer == "adam"
+
+
+@pytest.mark.parametrize("parameters", [{}, {"masks": 4}, {"fixed_mask": True}, {"side": 32}])
+def test_the_transformed_image_is_what_the_generator_gets(
+    parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = made(noise=0.25, **parameters)
+    inputs: list[Tensor] = []
+    generator = method.generator.forward
+
+    def seen(pixels: Tensor, mask: Tensor) -> Any:
+        inputs.append(pixels * (1 - mask))
+        return generator(pixels, mask)
+
+    monkeypatch.setattr(method.generator, "forward", seen)
+    rows = torch.arange(5, 5 + len(IMAGES))
+    method.purify(IMAGES, 7, rows)
+    expected = (inputs[0][: len(IMAGES)] + 1) / 2
+    transformed = method.transformed(IMAGES, 7, rows)
+    assert transformed.shape == IMAGES.shape
+    if "side" not in parameters:
+        assert torch.equal(transformed, expected)
+        assert (transformed == 0.5).float().mean() > 0.2
+    assert 0 <= transformed.min() and transformed.max() <= 1

@@ -21,6 +21,7 @@ from purifiers.core.spec import (
     MethodSpec,
     NormSpec,
     PredictSpec,
+    PurifySpec,
     ScoreSpec,
     Smoothing,
     SmoothSpec,
@@ -31,7 +32,7 @@ from purifiers.core.spec import (
 from purifiers.methods.adp import Adp
 from purifiers.methods.random_sign import RandomSign
 from purifiers.plan.graph import component_spec
-from purifiers.stages import norm, predict, score, smooth, trace
+from purifiers.stages import norm, predict, purify, score, smooth, trace
 from purifiers.stages._context import Context, Outcome
 from purifiers.stages._opening import open_classifier, open_images
 
@@ -82,6 +83,19 @@ def draws_by_hand(stages: Stages, draws: int) -> np.ndarray:
     noise = RandomSign(eps=0.3)
     of_draw = [predicted(classifier, purified(noise, batch, 5, indices, d)) for d in range(draws)]
     return torch.stack(of_draw, dim=1).numpy()
+
+
+def test_a_random_transform_is_stored_for_pictures(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = PurifySpec(images=IMAGES, classifier="one", method=NOISE, seed=5)
+    assert stages.run(purify, spec, "without").files == ["images.npy"]
+    monkeypatch.setattr(RandomSign, "transformed", RandomSign.purify)  # the same draw
+    assert stages.run(purify, spec, "with").files == ["images.npy", "transformed.npy"]
+    folder = stages.folder("purify", "with").path
+    images, transformed = np.load(folder / "images.npy"), np.load(folder / "transformed.npy")
+    assert transformed.dtype == np.uint8
+    assert np.array_equal(transformed, np.round(255 * images))
 
 
 def test_each_draw_is_the_defenders_draw_of_its_number(stages: Stages) -> None:

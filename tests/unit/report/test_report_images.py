@@ -30,7 +30,7 @@ from purifiers.core.spec import (
 from purifiers.plan.cells import Cell, Combine, Document, ImageGrid, ScaleInfo
 from purifiers.plan.declarations import load_paper
 from purifiers.plan.plan import Plan
-from purifiers.report.images import KINDS, RIGHT, WRONG, collect, grid
+from purifiers.report.images import RIGHT, WRONG, collect, grid
 from purifiers.report.results import Results
 from purifiers.report.write import write_document
 
@@ -43,6 +43,7 @@ IDENTITY = MethodSpec(component="identity", version=1, parameters={}, run=None)
 INDICES = (1, 3, 4, 6, 9)  # of the split's ten images
 LABELS = (0, 1, 2, 3, 4)
 SHAPE = (1, 4, 4)
+SHOWN = ("clean", "attacked", "difference", "purified")  # no method here has a random transform
 CLEAN = np.random.default_rng(0).integers(0, 256, (10, *SHAPE), dtype=np.uint8)
 
 
@@ -64,7 +65,14 @@ class Folders:
     def images(made_by: str | None = None, stage: str = "") -> ImagesSpec:
         return ImagesSpec(data="digits-1", subset=SUBSET, run=made_by, stage=stage)
 
-    def made(self, stage: str, run_id: str, source: ImagesSpec, level: float) -> np.ndarray:
+    def made(
+        self,
+        stage: str,
+        run_id: str,
+        source: ImagesSpec,
+        level: float,
+        transformed: bool = False,
+    ) -> np.ndarray:
         """Images of one level, a little lighter from one image to the next."""
         steps = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1) / 100
         made = np.full((5, *SHAPE), level, np.float32) + steps
@@ -75,6 +83,7 @@ class Folders:
             if stage == "purify"
             else AttackSpec(**common, methods=(), gradient="exact", attack=FGSM),
             images=made,
+            **({"transformed": np.full(made.shape, 102, np.uint8)} if transformed else {}),
         )
         return made
 
@@ -153,7 +162,7 @@ def above(picture: Figure, gid: str) -> tuple[str, str] | None:
 def test_pixels_are_those_of_the_runs(document: Document, runs_root: Path) -> None:
     _, shown = pictures(document, runs_root)
     rows, columns = ("two/pgd", "two/pgd_white_box"), (3, 4)
-    assert set(shown) == {f"{r}/{i}/{kind}" for r in rows for i in columns for kind in KINDS}
+    assert set(shown) == {f"{r}/{i}/{kind}" for r in rows for i in columns for kind in SHOWN}
     for index, place in ((3, 1), (4, 2)):  # the first that the undefended classifier has right
         clean = CLEAN[index, 0] / np.float32(255)
         np.testing.assert_array_equal(shown[f"two/pgd/{index}/clean"], clean)
@@ -165,10 +174,27 @@ def test_pixels_are_those_of_the_runs(document: Document, runs_root: Path) -> No
         np.testing.assert_allclose(shown[f"two/pgd/{index}/difference"], expected, atol=1e-6)
 
 
+def test_a_random_transform_is_shown_before_what_it_becomes(
+    document: Document, folders: Folders, runs_root: Path
+) -> None:
+    folders.made("purify", "p3", folders.images("a", "attack"), 0.5, transformed=True)
+    folders.score("noisy", folders.images("p3", "purify"), (9, 1, 2, 3, 4), "cnn")
+    noisy = replace(document.cells[3], column="noisy", scores=(("noisy",),), seeds=(0,))
+    strips, _ = collect(document, [document.cells[3], noisy], Results(runs_root, lambda _: None))
+    images = grid(strips, {}).axes[0].images
+    left = {str(image.get_gid()): image.get_extent()[0] for image in images}
+    assert "two/pgd/3/transformed" not in left
+    for index in (3, 4):
+        places = [left[f"two/noisy/{index}/{kind}"] for kind in (*SHOWN[:3], "transformed")]
+        assert sorted(places) == places < [*places[1:], left[f"two/noisy/{index}/purified"]]
+    pixels = next(i for i in images if i.get_gid() == "two/noisy/4/transformed").get_array()
+    np.testing.assert_allclose(np.asarray(pixels), np.full(SHAPE[1:], 102 / 255), atol=1e-6)
+
+
 def test_pictures_stand_from_left_to_right(document: Document, runs_root: Path) -> None:
     picture, _ = pictures(document, runs_root)
     place = {image.get_gid(): image.get_extent() for image in picture.axes[0].images}
-    lefts = [place[f"two/pgd/{index}/{kind}"][0] for index in (3, 4) for kind in KINDS]
+    lefts = [place[f"two/pgd/{index}/{kind}"][0] for index in (3, 4) for kind in SHOWN]
     assert lefts == sorted(lefts) and len(set(lefts)) == 8
     assert place["two/pgd/3/clean"][3] < place["two/pgd_white_box/3/clean"][3]
 

@@ -35,6 +35,10 @@ LEGEND = (
     "change of a pixel, printed above it. Images: the first test images among those that most "
     "undefended classifiers classify correctly."
 )
+TRANSFORMED_LEGEND = (
+    "Transformed: after the method's random transform; missing pixels are grey, and of several masks "
+    "the first is shown."
+)
 
 _INCHES = 0.62  # per side of a picture
 _STEP = 1.08  # from one picture to the next, in sides of a picture
@@ -224,7 +228,7 @@ def grid(strips: Sequence[Strip], left_out: dict[str, str]) -> Figure:
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(name)
-    notes = [LEGEND]
+    notes = [LEGEND, TRANSFORMED_LEGEND] if "transformed" in kinds else [LEGEND]
     notes += [f"Left out, {reason}: {'; '.join(names)}." for reason, names in by_reason.items()]
     lines = [line for note in notes for line in textwrap.wrap(note, int(width * 10))]
     height = 0.7 + len(strips) * _PITCH + 0.2 + len(lines) * _LINE

@@ -513,4 +513,4 @@ def test_the_transformed_image_is_what_the_generator_gets(
     if "side" not in parameters:
         assert torch.equal(transformed, expected)
         assert (transformed == 0.5).float().mean() > 0.2
-    assert 0 <= transformed.min() and transformed.max() <= 1
+    assert transformed.min() >= 0 and transformed.max() <= 1

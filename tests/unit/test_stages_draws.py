@@ -219,8 +219,8 @@ def fitted(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 def test_the_norm_of_a_score(fitted: Stages) -> None:
-    for name, purify in (("as_is", False), ("stepped", True)):
-        spec = NormSpec(images=IMAGES, classifier="one", method=adp(), purified=purify, seed=5)
+    for name, stepped in (("as_is", False), ("stepped", True)):
+        spec = NormSpec(images=IMAGES, classifier="one", method=adp(), purified=stepped, seed=5)
         fitted.run(norm, spec, name)
     as_is, stepped = (fitted.rows("norm", n)["score_norm"].to_numpy() for n in ("as_is", "stepped"))
     images = open_images(fitted.context, IMAGES)

@@ -36,8 +36,8 @@ LEGEND = (
     "undefended classifiers classify correctly."
 )
 TRANSFORMED_LEGEND = (
-    "Transformed: after the method's random transform; missing pixels are grey, and of several masks "
-    "the first is shown."
+    "Transformed: after the method's random transform; missing pixels are grey, and of several "
+    "masks the first is shown."
 )
 
 _INCHES = 0.62  # per side of a picture

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from purifiers.core.errors import check_choice
 
@@ -26,6 +27,11 @@ _SWITCHES: tuple[Any, ...] = (
 _WITH_TF32 = _SWITCHES[:3]
 
 _declared: ContextVar[str | None] = ContextVar("precision", default=None)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values, in float32 if their type is shorter: losses are not computed in bfloat16."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def declared() -> str:

@@ -14,7 +14,7 @@ from purifiers.core.active import selected
 from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.logits import as_logits
-from purifiers.core.precision import computing, declared
+from purifiers.core.precision import at_least_float32, computing, declared
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Logits (n, classes) and labels (n,) to the loss of each image (n,)."""
@@ -200,9 +200,7 @@ class Target:
         Raises:
             UserError: there are none, or they do not cover the labels.
         """
-        logits = as_logits(output, self.model)
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
+        logits = at_least_float32(as_logits(output, self.model))
         if self.largest_label < 0:
             return logits
         if logits.dim() != 2:

@@ -55,8 +55,8 @@ class FittedAutoencoder(Method):
             and in the loss while the auto-encoder is trained, as upstream does.
         epochs, batch_size, learning_rate: of Adam; at most 100 epochs and batch 32 from upstream.
         schedule, milestones, learning_rate_decay, validation, patience, min_learning_rate,
-            early_stopping: see :class:`purifiers.core.recipe.Recipe`. The paper halves the rate
-            after 4 epochs without a lower validation loss and stops after 10.
+            early_stopping, precision: see :class:`purifiers.core.recipe.Recipe`. The paper halves
+            the rate after 4 epochs without a lower validation loss and stops after 10.
     """
 
     traits = MethodTraits(
@@ -74,8 +74,9 @@ class FittedAutoencoder(Method):
             "schedule",
             "validation",
             "early_stopping",
+            "precision",
         ),
-        joined_later=("compiled",),
+        joined_later=("compiled", "precision"),
         fit=Fit(several_classifiers=True),
         network=Network(sized_by=("variant", "width"), passes="1"),
     )
@@ -108,6 +109,7 @@ class FittedAutoencoder(Method):
         patience: Count = 4,
         min_learning_rate: NonNegative = 5e-5,
         early_stopping: Whole = 10,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -131,6 +133,7 @@ class FittedAutoencoder(Method):
             patience=patience,
             min_learning_rate=min_learning_rate,
             early_stopping=early_stopping,
+            precision=precision,
         )
         # in lists, so that the classifiers are no submodules of this one
         self._classifiers: list[nn.Module] = []

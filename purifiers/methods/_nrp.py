@@ -12,6 +12,7 @@ from purifiers.attacks._linf import ascend, random_start
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
+from purifiers.core.precision import at_least_float32
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.recipe import Recipe
 from purifiers.core.taps import deepest_tap, tap_shapes, tapped_features
@@ -49,6 +50,7 @@ class RepresentationPurifier(Method):
         epochs: passes over the training images; every second batch trains the critic. Our choice,
             as are the batch size and the schedule (see :class:`purifiers.core.recipe.Recipe`;
             ``step`` is a constant rate).
+        precision: see :class:`purifiers.core.recipe.Recipe`.
 
     Raises:
         UserError: an unknown generator or tap, a count below 1, a negative weight, a length outside
@@ -66,7 +68,9 @@ class RepresentationPurifier(Method):
             "epochs",
             "batch_size",
             "schedule",
+            "precision",
         ),
+        joined_later=("precision",),
         fit=Fit(passes="epochs * (3 * attack_steps + 2.5)"),
         network=Network(
             sized_by=("generator", "blocks", "channels"),
@@ -92,6 +96,7 @@ class RepresentationPurifier(Method):
         epochs: Positive = 20,
         batch_size: Count = 64,
         schedule: str = "step",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         check_choice("nrp: generator", generator, GENERATORS)
@@ -107,6 +112,7 @@ class RepresentationPurifier(Method):
             optimizer="adam",
             schedule=schedule,
             turns=(("critic", 1), ("generator", 1)) if adversarial_weight else (),
+            precision=precision,
         )
         self.critic: RelativisticCritic | None = None
         self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
@@ -133,7 +139,9 @@ class RepresentationPurifier(Method):
         """
         if not self._classifier:
             raise UserError("nrp: bind a classifier before fitting")
-        return tapped_features(self._classifier[0], images, [self.compared_tap])[0]
+        return at_least_float32(
+            tapped_features(self._classifier[0], images, [self.compared_tap])[0]
+        )
 
     def perturb(self, images: Tensor, clean_features: Tensor, indices: Tensor, seed: int) -> Tensor:
         """SSP: perturb images (n, C, H, W) within eps, away from ``clean_features``."""
@@ -165,7 +173,7 @@ class RepresentationPurifier(Method):
             clean_features = self.features(images)
         perturbed = self.perturb(images, clean_features, indices, seed)
         with torch.set_grad_enabled(_is_trained(self.generator)):
-            purified = self.generator(perturbed)
+            purified = at_least_float32(self.generator(perturbed))
         loss = images.new_zeros(())
         if self.critic is not None and _is_trained(self.critic):
             loss = loss + critic_loss(self.critic, images, purified)

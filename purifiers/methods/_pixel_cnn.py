@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from purifiers.core.precision import at_least_float32
+
 PER_MIXTURE = {1: 3, 3: 10}
 """Outputs per logistic: a weight, and per channel a mean and a scale. Three channels add the
 coefficients of red in green, and of red and green in blue (section 2.2)."""
@@ -287,7 +289,8 @@ def log_likelihood(network: PixelCnn, levels: Tensor) -> Tensor:
         (n, H, W, C), in nats.
     """
     pixels = to_pixels(levels, network.last.bias.dtype)
-    mixture = Mixture(network(pixels).permute(0, 2, 3, 1), network.channels)
+    output = at_least_float32(network(pixels))
+    mixture = Mixture(output.permute(0, 2, 3, 1), network.channels)
     levels, previous = levels.permute(0, 2, 3, 1), pixels.permute(0, 2, 3, 1)
     channels = [
         mixture.log_probabilities(levels[..., channel, None], previous[..., :channel])

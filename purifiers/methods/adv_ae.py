@@ -55,8 +55,9 @@ class AdvAe(FittedAutoencoder):
             "schedule",
             "validation",
             "early_stopping",
+            "precision",
         ),
-        joined_later=("compiled", "statistics"),
+        joined_later=("compiled", "precision", "statistics"),
         fit=Fit(passes="3 * epochs * (steps + 1)", several_classifiers=True),
         network=Network(
             sized_by=("variant", "width"), passes="1", fit_passes="3 * epochs * (steps + 1)"

@@ -17,6 +17,7 @@ from purifiers.core.component import Attack, Classifier, Method
 from purifiers.core.errors import UserError, check_choice, did_you_mean
 from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import Length
+from purifiers.core.precision import at_least_float32
 from purifiers.core.ranges import Count, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.taps import own_taps, tap_shapes, tapped_features
@@ -48,7 +49,7 @@ class Aid(Method):
             start; not in the paper, values from upstream.
         epochs, batch_size, learning_rate, momentum, weight_decay: 1 epoch of SGD .01, .9, 2e-4
             (A.3); batch 128 upstream.
-        augmentation: see :class:`purifiers.core.recipe.Recipe`.
+        augmentation, precision: see :class:`purifiers.core.recipe.Recipe`.
         target: ``bce`` (equation 1), or ``contrastive``: true pairs of representations against
             pairs of different images (Table 14b; details are our choice).
         mixing: ``avmixup``, or from Table 14c ``none`` (clean or adversarial), ``av`` (clean or
@@ -66,8 +67,8 @@ class Aid(Method):
 
     traits = MethodTraits(
         version=2,
-        budget=("epochs", "width", "train_steps", "train_step", "learning_rate"),
-        joined_later=("train_cw_const", "train_cw_learning_rate"),
+        budget=("epochs", "width", "train_steps", "train_step", "learning_rate", "precision"),
+        joined_later=("train_cw_const", "train_cw_learning_rate", "precision"),
         passes="3 * iterations",
         provides=("detector_logit",),
         fit=Fit(
@@ -101,6 +102,7 @@ class Aid(Method):
         train_attacks: Sequence[str] = ("pgd",),
         train_cw_const: Positive = 0.01,
         train_cw_learning_rate: Positive = 0.01,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         check_choice("aid: variant", variant, ("paper", "upstream"))
@@ -122,6 +124,7 @@ class Aid(Method):
             momentum=momentum,
             weight_decay=weight_decay,
             augmentation=augmentation,
+            precision=precision,
         )
         self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule
 
@@ -215,7 +218,7 @@ class Aid(Method):
     def detector_logit(self, images: Tensor) -> Tensor:
         """Discriminator's logit (n,), high for adversarial images."""
         features = pooled(tapped_features(self.classifier, images, self.taps))
-        return self.discriminator(features)
+        return at_least_float32(self.discriminator(features))
 
     def purify(
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None

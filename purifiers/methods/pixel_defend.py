@@ -54,6 +54,7 @@ class PixelDefend(Method):
             many epochs without fewer bits per dimension on them, computed with the averaged
             weights. The weights of the best epoch are kept. 0 and 0 as upstream, which always
             trains all epochs; see :class:`purifiers.core.recipe.Recipe`.
+        precision: of the fit, see there.
 
     Raises:
         UserError: a count below 1, or a dropout or an average outside [0, 1).
@@ -73,8 +74,9 @@ class PixelDefend(Method):
             "epochs",
             "validation",
             "early_stopping",
+            "precision",
         ),
-        joined_later=("validation", "early_stopping"),
+        joined_later=("validation", "early_stopping", "precision"),
         differentiable=False,
         fit=Fit(uses_classifier=False, inference_only=("eps",)),
         # measured on a processor: a single image costs 13 passes, each of a large batch 5
@@ -106,11 +108,13 @@ class PixelDefend(Method):
         average: Share = 0.9995,
         validation: Share = 0.0,
         early_stopping: Whole = 0,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.eps, self.average = eps, average
         self.scales, self.blocks, self.filters = scales, blocks, filters
         self.mixtures, self.dropout = mixtures, dropout
+        self._steps_done = -1
         self.recipe = Recipe(
             epochs=epochs,
             batch_size=batch_size,
@@ -121,6 +125,7 @@ class PixelDefend(Method):
             betas=BETAS,
             validation=validation,
             early_stopping=early_stopping,
+            precision=precision,
         )
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
@@ -152,6 +157,7 @@ class PixelDefend(Method):
 
     def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
+        self._steps_done = -1
         trained = images * (1.0 - self.recipe.validation)
         steps = math.ceil(trained / self.recipe.batch_size) * self.recipe.epochs
         halvings = range(1, int(steps / HALVED_EVERY) + 1)
@@ -195,9 +201,12 @@ class PixelDefend(Method):
         return network
 
     def _keep_average(self) -> None:
-        decay = min(self.average, (1 + int(self.steps)) / (10 + int(self.steps)))
+        if self._steps_done < 0:  # read once, as each read of a GPU waits for it
+            self._steps_done = int(self.steps)
+        decay = min(self.average, (1 + self._steps_done) / (10 + self._steps_done))
         newest = parameters_to_vector(self.network.parameters()).detach()
         self.averaged.lerp_(newest, 1.0 - decay)
+        self._steps_done += 1
         self.steps += 1
 
 

@@ -109,8 +109,8 @@ class Expander:
                 else:
                     flags.append(Flag("note", "the published value is quoted"))
             if state == "planned" and used is None:
-                state = "not run"
-                reason = f"{declared['dataset']} is not part of scale {self.scale.name}"
+                omitted = stem if self.scale.omits(paper.id, stem) else declared["dataset"]
+                state, reason = "not run", f"{omitted} is not part of scale {self.scale.name}"
         return Cell(
             paper=paper.id,
             table=str(content.get("table") or content.get("figure") or stem),
@@ -198,7 +198,7 @@ class Expander:
             if not registry.exists(kind, component_name):
                 raise NotImplementedHere(f"{kind} {component_name} is not implemented")
         check_threat(cell, _threat_parts(paper, cell, where), where)
-        if used is None:
+        if used is None or self.scale.omits(paper.id, stem):
             return None
         published = paper.documents[stem].get("test_images")
         if published is None:

@@ -77,7 +77,7 @@ class Setting:
         budget = self.scale.budget(kind, component_name, self.used, self.paper.id)
         parameters = {**declared, **budget, **override}
         described.check_parameters(parameters, where)
-        for key in set(budget) & set(override):
+        for key in set(budget) & set(override) - {"precision"}:  # which is no size
             if not isinstance(budget[key], dict) and not isinstance(override[key], dict):
                 raise UserError(
                     f"{where}: the override sets {key} to {override[key]}, but scale "

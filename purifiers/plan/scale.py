@@ -62,6 +62,11 @@ class Scale:
         """Largest numbers in a paper's cells, see :mod:`purifiers.plan.limits`."""
         return {**self.setting("limits", {}), **self._of_paper(paper).get("limits", {})}
 
+    def omits(self, paper: str, document: str) -> bool:
+        """Whether a paper's document is not run at this scale."""
+        entry = self._of_paper(paper).get("documents", {}).get(document, {})
+        return bool(entry.get("omitted", False))
+
     def for_cell(
         self, used: UsedDataset, paper: str, document: str, row: str, published: int | None
     ) -> UsedDataset:

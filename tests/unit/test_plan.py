@@ -355,6 +355,27 @@ def test_a_row_may_have_seeds_of_its_own(root: Path) -> None:
     assert {own for row, own in seeds if row != "natural"} == {(2,)}
 
 
+def test_a_scale_may_omit_a_document(root: Path) -> None:
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    edit(path, ("papers: {", "papers: {aid: {documents: {table_3: {omitted: true}}}, "))
+    plan = make_plan(root, "smoke", ["aid/table_3", "aid/table_10"])
+    cells = plan.documents["aid/table_3"].cells
+    assert {(c.state, c.reason) for c in cells} == {
+        ("not run", "table_3 is not part of scale smoke")
+    }
+    assert not any(cell.scores for cell in cells)
+    assert any(cell.scores for cell in plan.documents["aid/table_10"].cells)
+
+
+def test_a_document_may_compare_precisions_whatever_the_scale_declares(root: Path) -> None:
+    path = root / "workflow" / "scales" / "smoke.yaml"
+    edit(path, ("training.natural: {", "training.natural: {precision: bfloat16, "))
+    runs = make_plan(root, "smoke", ["aid/audit_precision"]).runs.values()
+    trained = [run.spec.training for run in runs if run.stage == "classifier"]  # type: ignore[attr-defined]
+    of_natural = [t.parameters.get("precision") for t in trained if t.component == "natural"]
+    assert sorted(of_natural, key=str) == [None, "bfloat16"]  # float32 is left out
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

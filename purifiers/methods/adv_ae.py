@@ -15,6 +15,7 @@ from purifiers.core.errors import UserError, check_choice
 from purifiers.core.modes import STATISTICS, attack_mode, frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.ranges import Fraction, NonNegative
+from purifiers.core.step_count import StepCount
 from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder
 
@@ -64,8 +65,6 @@ class AdvAe(FittedAutoencoder):
         ),
     )
 
-    batches: Tensor
-
     def __init__(
         self,
         *,
@@ -80,10 +79,11 @@ class AdvAe(FittedAutoencoder):
         self.statistics = statistics
         self.eps_ramp = eps_ramp
         self._planned: float | None = None  # number of batches of the training
-        self.register_buffer("batches", torch.tensor(0))  # so far; stored so that the ramp resumes
+        self._fitted = StepCount(self, "batches")
 
     def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
+        self._fitted.begin()
         trained = images * (1.0 - self.recipe.validation)
         self._planned = math.ceil(trained / self.recipe.batch_size) * self.recipe.epochs
 
@@ -139,5 +139,5 @@ class AdvAe(FittedAutoencoder):
             raise UserError(
                 "adv_ae: eps_ramp needs the number of training images: call fit_on first"
             )
-        self.batches += 1
-        return min(1.0, int(self.batches) / (self.eps_ramp * self._planned))
+        self._fitted.advance()
+        return min(1.0, self._fitted.value / (self.eps_ramp * self._planned))

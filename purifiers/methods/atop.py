@@ -20,6 +20,7 @@ from purifiers.core.prepare import Prepared
 from purifiers.core.ranges import Count, Interior, NonNegative, Positive, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
+from purifiers.core.step_count import StepCount
 from purifiers.core.training_images import Pixels
 from purifiers.core.traits import Fit, Images, MethodTraits, Network, SecondTraining
 from purifiers.methods._block_masks import FIXED, SHARINGS, block_masks, masked_blocks
@@ -145,7 +146,6 @@ class Atop(Method):
     )
 
     copies: Tensor
-    fine_tune_steps: Tensor
 
     def __init__(
         self,
@@ -233,8 +233,7 @@ class Atop(Method):
         # in lists, so that the classifier and its copy are no submodules of this one
         self._classifier: list[nn.Module] = []
         self._prepared: list[Prepared] = []
-        # so far; stored, so that a resumed training knows when the classification loss begins
-        self.register_buffer("fine_tune_steps", torch.tensor(0))
+        self._fine_tuned = StepCount(self, "fine_tune_steps")
         self.register_load_state_dict_post_hook(lambda module, _: module._use_snapshot())
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
@@ -315,18 +314,15 @@ class Atop(Method):
         steps = math.ceil(len(pixels) / recipe.batch_size)
         first = round(self.classification_after * steps)
         copied_at = numbers_by_step(self.snapshots, recipe.total_steps(len(pixels)))
-        self.fine_tune_steps.zero_()
-        done = -1  # read once, as each read of a GPU waits for it
+        self._fine_tuned.begin(anew=True)
 
         def loss(images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-            nonlocal done
-            done = int(self.fine_tune_steps) if done < 0 else done
+            done = self._fine_tuned.value
             if done in copied_at:
                 self.copies[copied_at[done]] = weights_of(self.generator)
             images = images.contiguous(memory_format=torch.channels_last)
             value = self.tuning_loss(images, labels, indices, seed, done >= first)
-            done += 1
-            self.fine_tune_steps.fill_(done)
+            self._fine_tuned.advance()
             return value
 
         return Phase("fine_tune", self, loss, pixels, labels, recipe)

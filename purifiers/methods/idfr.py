@@ -22,6 +22,7 @@ from purifiers.core.prepare import Prepared
 from purifiers.core.ranges import Count, NonNegative, Positive, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
+from purifiers.core.step_count import StepCount
 from purifiers.core.training_images import Pixels, to_float
 from purifiers.core.traits import Fit, MethodTraits, Network, SecondTraining
 from purifiers.methods._idfr_mixing import Mixing
@@ -110,7 +111,6 @@ class Idfr(Method):
     )
 
     copies: Tensor
-    fit_steps: Tensor
 
     def __init__(
         self,
@@ -176,9 +176,7 @@ class Idfr(Method):
         self._parts: list[tuple[Prepared, nn.Linear]] = []
         self._shape: tuple[int, ...] = ()
         self._copied_at: dict[int, int] = {}
-        if snapshots:
-            # stored, so that a resumed training knows which copies are due
-            self.register_buffer("fit_steps", torch.tensor(0))
+        self._fitted = StepCount(self, "fit_steps") if snapshots else None
         self.register_load_state_dict_post_hook(lambda module, _: module._use_snapshot())
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
@@ -230,9 +228,8 @@ class Idfr(Method):
 
     def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
-        self._copied_at, self._steps_done = {}, -1
-        if self.snapshots:
-            self.fit_steps.zero_()
+        if self._fitted is not None:
+            self._fitted.begin(anew=True)
             self._copied_at = numbers_by_step(self.snapshots, self.recipe.total_steps(images))
 
     def end_fit(self) -> None:
@@ -242,19 +239,16 @@ class Idfr(Method):
         if self.snapshot:
             load_weights(self.denoiser, self.copies[self.snapshot - 1])
 
-    def _keep_snapshot(self) -> None:
+    def _keep_snapshot(self, fitted: StepCount) -> None:
         """Copy ID's weights before a step, if a copy is due."""
-        if self._steps_done < 0:  # read once, as each read of a GPU waits for it
-            self._steps_done = int(self.fit_steps)
-        if self._steps_done in self._copied_at:
-            self.copies[self._copied_at[self._steps_done]] = weights_of(self.denoiser)
-        self._steps_done += 1
-        self.fit_steps.fill_(self._steps_done)
+        if fitted.value in self._copied_at:
+            self.copies[self._copied_at[fitted.value]] = weights_of(self.denoiser)
+        fitted.advance()
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
         """Mean loss of ID over the adversarial and the noisy copies of a batch (Eq. 3)."""
-        if self._copied_at:
-            self._keep_snapshot()
+        if self._fitted is not None:
+            self._keep_snapshot(self._fitted)
         encoder, head = self._encoder_and_head()
         copies = [self._adversarial(images, labels, indices)]
         for number in range(self.noise_rounds):

@@ -16,6 +16,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
+from purifiers.core.step_count import StepCount
 from purifiers.core.traits import Fit, Images, MethodTraits, Network
 from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
 from purifiers.methods._pixel_cnn_decoding import decode
@@ -90,7 +91,6 @@ class PixelDefend(Method):
     )
 
     averaged: Tensor
-    steps: Tensor
 
     def __init__(
         self,
@@ -114,7 +114,6 @@ class PixelDefend(Method):
         self.eps, self.average = eps, average
         self.scales, self.blocks, self.filters = scales, blocks, filters
         self.mixtures, self.dropout = mixtures, dropout
-        self._steps_done = -1
         self.recipe = Recipe(
             epochs=epochs,
             batch_size=batch_size,
@@ -153,11 +152,11 @@ class PixelDefend(Method):
         )
         # buffers, so that a checkpoint stores them
         self.register_buffer("averaged", parameters_to_vector(self.network.parameters()).detach())
-        self.register_buffer("steps", torch.tensor(0))
+        self._fitted = StepCount(self, "steps")
 
     def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         super().fit_on(classifiers, images)
-        self._steps_done = -1
+        self._fitted.begin()
         trained = images * (1.0 - self.recipe.validation)
         steps = math.ceil(trained / self.recipe.batch_size) * self.recipe.epochs
         halvings = range(1, int(steps / HALVED_EVERY) + 1)
@@ -201,13 +200,10 @@ class PixelDefend(Method):
         return network
 
     def _keep_average(self) -> None:
-        if self._steps_done < 0:  # read once, as each read of a GPU waits for it
-            self._steps_done = int(self.steps)
-        decay = min(self.average, (1 + self._steps_done) / (10 + self._steps_done))
+        decay = min(self.average, (1 + self._fitted.value) / (10 + self._fitted.value))
         newest = parameters_to_vector(self.network.parameters()).detach()
         self.averaged.lerp_(newest, 1.0 - decay)
-        self._steps_done += 1
-        self.steps += 1
+        self._fitted.advance()
 
 
 def _levels(images: Tensor) -> Tensor:

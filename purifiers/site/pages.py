@@ -120,8 +120,16 @@ def _labels(block: Mapping[str, Any], axis: str, ids: Iterable[str]) -> dict[str
 
 
 def cell_data(tables: list[Table], content: Mapping[str, Any]) -> str:
-    """JSON of the details of all cells of a document's page, safe inside a script element."""
+    """JSON of the details of all cells of a document's page, safe inside a script element.
+
+    Most texts repeat. ``texts`` has each once, and the cells have positions in it.
+    """
     declared = {block["id"]: block for block in blocks_of(dict(content))}
+    position: dict[str, int] = {}
+
+    def coded(texts: Iterable[str]) -> list[int]:
+        return [position.setdefault(text, len(position)) for text in texts]
+
     listed = []
     for table in tables:
         for row in table.rows:
@@ -131,8 +139,8 @@ def cell_data(tables: list[Table], content: Mapping[str, Any]) -> str:
                 _labels(block, "rows", [row["row"]])[row["row"]],
                 _labels(block, "columns", [row["column"]])[row["column"]],
             ]
-            title = " / ".join(filter(None, labels))
-            listed.append({"title": title, "scale": table.scale, "values": cells.details(row)})
+            title, values = coded(filter(None, labels)), coded(cells.details(row))
+            listed.append({"title": title, "scale": table.scale, "values": values})
     shared = {
         table.scale: {
             "Scale": table.scale,
@@ -141,7 +149,12 @@ def cell_data(tables: list[Table], content: Mapping[str, Any]) -> str:
         }
         for table in tables
     }
-    data = {"labels": cells.DETAILS, "scales": shared, "cells": listed}
+    data = {
+        "labels": cells.DETAILS,
+        "scales": shared,
+        "texts": list(position),
+        "cells": listed,
+    }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 

@@ -23,10 +23,10 @@
   function show(index) {
     const { title, scale, values } = data.cells[index];
     dialog.replaceChildren();
-    make("h2", title, dialog);
+    make("h2", title.map((i) => data.texts[i]).join(" / "), dialog);
     const list = make("dl", "", dialog);
     const shared = Object.entries(data.scales[scale]);
-    for (const [label, text] of [...data.labels.map((l, i) => [l, values[i]]), ...shared]) {
+    for (const [label, text] of [...data.labels.map((l, i) => [l, data.texts[values[i]]]), ...shared]) {
       if (!text) continue;
       make("dt", label, list);
       make(label === "Command" ? "code" : "span", text, make("dd", "", list));

@@ -59,7 +59,7 @@ def test_measured_rows_have_all_their_numbers(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", DOCUMENTS)
 def test_overrides_change_what_a_recipe_declares(stem: str) -> None:
-    kinds = {"attack": PAPER["attacks"], "method": PAPER["methods"]}
+    kinds = {kind: PAPER[f"{kind}s"] for kind in ("attack", "method", "training")}
     for cell in fragments(DOCUMENTS[stem]):
         assert cell.get("dataset", "svhn") in DATASETS
         for target, parameters in cell.get("override", {}).items():

@@ -20,7 +20,10 @@ def numbers_by_step(count: int, steps: int) -> dict[int, int]:
 
 
 def weights_of(module: nn.Module) -> Tensor:
-    """All weights of a module in one vector, (number,)."""
+    """All weights of a module in one vector, (number,).
+
+    Torch's ``parameters_to_vector`` refuses weights in channels-last.
+    """
     return torch.cat([weight.detach().flatten() for weight in module.parameters()])
 
 

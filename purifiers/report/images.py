@@ -182,14 +182,14 @@ def _strip(
             return None
         kind = {"attack": "attacked", "purify": "purified"}[images.stage]
         if kind not in pictures:  # of several purifiers only the last one's images
-            stored = _open(RunFolder(results.root, record.stage, record.id), "images.npy")
+            run = RunFolder(results.root, record.stage, record.id)
+            stored = _open(run, "images.npy")
             if stored is None or positions.min() < 0:
                 return None
             run_of[kind], pictures[kind] = record.id, stored[positions]
-            if kind == "purified":
-                changed = _open(RunFolder(results.root, record.stage, record.id), "transformed.npy")
-                if changed is not None:
-                    pictures["transformed"] = changed[positions] / np.float32(255)
+            transformed = _open(run, "transformed.npy") if kind == "purified" else None
+            if transformed is not None:
+                pictures["transformed"] = transformed[positions] / np.float32(255)
     images = score.images
     folder = RunFolder(results.root, "dataset", images.data)
     stored = _open(folder, f"{images.subset.split}_images.npy")

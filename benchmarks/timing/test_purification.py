@@ -23,6 +23,10 @@ other, here also one image after the other.
 AToP runs its generator once per mask. Its plain loop does what `glin2022/atop` does for RT3, one
 mask after the other, here also one image after the other. DiffPure and AToP are also measured with
 the gradient through all of it, which an attack needs.
+
+IDFR passes once through its denoiser and once, inside the classifier, through its restorer. Its
+plain loop is the same networks in contiguous layout, one image after the other. The floor is a pass
+of denoiser, encoder, restorer and head.
 """
 
 from __future__ import annotations
@@ -36,8 +40,10 @@ import torch
 from plain import judge, measured
 from torch import Tensor
 
+from purifiers.classifiers.resnet18 import Resnet18
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.component import Method, frozen
+from purifiers.core.heads import split
 from purifiers.core.noise import derive_seed
 from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
@@ -46,6 +52,7 @@ from purifiers.methods.aid import Aid
 from purifiers.methods.atop import Atop
 from purifiers.methods.defense_gan import DefenseGan
 from purifiers.methods.diff_pure import DiffPure
+from purifiers.methods.idfr import Idfr
 from purifiers.report.attack_timing import SUITE
 from purifiers.timing.plain_diffusion import PlainNetwork, one_by_one
 from purifiers.timing.plain_inpainting import contiguous, mask_by_mask
@@ -106,6 +113,14 @@ ATOP_CASES = {
     "desk-rt2": (16, 0.25, 1, 32, 1.2),
     "desk-rt3": (16, 0.25, 4, 16, 1.2),
 }
+# name: (width of the ResNet-18, of the denoiser, images, required speed-up); the paper's are 64
+# and 32
+IDFR_CASES = {
+    "paper-one": (64, 32, 1, 0.8),
+    "paper-batch": (64, 32, 16, 1.0),
+    "desk-batch": (16, 16, 64, LEAST),
+}
+IDFR_OVER_FLOOR = 1.1
 MOST_OVER_FLOOR = 1.15
 """Largest time of ADP, AToP and DiffPure over that of its network's passes, on a processor."""
 WITH_GRADIENT = "purifybench, with gradient"
@@ -258,6 +273,12 @@ def gradient(method: Method, images: Tensor) -> Tensor:
     return slope
 
 
+def all_move(method: Adp, images: Tensor) -> bool:
+    with torch.no_grad():
+        noisy, *_, last = method.states(images, 0)
+    return bool((noisy != last).flatten(1).any(dim=1).all())
+
+
 @pytest.mark.parametrize("case", SCORE_CASES)
 def test_adp(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
     """Both give the same images from the same noise; the suite's passes are most of its time."""
@@ -265,12 +286,14 @@ def test_adp(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
     torch.manual_seed(0)
     method = Adp(width=width, blocks=blocks, iterations=iterations)
     method.bind(None, (3, SIDE, SIDE))
-    for parameter in method.network.last.parameters():
-        parameter.data.neg_()  # as drawn, the score of noise grows along itself, and no image moves
     frozen(method.to(device))
-    network = PlainScore(method).to(device)
     images = torch.rand(count, 3, SIDE, SIDE).to(device)
     state = images.contiguous(memory_format=torch.channels_last)
+    if not all_move(method, state):  # a random score may grow along itself; then it is turned round
+        for parameter in method.network.last.parameters():
+            parameter.data.neg_()
+    assert all_move(method, state), "an image that stops at once tells nothing"
+    network = PlainScore(method).to(device)
 
     def passes() -> Tensor:
         for _ in range(2 * iterations * draws):
@@ -290,13 +313,57 @@ def test_adp(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
         seconds = measured(rows, device, benchmark, pytestconfig)
     difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
     assert difference < 1e-3, f"the images differ by up to {difference:.2g}"
-    noisy, *_, last = method.states(state, 0)
-    assert (noisy != last).flatten(1).any(dim=1).all(), "an image that stops at once tells nothing"
     sizes = {"width": width, "blocks": blocks, "iterations": iterations, "draws": draws}
     details = {"purifier": "adp", "case": case, "n_images": count, **sizes}
     judge(benchmark, device, seconds, least, **details, largest_difference=difference)
     over = min(seconds[SUITE]) / min(seconds["floor"])
     assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
+
+
+@pytest.mark.parametrize("case", IDFR_CASES)
+def test_idfr(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    """Both give the same logits; the suite's passes are most of its time."""
+    classifier_width, width, count, least = IDFR_CASES[case]
+    torch.manual_seed(0)
+    shape = (3, SIDE, SIDE)
+    classifier = Resnet18(shape, 10, width=classifier_width)
+    frozen(classifier.to(device, memory_format=torch.channels_last))
+    method = Idfr(width=width)
+    method.bind(classifier, shape)
+    frozen(method.to(device))
+    network = frozen(method.equipped(classifier))
+    encoder, head = split(classifier, shape)
+    plain_parts = [
+        copy.deepcopy(part) for part in (method.denoiser, encoder, method.restorer, head)
+    ]
+    for part in plain_parts:
+        part.to(memory_format=torch.contiguous_format)
+    images = torch.rand(count, *shape).to(device)
+    state = images.contiguous(memory_format=torch.channels_last)
+
+    def one_at_a_time() -> Tensor:
+        logits = []
+        for image in images.split(1):
+            for part in plain_parts:
+                image = part(image)
+            logits.append(image)
+        return torch.cat(logits)
+
+    rows: dict[str, Callable[[], Tensor]] = {
+        "floor": lambda: head(method.restorer(encoder(method.denoiser(state)))),
+        "plain loop": one_at_a_time,
+        SUITE: lambda: network(method.purify(state)),
+    }
+    with torch.no_grad():
+        logits = {row: run() for row, run in rows.items()}  # also warms up
+        seconds = measured(rows, device, benchmark, pytestconfig)
+    difference = float((logits["plain loop"] - logits[SUITE]).abs().max())
+    assert difference < 1e-3, f"the logits differ by up to {difference:.2g}"
+    details = {"purifier": "idfr", "case": case, "n_images": count}
+    details |= {"classifier_width": classifier_width, "width": width}
+    judge(benchmark, device, seconds, least, **details, largest_difference=difference)
+    over = min(seconds[SUITE]) / min(seconds["floor"])
+    assert device == "cuda" or over < IDFR_OVER_FLOOR, f"{over:.2f} times the network's passes"
 
 
 @pytest.mark.parametrize("case", PIXEL_CASES)

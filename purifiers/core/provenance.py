@@ -88,6 +88,7 @@ def processor() -> str:
     return " ".join([cpu_info["model name"], *numbers, *instruction_sets])
 
 
+@functools.cache
 def version_of(package: str) -> str:
     """Installed version of a package, or ``"absent"``."""
     try:

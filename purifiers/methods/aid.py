@@ -57,6 +57,7 @@ class Aid(Method):
         train_attacks: ``pgd``, ``cw_l2``, ``deepfool_linf`` (Table 18). If there are several, one
             is drawn per batch (our choice). C&W and DeepFool use upstream's evaluation settings.
         train_cw_const, train_cw_learning_rate: c and Adam's learning rate of that C&W attack.
+        train_cw_steps, train_deepfool_steps: of those attacks; 20, as upstream evaluates them.
 
     The vertex is clipped to [0, 1] upstream but not in Algorithm 1; the variant decides. The
     classifier's weights are not saved.
@@ -67,8 +68,23 @@ class Aid(Method):
 
     traits = MethodTraits(
         version=2,
-        budget=("epochs", "width", "train_steps", "train_step", "learning_rate", "precision"),
-        joined_later=("train_cw_const", "train_cw_learning_rate", "precision"),
+        budget=(
+            "epochs",
+            "width",
+            "train_steps",
+            "train_step",
+            "train_cw_steps",
+            "train_deepfool_steps",
+            "learning_rate",
+            "precision",
+        ),
+        joined_later=(
+            "train_cw_const",
+            "train_cw_learning_rate",
+            "train_cw_steps",
+            "train_deepfool_steps",
+            "precision",
+        ),
         passes="3 * iterations",
         provides=("detector_logit",),
         fit=Fit(
@@ -102,6 +118,8 @@ class Aid(Method):
         train_attacks: Sequence[str] = ("pgd",),
         train_cw_const: Positive = 0.01,
         train_cw_learning_rate: Positive = 0.01,
+        train_cw_steps: Count = 20,
+        train_deepfool_steps: Count = 20,
         precision: str = "float32",
     ) -> None:
         super().__init__()
@@ -116,6 +134,7 @@ class Aid(Method):
         self.train_eps, self.train_step = train_eps, train_step
         self.train_steps = train_steps
         self.train_cw_const, self.train_cw_learning_rate = train_cw_const, train_cw_learning_rate
+        self.train_cw_steps, self.train_deepfool_steps = train_cw_steps, train_deepfool_steps
         self.attacks = [self._training_attack(name) for name in train_attacks]
         self.recipe = Recipe(
             epochs=epochs,
@@ -164,13 +183,15 @@ class Aid(Method):
                 eps=self.train_eps, steps=self.train_steps, step_size=self.train_step
             ),
             "cw_l2": lambda: CwL2(
-                steps=20,
+                steps=self.train_cw_steps,
                 search_steps=1,
                 initial_const=self.train_cw_const,
                 learning_rate=self.train_cw_learning_rate,
                 max_l2=3.0,
             ),
-            "deepfool_linf": lambda: DeepfoolLinf(eps=self.train_eps, steps=20),
+            "deepfool_linf": lambda: DeepfoolLinf(
+                eps=self.train_eps, steps=self.train_deepfool_steps
+            ),
         }
         if name not in makers:
             raise UserError(f"aid: train_attacks has {name!r}{did_you_mean(name, makers)}")

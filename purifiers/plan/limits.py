@@ -1,9 +1,11 @@
-"""Limits that a scale sets on cells: draws, EOT samples, and values behind a mean."""
+"""Limits that a scale sets on cells: draws, EOT samples, attack steps, values behind a mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from purifiers.plan.score_runs import SMOOTHING
 
 
 def limited_document(content: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,8 +30,9 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
 
     Args:
         cell: any part of a cell's declaration.
-        limits: largest number of ``draws``, ``eot_samples`` and values of ``mean_over``, and the
-            number of ``votes`` that estimate a probability in randomised smoothing.
+        limits: largest number of ``draws``, ``eot_samples``, values of ``mean_over`` and ``steps``
+            of an attack that a cell overrides; and the number of ``votes`` that estimate a
+            probability in randomised smoothing. At most as many votes choose the class.
     """
     changed = {**cell}
     if "draws" in cell and "draws" in limits:
@@ -41,11 +44,26 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
         else:
             changed["eot"] = {**eot, "samples": min(eot["samples"], limits["eot_samples"])}
     if "smoothing" in cell and "votes" in limits:
-        changed["smoothing"] = {**cell["smoothing"], "estimation": limits["votes"]}
+        smoothing, votes = {**SMOOTHING, **cell["smoothing"]}, limits["votes"]
+        selection = min(smoothing["selection"], votes)
+        changed["smoothing"] = {**smoothing, "selection": selection, "estimation": votes}
+    if "override" in cell and "steps" in limits:
+        changed["override"] = {
+            component: _fewer_steps(values, limits["steps"])
+            if component.startswith("attack.")
+            else values
+            for component, values in cell["override"].items()
+        }
     if "mean_over" in cell and "mean_over" in limits:
         ((parameter, values),) = cell["mean_over"].items()
         changed["mean_over"] = {parameter: spread(values, limits["mean_over"])}
     return changed
+
+
+def _fewer_steps(parameters: Mapping[str, Any], at_most: int) -> dict[str, Any]:
+    given = parameters.get("steps")
+    too_many = isinstance(given, int | float) and given > at_most
+    return {**parameters, "steps": at_most} if too_many else {**parameters}
 
 
 def spread(values: Sequence[Any], at_most: int) -> list[Any]:

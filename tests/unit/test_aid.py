@@ -239,6 +239,8 @@ def test_contrastive_target_by_hand(toy, images):
 def test_training_attacks(toy, images):
     names = ("pgd", "cw_l2", "deepfool_linf")
     strong = {"train_cw_const": 2.0, "train_cw_learning_rate": 0.1}
+    fewer = aid(toy, train_attacks=names[1:], train_cw_steps=3, train_deepfool_steps=4)
+    assert [attack.steps for attack in fewer.attacks] == [3, 4]
     method = aid(toy, train_attacks=names, train_eps=0.1, train_step=0.02, **strong)
     pgd, cw, deepfool = method.attacks
     assert isinstance(pgd, Pgd) and (pgd.eps, pgd.step_size, pgd.steps) == (0.1, 0.02, 10)

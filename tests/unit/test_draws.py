@@ -73,7 +73,19 @@ def test_limits_shorten_draws_samples_and_means():
         "mean_over": {"a": [2]},
     }
     assert limited({"eot": 15}, limits) == {"eot": 3}
+    override = {"attack.bpda": {"steps": 80, "eps": 0.1}, "method.idfr": {"steps": 80}}
+    assert limited({"override": override}, {"steps": 40})["override"] == {
+        "attack.bpda": {"steps": 40, "eps": 0.1},
+        "method.idfr": {"steps": 80},
+    }
     assert limited(cell, {}) == cell
+
+
+@pytest.mark.parametrize(("votes", "selection"), [(24, 24), (1000, 100)])
+def test_a_limit_of_votes_also_bounds_those_that_choose(votes, selection):
+    smoothing = limited({"smoothing": {"sigma": 0.5}}, {"votes": votes})["smoothing"]
+    assert (smoothing["sigma"], smoothing["estimation"]) == (0.5, votes)
+    assert smoothing["selection"] == selection
 
 
 def test_spread_takes_the_middles():

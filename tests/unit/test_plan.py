@@ -56,7 +56,7 @@ def test_a_learning_rate_says_its_optimizer(root: Path) -> None:
 def set_budget(root: Path, steps: str) -> None:
     """Give PGD another budget of steps at smoke scale."""
     path = root / "workflow" / "scales" / "smoke.yaml"
-    edit(path, ("attack.pgd: {steps: {at_most: 10}}", f"attack.pgd: {{steps: {steps}}}"))
+    edit(path, ("attack.pgd: {steps: {at_most: 5}}", f"attack.pgd: {{steps: {steps}}}"))
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_a_seed_or_version_changes_every_identity(root: Path) -> None:
         ("{steps: 100}", "{steps: 10.5}", "steps is 10.5, but takes a whole number"),
         ("{steps: 100}", "{steps: null}", "steps is None, but takes a whole number"),
         ("{steps: 100}", "{steps: {at_mots: 5}}", "steps is {'at_mots': 5}, but takes"),
-        ("{steps: 100}", "{steps: {times: ten}}", "times is 'ten' and applies to 10: both"),
+        ("{steps: 100}", "{steps: {times: ten}}", "times is 'ten' and applies to 5: both"),
         ("{steps: 100}", "{eps: {at_most: eight}}", "at_most is 'eight' and applies to 0.15: "),
         ("{steps: 100}", "{random_start: 1}", "random_start is 1, but takes true or false"),
         ("{steps: 100}", "{steps: 0}", "table_11b.*steps is 0, but takes a whole number of at"),
         ("{steps: 100}", "{steps: true}", "steps is True, but takes a whole number of at least"),
         ("{steps: 100}", "{steps: .nan}", "steps is nan, but takes a whole number of at least 1"),
         ("{steps: 100}", "{eps: .inf}", r"eps is inf, but lengths lie in \[0, 1\]"),
-        ("{steps: 100}", "{steps: {times: -1}}", "steps is -10, but takes a whole number of at"),
-        ("{steps: 100}", "{steps: {times: 0.01}}", "steps is 0.1, but takes a whole number of"),
+        ("{steps: 100}", "{steps: {times: -1}}", "steps is -5, but takes a whole number of at"),
+        ("{steps: 100}", "{steps: {times: 0.01}}", "steps is 0.05, but takes a whole number of"),
         ("{steps: 100}", "{steps: {at_most: 0}}", "steps is 0, but takes a whole number of at"),
         (
             "{steps: 100}",
             "{steps: {at_most: .nan}}",
-            "at_most is nan and applies to 10: both",
+            "at_most is nan and applies to 5: both",
         ),
         ("{steps: 100}", "{eps: {times: 255}}", r"eps is 38\.25, but lengths lie in \[0, 1\]"),
         (
@@ -183,7 +183,7 @@ def test_a_whole_number_may_have_a_decimal_point(root: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("test: 128", "test: 12800", r"test is 12800, but there are \d+ images"),
+        ("test: 64", "test: 6400", r"test is 6400, but there are \d+ images"),
         ("use: digits", "use: digits, parameters: {sise: 16}", "has no parameter 'sise'"),
         (
             "use: digits",

@@ -24,8 +24,9 @@ FlagKind = Literal["note", "words", "doubt", "remark", "data", "run"]
 
 ``note``: declared with the cell. ``words``: a published value that is text, such as ``ReLU``.
 ``doubt``: evidence against the published number. ``remark``: a consequence of a component's
-parameters. ``data``: how the images differ from the original ones, or
-what went wrong in a training. ``run``: why a run is missing, or the device it was timed on.
+parameters, or what the scale's limits took from the cell. ``data``: how the images differ from the
+original ones, or what went wrong in a training. ``run``: why a run is missing, or the device it was
+timed on.
 """
 
 _PREFIX = {"words": "published: ", "doubt": "doubtful: "}

@@ -11,7 +11,7 @@ from purifiers.core.spec import ClassifierSpec, ComponentSpec, ScoreSpec, Substi
 from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.graph import Graph, Run, with_ancestors
-from purifiers.plan.limits import limited_document
+from purifiers.plan.limits import limited, lowered
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
 from purifiers.plan.score_runs import MEASURED
@@ -49,7 +49,7 @@ class Expander:
 
     def document(self, paper: Paper, stem: str) -> Document:
         """Expand one table or figure into its cells, and add their runs to the graph."""
-        content = limited_document(paper.documents[stem], self.scale.limits(paper.id))
+        content = paper.documents[stem]
         where = f"benchmarks/{paper.id}/{stem}.yaml"
         cells: list[Cell] = []
         for block in blocks_of(content):
@@ -85,7 +85,9 @@ class Expander:
     ) -> Cell:
         where = f"{document_where}: {block['id']}/{row['id']}/{column['id']}"
         base = merge(content.get("defaults", {}), block.get("cell", {}), row.get("cell", {}))
-        declared = _completed(merge(base, column.get("cell", {})))
+        whole = _completed(merge(base, column.get("cell", {})))
+        limits = self.scale.limits(paper.id)
+        declared = limited(whole, limits)
         state, reason, used = "planned", "", None
         scores: tuple[tuple[str, ...], ...] = ()
         flags = [Flag("note", text) for text in declared.get("flags", ())]
@@ -98,8 +100,10 @@ class Expander:
             state = "configuration"
         else:
             try:
-                parts = _parts(declared, base, block, where)
+                parts = _parts(declared, base, block, limits, where)
                 used, scores = self._scores(paper, stem, row["id"], parts, where)
+                if used and (fewer := lowered(whole, declared)):
+                    flags.append(Flag("remark", f"this scale runs {', '.join(fewer)}"))
                 flags += _remarks(self._runs(scores)) if used else []
             except NotImplementedHere as error:
                 state, reason = "not implemented", str(error)
@@ -262,7 +266,11 @@ def _completed(declared: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(
-    declared: dict[str, Any], base: dict[str, Any], block: dict[str, Any], where: str
+    declared: dict[str, Any],
+    base: dict[str, Any],
+    block: dict[str, Any],
+    limits: dict[str, Any],
+    where: str,
 ) -> list[dict[str, Any]]:
     """List the plain cells of a cell: itself, or the cells that it combines.
 
@@ -281,14 +289,14 @@ def _parts(
                 raise UserError(
                     f"{where}: {key}: there is no column {name!r}{did_you_mean(name, by_id)}"
                 )
-            part = _completed(merge(base, by_id[name]))
+            part = limited(_completed(merge(base, by_id[name])), limits)
             inner = next((inner for inner in COMBINED if inner in part), None)
             if inner and inner != key.replace("_of", "_over"):
                 raise UserError(
                     f"{where}: {key}: column {name!r} has its own {inner}: combine plain "
                     "columns only"
                 )
-            parts += _parts(part, base, block, where)
+            parts += _parts(part, base, block, limits, where)
         return parts
     rest = {name: value for name, value in declared.items() if name not in COMBINED}
     if key == "worst_over":

@@ -8,28 +8,11 @@ from typing import Any
 from purifiers.plan.score_runs import SMOOTHING
 
 
-def limited_document(content: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
-    """A document's declaration with ``limits`` applied to its defaults and to every cell.
-
-    Args:
-        content: the declaration of a table or figure, or of a block, row or column.
-        limits: a scale's ``limits``.
-    """
-    changed: dict[str, Any] = {**content}
-    for part in ("defaults", "cell"):
-        if part in content:
-            changed[part] = limited(content[part], limits)
-    for axis in ("rows", "columns", "blocks"):
-        if content.get(axis):
-            changed[axis] = [limited_document(entry, limits) for entry in content[axis]]
-    return changed
-
-
 def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
     """A cell's declaration with ``limits`` applied.
 
     Args:
-        cell: any part of a cell's declaration.
+        cell: a cell's whole declaration.
         limits: largest number of ``draws``, ``eot_samples``, values of ``mean_over`` and ``steps``
             of an attack that a cell overrides; and the number of ``votes`` that estimate a
             probability in randomised smoothing. At most as many votes choose the class.
@@ -58,6 +41,33 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
         ((parameter, values),) = cell["mean_over"].items()
         changed["mean_over"] = {parameter: spread(values, limits["mean_over"])}
     return changed
+
+
+def lowered(cell: Mapping[str, Any], by: Mapping[str, Any]) -> list[str]:
+    """What a scale's limits took from a cell, such as ``2 of 15 EOT samples``.
+
+    Args:
+        cell: the cell's declaration.
+        by: the same, limited.
+    """
+    pairs = [
+        ("draws", cell.get("draws"), by.get("draws")),
+        ("EOT samples", _samples(cell), _samples(by)),
+    ]
+    if "smoothing" in cell:
+        before, after = ({**SMOOTHING, **part["smoothing"]}["estimation"] for part in (cell, by))
+        pairs.append(("votes", before, after))
+    for component, parameters in cell.get("override", {}).items():
+        steps = parameters.get("steps")
+        pairs.append(("attack steps", steps, by["override"][component].get("steps")))
+    for parameter, values in cell.get("mean_over", {}).items():
+        pairs.append((f"values of {parameter}", len(values), len(by["mean_over"][parameter])))
+    return [f"{after} of {before} {name}" for name, before, after in pairs if before != after]
+
+
+def _samples(cell: Mapping[str, Any]) -> int | None:
+    eot = cell.get("eot")
+    return eot["samples"] if isinstance(eot, Mapping) else eot
 
 
 def _fewer_steps(parameters: Mapping[str, Any], at_most: int) -> dict[str, Any]:

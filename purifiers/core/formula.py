@@ -20,7 +20,11 @@ _OPERATORS: dict[type, Any] = {
 
 
 def evaluate(formula: str, values: Mapping[str, Any]) -> float:
-    """Value of a formula such as ``"3 * steps"``."""
+    """Value of a formula such as ``"3 * steps"``.
+
+    ``"mean(attacks, pgd=3 * steps, cw_l2=60)"`` is the mean of what is given for each name in the
+    parameter ``attacks``; a name without anything counts as 0.
+    """
     return float(_evaluate(_parsed(formula), values))
 
 
@@ -44,14 +48,24 @@ def check_formula(formula: str, parameters: Collection[str], where: str) -> None
         tree = ast.parse(formula, mode="eval")
     except SyntaxError:
         raise UserError(f"{where} is {formula!r}: not arithmetic such as 3 * steps") from None
+    choices = dict(filter(None, map(_mean_of, ast.walk(tree))))
+    known = {*parameters, *(["mean"] if choices else [])}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id not in parameters:
+        if isinstance(node, ast.Name) and node.id not in known:
             hint = did_you_mean(node.id, parameters)
             raise UserError(f"{where} is {formula!r}: there is no parameter {node.id!r}{hint}")
     try:
-        float(_evaluate(tree.body, dict.fromkeys(parameters, 1)))
+        float(_evaluate(tree.body, {**dict.fromkeys(parameters, 1), **choices}))
     except (ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{where} is {formula!r}: {error}") from None
+
+
+def _mean_of(node: ast.AST) -> tuple[str, dict[str, ast.expr]] | None:
+    """The list and the formula of each name in ``mean(names, a=..., b=...)``; None if it is not."""
+    match node:
+        case ast.Call(ast.Name("mean"), [ast.Name(names)], [_, *_] as given):
+            return names, {str(keyword.arg): keyword.value for keyword in given}
+    return None
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
@@ -63,4 +77,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
         left, right = _evaluate(node.left, values), _evaluate(node.right, values)
         result: float = _OPERATORS[type(node.op)](left, right)
         return result
+    if (mean := _mean_of(node)) is not None:
+        names, given = list(values[mean[0]]), mean[1]
+        return sum(_evaluate(given[name], values) for name in names if name in given) / len(names)
     raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or +, -, *, /, ** of them")

@@ -88,7 +88,9 @@ class Aid(Method):
         passes="3 * iterations",
         provides=("detector_logit",),
         fit=Fit(
-            passes="epochs * (3 * train_steps + 1)",
+            # DeepFool has 10 candidates
+            passes="epochs * (1 + mean(train_attacks, pgd=3 * train_steps,"
+            " cw_l2=3 * train_cw_steps, deepfool_linf=20 * train_deepfool_steps))",
             inference_only=("eps", "step_size", "iterations"),
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from purifiers.core import registry
@@ -57,9 +58,11 @@ def _method_cost(
     classifier_passes: str,
     own_passes: str,
 ) -> Cost:
+    defaults = registry.describe("method", method.component).parameters
+    whole = dataclasses.replace(method, parameters={**defaults, **method.parameters})
     by_network = {
-        network_of(classifier, used): passes(classifier_passes, method, used.train),
-        own_network_key(method, used): passes(own_passes, method, used.train),
+        network_of(classifier, used): passes(classifier_passes, whole, used.train),
+        own_network_key(method, used): passes(own_passes, whole, used.train),
     }
     return {network: count for network, count in by_network.items() if count}
 

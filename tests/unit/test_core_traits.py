@@ -267,6 +267,10 @@ def test_a_formula_of_an_attack_or_training_is_too(describe: Describe, kind: str
         ("True", "True is not a number"),
         ("'3'", "is not a number"),
         ("max(steps, 1)", "there is no parameter 'max'"),
+        ("mean(steps)", "there is no parameter 'mean'"),
+        ("mean(attacks, pgd=stepss)", "there is no parameter 'attacks'"),
+        ("mean(steps, pgd=stepss)", "there is no parameter 'stepss' .did you mean"),
+        ("mean(steps, pgd='3')", "'3' is not a number"),
         ("1 / 0", "division by zero"),
         ("10.0 ** 400", "out of range"),
         ("10 ** 400 * 1.0", "too large"),
@@ -286,12 +290,14 @@ def test_what_is_no_formula_is_one_line(formula: str, message: str) -> None:
         ("(steps + 1) * steps / 2", 10.0),
         ("2 ** (steps - 1)", 8.0),
         ("steps * 0.5", 2.0),
+        ("1 + mean(attacks, pgd=3 * steps, cw=60)", 1 + (12 + 60 + 0) / 3),
     ],
 )
 def test_evaluate(formula: str, value: float) -> None:
-    check_formula(formula, ("steps",), "here")
-    assert evaluate(formula, {"steps": 4}) == value
-    assert type(evaluate(formula, {"steps": 4})) is float
+    check_formula(formula, ("steps", "attacks"), "here")
+    values = {"steps": 4, "attacks": ["pgd", "cw", "free"]}
+    assert evaluate(formula, values) == value
+    assert type(evaluate(formula, values)) is float
 
 
 # Inheritance

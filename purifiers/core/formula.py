@@ -79,5 +79,6 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
         return result
     if (mean := _mean_of(node)) is not None:
         names, given = list(values[mean[0]]), mean[1]
-        return sum(_evaluate(given[name], values) for name in names if name in given) / len(names)
+        total = sum(_evaluate(given[name], values) for name in names if name in given)
+        return total / max(len(names), 1)
     raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or +, -, *, /, ** of them")

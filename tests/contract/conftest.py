@@ -43,8 +43,13 @@ FILES = {
     "classifier.robustbench": {"entry": "Wong2020Fast"},
 }
 """Parameters of components that read files."""
-EASIER = {"method.comdefend": {"sigma": 2.0, "width": 8, "learning_rate": 0.01}}
-"""Parameters with which a component learns in a few steps."""
+EASIER = {
+    "attack.spsa": {"steps": 8, "samples": 24},
+    "attack.square": {"queries": MOST_QUERIES},
+    "method.adv_ae": {"steps": 3, "step_size": 0.05},
+    "method.comdefend": {"sigma": 2.0, "width": 8, "learning_rate": 0.01},
+}
+"""Parameters with which a component learns, or breaks something, in a few steps."""
 LENGTHS = {"eps": 0.1, "step_size": 0.025, "learning_rate": 0.1}
 
 

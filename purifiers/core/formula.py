@@ -49,7 +49,7 @@ def check_formula(formula: str, parameters: Collection[str], where: str) -> None
     except SyntaxError:
         raise UserError(f"{where} is {formula!r}: not arithmetic such as 3 * steps") from None
     choices = dict(filter(None, map(_mean_of, ast.walk(tree))))
-    known = {*parameters, *(["mean"] if choices else [])}
+    known = {*parameters, "mean"} if choices else parameters
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id not in known:
             hint = did_you_mean(node.id, parameters)
@@ -78,7 +78,8 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
         result: float = _OPERATORS[type(node.op)](left, right)
         return result
     if (mean := _mean_of(node)) is not None:
-        names, given = list(values[mean[0]]), mean[1]
-        total = sum(_evaluate(given[name], values) for name in names if name in given)
+        parameter, formulas = mean
+        names = values[parameter]
+        total = sum(_evaluate(formulas[name], values) for name in names if name in formulas)
         return total / max(len(names), 1)
     raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or +, -, *, /, ** of them")

@@ -125,7 +125,8 @@ def _attack_run(
         auxiliary=_auxiliary(graph, setting, seed),
         precision="float32" if traits.float32_only else precision,
     )
-    queries = passes(traits.passes, attack) * (draws.samples if draws else 1) * used.test
+    samples = draws.samples if draws else 1
+    queries = passes("attack", traits.passes, attack) * samples * used.test
     # a query with its gradient counts three passes; BPDA backpropagates through no method
     share = 1.0 if gradient in ("exact", "second_order", "none") else 1 / 3
     purify_passes = added(*(purify_cost(used, victim, method) for method in attacked))
@@ -203,7 +204,7 @@ def _substitute_run(
     # the set doubles after each round but the last
     trained, grown = seeds * (2**rounds - 1), seeds * 2 ** (rounds - 1)
     formula = registry.training_traits(training.component).passes
-    substitute_passes = passes(formula, training) * trained + 3 * grown
+    substitute_passes = passes("training", formula, training) * trained + 3 * grown
     oracle_query = {network_of(classifier, used): 1.0}
     purify_passes = [purify_cost(used, classifier, method) for method in methods]
     network = network_key(substitute, shape_of(used))

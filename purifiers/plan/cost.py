@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from purifiers.core import registry
@@ -12,14 +11,17 @@ from purifiers.plan.graph import Cost, Run
 from purifiers.plan.scale import UsedDataset
 
 
-def passes(formula: str, spec: ComponentSpec, images: int = 1) -> float:
+def passes(kind: str, formula: str, spec: ComponentSpec, images: int = 1) -> float:
     """Evaluate a cost formula.
 
     Args:
-        formula: arithmetic over the component's parameters and ``images``.
+        kind: kind of the component.
+        formula: arithmetic over its parameters and ``images``.
+        spec: the component; a parameter that it lacks has the default.
         images: number of training images.
     """
-    return evaluate(formula, {**spec.parameters, "images": images})
+    defaults = registry.describe(kind, spec.component).parameters
+    return evaluate(formula, {**defaults, **spec.parameters, "images": images})
 
 
 def added(*costs: Cost) -> Cost:
@@ -58,11 +60,9 @@ def _method_cost(
     classifier_passes: str,
     own_passes: str,
 ) -> Cost:
-    defaults = registry.describe("method", method.component).parameters
-    whole = dataclasses.replace(method, parameters={**defaults, **method.parameters})
     by_network = {
-        network_of(classifier, used): passes(classifier_passes, whole, used.train),
-        own_network_key(method, used): passes(own_passes, whole, used.train),
+        network_of(classifier, used): passes("method", classifier_passes, method, used.train),
+        own_network_key(method, used): passes("method", own_passes, method, used.train),
     }
     return {network: count for network, count in by_network.items() if count}
 

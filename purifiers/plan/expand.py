@@ -15,7 +15,13 @@ from purifiers.plan.limits import limited, lowered
 from purifiers.plan.resolve import NotImplementedHere, Setting, merge, notes_on
 from purifiers.plan.scale import Scale, UsedDataset
 from purifiers.plan.score_runs import MEASURED
-from purifiers.plan.threats import CellMethod, CellParts, attacked_methods, check_threat, eot
+from purifiers.plan.threats import (
+    CellMethod,
+    CellParts,
+    attacked_methods,
+    check_threat,
+    eot_samples,
+)
 
 COMBINED = ("worst_of", "worst_over", "worst_image_of", "mean_of", "mean_over")
 """Keys that declare a cell as the lowest value, the worst case per image or the mean of several."""
@@ -139,7 +145,7 @@ class Expander:
             flags=tuple(flags),
             state=state,
             reason=reason,
-            eot=_draws(declared),
+            eot=eot_samples(declared),
             stochastic=state == "planned" and _is_random(paper, declared, where),
             source=_source_label(declared),
             scores=scores,
@@ -365,11 +371,6 @@ def _components(cell: dict[str, Any]) -> list[tuple[str, str]]:
         if "source" in cell:
             components += [(kind, cell["source"][kind]) for kind in ("classifier", "training")]
     return components
-
-
-def _draws(declared: dict[str, Any]) -> int:
-    """EOT samples per gradient of the attack; 0: not declared."""
-    return eot(declared["eot"]).samples if "eot" in declared else 0
 
 
 def _is_random(paper: Paper, declared: dict[str, Any], where: str) -> bool:

@@ -68,7 +68,8 @@ def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str
         seed=seed,
     )
     slug = f"{used.name}-{classifier.component}-{training.component}-s{seed}"
-    cost = {network_key(classifier, shape_of(used)): passes(traits.passes, training) * images}
+    passes_per_image = passes("training", traits.passes, training)
+    cost = {network_key(classifier, shape_of(used)): passes_per_image * images}
     return graph.add(spec, slug, cost)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from purifiers.plan.score_runs import SMOOTHING
+from purifiers.plan.threats import eot_samples
 
 
 def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,11 +22,9 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
     if "draws" in cell and "draws" in limits:
         changed["draws"] = min(cell["draws"], limits["draws"])
     if "eot" in cell and "eot_samples" in limits:
-        eot = cell["eot"]
-        if isinstance(eot, int):
-            changed["eot"] = min(eot, limits["eot_samples"])
-        else:
-            changed["eot"] = {**eot, "samples": min(eot["samples"], limits["eot_samples"])}
+        samples = min(eot_samples(cell), limits["eot_samples"])
+        given = cell["eot"]
+        changed["eot"] = samples if isinstance(given, int) else {**given, "samples": samples}
     if "smoothing" in cell and "votes" in limits:
         smoothing, votes = {**SMOOTHING, **cell["smoothing"]}, limits["votes"]
         selection = min(smoothing["selection"], votes)
@@ -52,7 +51,7 @@ def lowered(cell: Mapping[str, Any], by: Mapping[str, Any]) -> list[str]:
     """
     pairs = [
         ("draws", cell.get("draws"), by.get("draws")),
-        ("EOT samples", _samples(cell), _samples(by)),
+        ("EOT samples", eot_samples(cell), eot_samples(by)),
     ]
     if "smoothing" in cell:
         before, after = ({**SMOOTHING, **part["smoothing"]}["estimation"] for part in (cell, by))
@@ -63,11 +62,6 @@ def lowered(cell: Mapping[str, Any], by: Mapping[str, Any]) -> list[str]:
     for parameter, values in cell.get("mean_over", {}).items():
         pairs.append((f"values of {parameter}", len(values), len(by["mean_over"][parameter])))
     return [f"{after} of {before} {name}" for name, before, after in pairs if before != after]
-
-
-def _samples(cell: Mapping[str, Any]) -> int | None:
-    eot = cell.get("eot")
-    return eot["samples"] if isinstance(eot, Mapping) else eot
 
 
 def _fewer_steps(parameters: Mapping[str, Any], at_most: int) -> dict[str, Any]:

@@ -19,6 +19,11 @@ def eot(declared: int | dict[str, Any]) -> Eot:
     return Eot(samples=declared["samples"], combine=declared.get("combine", "mean"))
 
 
+def eot_samples(cell: Mapping[str, Any]) -> int:
+    """EOT samples per gradient of a cell's attack; 0: not declared."""
+    return eot(cell["eot"]).samples if "eot" in cell else 0
+
+
 def queries_defence(cell: dict[str, Any]) -> bool:
     """Whether the attack queries the whole defence, not only a classifier or a substitute."""
     threat = cell.get("threat_model", "oblivious")

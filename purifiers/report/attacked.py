@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from purifiers.core import registry
-from purifiers.core.formula import evaluate
 from purifiers.core.spec import AttackSpec, ComponentSpec, ScoreSpec
 from purifiers.plan.cells import Cell, Document
+from purifiers.plan.cost import passes
 from purifiers.report.layout import place
 from purifiers.report.results import CellRuns, Results, ScoreRun, worst
 from purifiers.report.signs import NOT_PROBED, Attacked, AttackedRun, Scored, Signs, signs
@@ -137,7 +137,7 @@ def _attack_of(run: ScoreRun) -> ComponentSpec | None:
 def _passes(attack: ComponentSpec) -> float:
     """Cost of an attack in forward passes per image."""
     formula = registry.attack_traits(attack.component).passes
-    return evaluate(formula, attack.parameters)
+    return passes("attack", formula, attack)
 
 
 def _run(score: ScoreRun, results: Results) -> AttackedRun:

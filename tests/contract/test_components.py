@@ -60,7 +60,7 @@ def test_cost_is_arithmetic_over_parameters(component):
         assert cost >= 0, field
         if component.name != "_template":
             spec = component_spec(component.kind, component.name, {})
-            assert passes(formula, spec) == cost, field
+            assert passes(component.kind, formula, spec) == cost, field
 
 
 def test_parameters_read_from_the_source_are_those_of_the_class(component):

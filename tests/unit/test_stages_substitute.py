@@ -373,7 +373,7 @@ def test_from_the_declaration_to_the_score(tmp_path):
 def test_what_a_substitute_costs(tmp_path):
     """3 epochs: 8 + 16 + 32 images forth and back; 32 labels and moves."""
     plan = make_plan(declared(tmp_path, epochs=3), "tiny")
-    signs = passes(registry.method_traits(SIGNS.component).passes, SIGNS)
+    signs = passes("method", registry.method_traits(SIGNS.component).passes, SIGNS)
     assert stage_of(plan, "substitute").passes == 9 * 56 + 32 * (3 + 1 + signs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +123,14 @@ class Cell:
     def stage(self) -> str:
         """Stage of the runs in ``scores``."""
         return STAGE_OF.get(self.metric, "score")
+
+    @property
+    def identity(self) -> str:
+        """Digest of what is measured and of the ids of all runs behind it; ``""`` without runs."""
+        if not self.scores:
+            return ""
+        measured = (self.metric, self.combine and self.combine.how, self.scores)
+        return hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
 
     @property
     def attacked(self) -> bool:

@@ -27,7 +27,7 @@ COLUMNS = (
     *("training", "method", "attack", "threat_model", "gradient", "metric", "unit", "published"),
     *("reproduced", "n_correct", "n", "images", "ci_low", "ci_high", "seeds", "seed_low"),
     *("seed_high", "deviation", "verdict", "worst_attack", "scale", "stand_in", "flags"),
-    "warnings",
+    *("warnings", "identity"),
 )
 INTERNAL = (FLAGS, "suspicious")
 """Columns that are not written to files: the flags of a cell as objects, and whether its attack
@@ -123,6 +123,7 @@ def _row(
         "worst_attack": "",
         "scale": scale.name,
         "stand_in": stand_in(cell),
+        "identity": cell.identity,
         FLAGS: (*cell.flags, *cell_runs.flags),
     }
     if cell_runs.seeds:

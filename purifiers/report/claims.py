@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,10 @@ from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
 from purifiers.report.claim_parts import Question, Side, contrast, name_of, questions_of
+from purifiers.report.earlier import read_rows
 from purifiers.report.results import COUNTED, FailureOf, Results
 
-COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in")
+COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in", "identity")
 
 UNANSWERED = ("not implemented", "failed", "not run")
 """Verdicts of cells without a number, in the order of precedence for a claim."""
@@ -75,7 +78,8 @@ def write_claims(
 
     The verdict of a claim is the first that applies: ``contradicted`` if any part is; the verdict
     of a missing cell (``not implemented``, ``failed``, ``not run``, in this order), with the cell
-    in the evidence; ``supported`` if all parts hold; ``undecided``.
+    in the evidence; ``supported`` if all parts hold; ``undecided``. A claim that is not run keeps
+    its line in an existing file if that was decided by the same runs.
 
     Args:
         paper_claims: the list under ``claims`` in ``claims.yaml``.
@@ -91,6 +95,7 @@ def write_claims(
     """
     cells = [cell for document in documents.values() for cell in document.cells]
     results = Results(runs_root, failure_of)
+    earlier = {(row["id"], row["identity"]): row for row in read_rows(out_path, COLUMNS)}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -100,18 +105,27 @@ def write_claims(
         stand_ins = sorted(
             {stand_in(cell) for question in questions for cell in question.cells} - {""}
         )
-        writer.writerow(
-            {
-                "id": claim["id"],
-                "text": " ".join(str(claim["text"]).split()),
-                "where": claim.get("where", ""),
-                "verdict": _verdict([part.outcome for part in parts]),
-                "evidence": _evidence(parts),
-                "scale": scale.name,
-                "stand_in": ", ".join(stand_ins),
-            }
-        )
+        row = {
+            "id": claim["id"],
+            "text": " ".join(str(claim["text"]).split()),
+            "where": claim.get("where", ""),
+            "verdict": _verdict([part.outcome for part in parts]),
+            "evidence": _evidence(parts),
+            "scale": scale.name,
+            "stand_in": ", ".join(stand_ins),
+            "identity": _identity(claim, questions),
+        }
+        if row["verdict"] == "not run":
+            row = earlier.get((row["id"], row["identity"]), row)
+        writer.writerow(row)
     write_text(out_path, text.getvalue())
+
+
+def _identity(claim: Mapping[str, Any], questions: Sequence[Question]) -> str:
+    """Digest of a claim's comparisons and of all runs that decide it."""
+    cells = [cell.identity for question in questions for cell in question.cells]
+    content = json.dumps([claim.get("decide"), cells], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _evidence(parts: Sequence[Part]) -> str:

@@ -29,6 +29,9 @@ from purifiers.report.tsne import draw_maps
 
 FORMATS = ("png", "svg")
 
+FROM_ROWS = ("curves", "audit")
+"""Kinds of ``plot`` that the rows of the CSV suffice for; the others read the runs."""
+
 
 def write_picture(
     document: Document,

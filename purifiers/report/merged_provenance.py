@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from purifiers.core.ancestry import records_upstream
+from purifiers.core.artifacts import read_json
 from purifiers.core.spec import Upstream
 
 KEYS = ("git", "torch", "device", "processor")
@@ -33,4 +34,42 @@ def collect(runs_root: Path, runs: Iterable[Upstream]) -> dict[str, Any]:
         "uncommitted": sorted({file for e in entries for file in e.get("uncommitted", ())}),
         "finished": [times[0], times[-1]] if times else None,
         "elapsed_seconds": round(sum(record.elapsed_seconds for record in records.values()), 3),
+    }
+
+
+def with_earlier_reports(now: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """Merge a report's provenance with that of the earlier ones whose values it keeps.
+
+    An earlier report of the same runs, recognised by the time of the first, is replaced.
+
+    Args:
+        now: provenance of the runs that are here.
+        path: the file of the earlier provenance.
+
+    Returns:
+        Provenance as from :func:`collect`; of several reports with each under ``reports``, oldest
+        first.
+    """
+    before = read_json(path) if path.exists() else now
+    parts = [part for part in before.get("reports", [before]) if _first(part) != _first(now)]
+    parts += [now] if now["runs"] else []
+    return {**_merged(parts), "reports": parts} if len(parts) > 1 else next(iter(parts), now)
+
+
+def _first(report: Mapping[str, Any]) -> str | None:
+    times = report["finished"]
+    return times[0] if times else None
+
+
+def _merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    stages = sorted({stage for part in parts for stage in part["runs"]})
+    times = sorted(time for part in parts for time in part["finished"] or ())
+    return {
+        "runs": {stage: sum(part["runs"].get(stage, 0) for part in parts) for stage in stages},
+        **{
+            key: sorted({entry for part in parts for entry in part.get(key, ())})
+            for key in (*KEYS, "uncommitted")
+        },
+        "finished": [times[0], times[-1]] if times else None,
+        "elapsed_seconds": round(sum(part["elapsed_seconds"] for part in parts), 3),
     }

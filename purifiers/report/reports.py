@@ -54,7 +54,7 @@ def write_reports(root: Path, scale: str, names: Sequence[str]) -> None:
         if names or document.paper in papers:
             folder = root / "results" / "tables" / scale / document.paper
             published_n = plan.papers[document.paper].declared.get("published_n")
-            reproduced[name] = write_document(
+            documents[name], reproduced[name] = write_document(
                 document,
                 plan.scale.info(),
                 plan.runs_root,

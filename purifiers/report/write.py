@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from purifiers.core.artifacts import write_json, write_text
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.figures import write_picture
+from purifiers.report.earlier import with_earlier
+from purifiers.report.figures import FROM_ROWS, write_picture
 from purifiers.report.images import write_images
 from purifiers.report.latex import latex_text
-from purifiers.report.merged_provenance import collect
+from purifiers.report.merged_provenance import collect, with_earlier_reports
 from purifiers.report.ranking import Ranked, ranking
 from purifiers.report.ranking_files import write_ranking
 from purifiers.report.results import FailureOf, Results
@@ -30,7 +32,7 @@ def write_document(
     published_n: Mapping[str, int] | None = None,
     *,
     only_if_run: bool = False,
-) -> int:
+) -> tuple[Document, int]:
     """Write a table, a figure or the audit from its finished runs.
 
     Files below ``out_dir``, each written atomically:
@@ -40,6 +42,10 @@ def write_document(
     - ``.png`` and ``.svg`` for documents with ``plot`` and a reproduced value;
     - ``ranks.*`` or ``selection.*`` for a document with that ``plot``;
     - ``<document>_images.png`` for documents with ``images`` and stored images.
+
+    Values in an existing CSV whose runs are not here are kept, see
+    :func:`purifiers.report.earlier.with_earlier`. Pictures that need the runs then stay as they
+    are.
 
     Args:
         document: the document.
@@ -51,30 +57,39 @@ def write_document(
         only_if_run: write nothing if cells are planned and none of them has run or failed.
 
     Returns:
-        Number of cells with a reproduced value.
+        The document with the flags on the data of kept values, and the number of cells with a
+        reproduced value.
 
     Raises:
         UserError: a result is damaged, or a worst-of cell has a metric other than accuracy.
     """
     results = Results(runs_root, failure_of)
     frame = aggregate(document, scale, results, published_n)
-    reproduced = int(frame["reproduced"].notna().sum())
     planned = [cell.state == "planned" for cell in document.cells]
-    if only_if_run and any(planned) and frame["verdict"][planned].eq("not run").all():
-        return reproduced
+    nothing_here = any(planned) and frame["verdict"][planned].eq("not run").all()
     base = out_dir / document.document
+    document, frame, kept = with_earlier(document, frame, base.with_suffix(".csv"))
+    reproduced = int(frame["reproduced"].notna().sum())
+    if only_if_run and nothing_here:
+        return document, reproduced
     if not document.document.startswith("figure_"):
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
         write_text(base.with_suffix(".tex"), latex_text(document, frame, scale))
-    derived = _derived(document, frame, results, scale, out_dir)
-    write_picture(document, frame, results, scale, out_dir, derived)
-    write_images(document, frame, results, scale, out_dir)
+    if not kept or document.plot in FROM_ROWS:
+        derived = _derived(document, frame, results, scale, out_dir)
+        write_picture(document, frame, results, scale, out_dir, derived)
+    if not kept:
+        write_images(document, frame, results, scale, out_dir)
     measured = (
         (cell.stage, run_id) for cell in document.cells for seed in cell.scores for run_id in seed
     )
-    write_json(base.with_suffix(".provenance.json"), collect(runs_root, measured))
+    provenance: Mapping[str, Any] = collect(runs_root, measured)
+    if kept:
+        print(f"{base}: {kept} values kept from an earlier report, their runs are not here")
+        provenance = with_earlier_reports(provenance, base.with_suffix(".provenance.json"))
+    write_json(base.with_suffix(".provenance.json"), provenance)
     write_text(base.with_suffix(".csv"), csv_text(frame))
-    return reproduced
+    return document, reproduced
 
 
 def _derived(

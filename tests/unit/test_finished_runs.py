@@ -22,6 +22,7 @@ AID = {"taps": ["conv1"], "width": 16}
 @pytest.fixture
 def runs(untrained_runs: Path) -> Path:
     """With the runs ``fitted`` of AID, on classifier ``one``, and ``gan``, which needs none."""
+    torch.manual_seed(0)  # a discriminator with other random weights may have no gradient
     context = Context(untrained_runs, "cpu", 1, 16, 60.0)
     classifier = open_classifier(context, "one")
     for run, name, parameters, on in (

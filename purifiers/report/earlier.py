@@ -1,0 +1,100 @@
+"""Keep the values of an earlier report whose runs are not here, such as those of a fresh clone."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from purifiers.core.errors import UserError
+from purifiers.plan.cells import Cell, Document, Flag
+from purifiers.report.aggregate import COUNTS, NUMBERS
+from purifiers.report.results import FLAGS
+from purifiers.report.signs import NOT_PROBED
+
+TEXTS = ("verdict", "worst_attack", "flags", "warnings")
+"""Columns with texts that a kept value brings along; all numbers of the row come along too."""
+
+PLACE = ("block", "row", "column", "identity")
+"""Columns by which a row of an earlier report is found again."""
+
+
+def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of an earlier CSV, as texts; none if there is no file or it lacks a column.
+
+    Raises:
+        UserError: the file is no CSV.
+    """
+    if not path.exists():
+        return []
+    try:
+        frame = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}; restore the file or delete it") from None
+    if not set(needed) <= set(frame):
+        return []
+    return [
+        {str(key): str(value) for key, value in row.items()} for row in frame.to_dict("records")
+    ]
+
+
+def with_earlier(
+    document: Document, frame: pd.DataFrame, path: Path
+) -> tuple[Document, pd.DataFrame, int]:
+    """Take values from an earlier report where fewer seeds have finished here.
+
+    A value is taken only if it was measured by the same runs (column ``identity``). A cell that
+    failed here stays failed.
+
+    Args:
+        document: the document.
+        frame: its aggregate, one row per cell.
+        path: the CSV of the earlier report.
+
+    Returns:
+        The document with the flags on the data of the kept values, the rows, and the number of
+        kept values.
+    """
+    before = {
+        tuple(row[name] for name in PLACE): row
+        for row in read_rows(path, (*PLACE, *TEXTS, *COUNTS, *NUMBERS))
+        if row["reproduced"] and row["identity"]
+    }
+    cells, rows, kept = [], [], 0
+    for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
+        earlier = before.get((cell.block, cell.row, cell.column, cell.identity))
+        if earlier and row["verdict"] != "failed" and int(earlier["seeds"]) > row["seeds"]:
+            cell, row = _kept(cell, row, earlier)
+            kept += 1
+        cells.append(cell)
+        rows.append(row)
+    if not kept:
+        return document, frame, 0
+    restored = pd.DataFrame(rows, columns=frame.columns).astype(frame.dtypes)
+    return dataclasses.replace(document, cells=tuple(cells)), restored, kept
+
+
+def _kept(
+    cell: Cell, row: Mapping[Any, Any], earlier: Mapping[str, str]
+) -> tuple[Cell, dict[Any, Any]]:
+    flags = _flags(cell, earlier["flags"])
+    data = tuple(flag for flag in flags if flag.kind == "data")
+    cell = dataclasses.replace(cell, flags=(*cell.flags, *data))
+    values: dict[str, Any] = {name: earlier[name] for name in TEXTS}
+    for names, number in ((COUNTS, int), (NUMBERS, float)):
+        values |= {name: number(earlier[name]) if earlier[name] else None for name in names}
+    suspicious = earlier["warnings"] not in ("", NOT_PROBED)
+    return cell, {**row, **values, FLAGS: (*cell.flags, *flags), "suspicious": suspicious}
+
+
+def _flags(cell: Cell, text: str) -> list[Flag]:
+    """The flags in the column ``flags`` that do not follow from the cell's declaration."""
+    for flag in cell.flags:
+        text = text.replace(str(flag), "", 1)
+    pieces = [piece for piece in text.split("; ") if piece]
+    of_data = f"{cell.used_dataset}: "
+    return [Flag("data" if piece.startswith(of_data) else "run", piece) for piece in pieces]

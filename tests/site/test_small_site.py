@@ -81,9 +81,9 @@ def make_root(root: Path) -> Path:
     (folder / "table_1.provenance.json").write_text(json.dumps(provenance))
     Image.new("RGB", (20, 10), "red").save(folder / "table_1_images.png")
     (folder / "claims.csv").write_text(
-        "id,text,where,verdict,evidence,scale,stand_in\n"
-        "x,A <holds>.,section 1,supported,+1 pp,tiny,\n"
-        "y,B.,section 2,undecided,0 pp,tiny,digits\n"
+        "id,text,where,verdict,evidence,scale,stand_in,identity\n"
+        "x,A <holds>.,section 1,supported,+1 pp,tiny,,1f\n"
+        "y,B.,section 2,undecided,0 pp,tiny,digits,2e\n"
     )
     return root
 

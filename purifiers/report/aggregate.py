@@ -151,36 +151,51 @@ def _measured(
         "seed_low": min(by_seed),
         "seed_high": max(by_seed),
     }
-    interval = None
-    images = 0
     if cell.metric in COUNTED:
         images = len(set().union(*(run.scores.index for run in counted)))
         n_correct = sum(int(run.correct.sum()) for run in counted)
         n = sum(len(run.scores) for run in counted)
         low, high = wilson(n_correct / n * images, images)
-        interval = (100 * low, 100 * high)
         result |= {"n_correct": n_correct, "n": n, "images": images}
-        result |= {"ci_low": interval[0], "ci_high": interval[1]}
+        result |= {"ci_low": 100 * low, "ci_high": 100 * high}
     several = any(len(runs) > 1 for runs in cell_runs.seeds.values())
     if several and not (cell.mean or cell.per_image):
         worst_names = (columns.get((cell.block, cell.row, run.id), run.attack) for run in counted)
         result["worst_attack"] = "/".join(dict.fromkeys(worst_names))
-    if cell.published is not None:
-        result["deviation"] = result["reproduced"] - cell.published
-    result["verdict"] = verdict(
-        cell.published,
-        result["reproduced"],
-        scale,
-        bool(stand_in(cell)),
-        interval,
-        published_n.get(cell.dataset, images),
-        max(by_seed) - min(by_seed),
-    )
     if cell.stage == "time":
         devices = dict.fromkeys(_timed_on(run, cell.metric) for run in counted)
         timed = (Flag("run", device) for device in devices if device)
         result[FLAGS] = (*cell.flags, *cell_runs.flags, *timed)
-        if cell.published is not None:
+    return result | judged(cell, result, scale, published_n)
+
+
+def judged(
+    cell: Cell, measured: Mapping[str, Any], scale: ScaleInfo, published_n: Mapping[str, int]
+) -> dict[str, Any]:
+    """Compare a measured value with the published one: ``verdict``, and ``deviation`` if there is
+    one.
+
+    Args:
+        measured: columns of the cell's row, with those of the interval for an accuracy.
+        published_n: see :func:`aggregate`.
+    """
+    images, interval = 0, None
+    if cell.metric in COUNTED:
+        images, interval = measured["images"], (measured["ci_low"], measured["ci_high"])
+    result: dict[str, Any] = {
+        "verdict": verdict(
+            cell.published,
+            measured["reproduced"],
+            scale,
+            bool(stand_in(cell)),
+            interval,
+            published_n.get(cell.dataset, images),
+            measured["seed_high"] - measured["seed_low"],
+        )
+    }
+    if cell.published is not None:
+        result["deviation"] = measured["reproduced"] - cell.published
+        if cell.stage == "time":
             result["verdict"] = ELSEWHERE
     return result
 

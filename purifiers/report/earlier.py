@@ -11,13 +11,16 @@ from typing import Any
 import pandas as pd
 
 from purifiers.core.errors import UserError
-from purifiers.plan.cells import Cell, Document, Flag
-from purifiers.report.aggregate import COUNTS, NUMBERS
+from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
+from purifiers.report.aggregate import COUNTS, judged
 from purifiers.report.results import FLAGS
 from purifiers.report.signs import NOT_PROBED
 
-TEXTS = ("verdict", "worst_attack", "flags", "warnings")
-"""Columns with texts that a kept value brings along; all numbers of the row come along too."""
+TEXTS = ("worst_attack", "flags", "warnings")
+"""Columns with texts that a kept value brings along."""
+
+MEASURED = (*COUNTS, "reproduced", "ci_low", "ci_high", "seed_low", "seed_high")
+"""Columns with numbers that it brings along; published value and verdict are today's."""
 
 PLACE = ("block", "row", "column", "identity")
 """Columns by which a row of an earlier report is found again."""
@@ -43,7 +46,11 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def with_earlier(
-    document: Document, frame: pd.DataFrame, path: Path
+    document: Document,
+    frame: pd.DataFrame,
+    path: Path,
+    scale: ScaleInfo,
+    published_n: Mapping[str, int],
 ) -> tuple[Document, pd.DataFrame, int]:
     """Take values from an earlier report where fewer seeds have finished here.
 
@@ -54,6 +61,8 @@ def with_earlier(
         document: the document.
         frame: its aggregate, one row per cell.
         path: the CSV of the earlier report.
+        scale: the scale of its runs.
+        published_n: see :func:`purifiers.report.aggregate.aggregate`.
 
     Returns:
         The document with the flags on the data of the kept values, the rows, and the number of
@@ -61,14 +70,15 @@ def with_earlier(
     """
     before = {
         tuple(row[name] for name in PLACE): row
-        for row in read_rows(path, (*PLACE, *TEXTS, *COUNTS, *NUMBERS))
+        for row in read_rows(path, (*PLACE, *TEXTS, *MEASURED))
         if row["reproduced"] and row["identity"]
     }
     cells, rows, kept = [], [], 0
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
         earlier = before.get((cell.block, cell.row, cell.column, cell.identity))
         if earlier and row["verdict"] != "failed" and int(earlier["seeds"]) > row["seeds"]:
-            cell, row = _kept(cell, row, earlier)
+            cell, values = _kept(cell, earlier)
+            row = dict[Any, Any](row) | values | judged(cell, values, scale, published_n)
             kept += 1
         cells.append(cell)
         rows.append(row)
@@ -78,17 +88,17 @@ def with_earlier(
     return dataclasses.replace(document, cells=tuple(cells)), restored, kept
 
 
-def _kept(
-    cell: Cell, row: Mapping[Any, Any], earlier: Mapping[str, str]
-) -> tuple[Cell, dict[Any, Any]]:
+def _kept(cell: Cell, earlier: Mapping[str, str]) -> tuple[Cell, dict[str, Any]]:
+    """The cell with the flags on its data, and the kept columns."""
     flags = _flags(cell, earlier["flags"])
     data = tuple(flag for flag in flags if flag.kind == "data")
-    cell = dataclasses.replace(cell, flags=(*cell.flags, *data))
     values: dict[str, Any] = {name: earlier[name] for name in TEXTS}
-    for names, number in ((COUNTS, int), (NUMBERS, float)):
-        values |= {name: number(earlier[name]) if earlier[name] else None for name in names}
-    suspicious = earlier["warnings"] not in ("", NOT_PROBED)
-    return cell, {**row, **values, FLAGS: (*cell.flags, *flags), "suspicious": suspicious}
+    for name in MEASURED:
+        number = int if name in COUNTS else float
+        values[name] = number(earlier[name]) if earlier[name] else None
+    values[FLAGS] = (*cell.flags, *flags)
+    values["suspicious"] = earlier["warnings"] not in ("", NOT_PROBED)
+    return dataclasses.replace(cell, flags=(*cell.flags, *data)), values
 
 
 def _flags(cell: Cell, text: str) -> list[Flag]:

@@ -46,16 +46,14 @@ def write_reports(root: Path, scale: str, names: Sequence[str]) -> None:
     papers = [name for name in names if "/" not in name] if names else plan.working_papers()
     notes = _data_notes(plan)
     trained = _training_notes(plan)
-    documents = {
-        name: _flagged(document, notes, plan, trained) for name, document in plan.documents.items()
-    }
+    documents: dict[str, Document] = {}
     reproduced: dict[str, int] = {}
-    for name, document in documents.items():
+    for name, document in plan.documents.items():
         if names or document.paper in papers:
             folder = root / "results" / "tables" / scale / document.paper
             published_n = plan.papers[document.paper].declared.get("published_n")
             documents[name], reproduced[name] = write_document(
-                document,
+                _flagged(document, notes, plan, trained),
                 plan.scale.info(),
                 plan.runs_root,
                 folder,

@@ -68,7 +68,8 @@ def write_document(
     planned = [cell.state == "planned" for cell in document.cells]
     nothing_here = any(planned) and frame["verdict"][planned].eq("not run").all()
     base = out_dir / document.document
-    document, frame, kept = with_earlier(document, frame, base.with_suffix(".csv"))
+    earlier = base.with_suffix(".csv")
+    document, frame, kept = with_earlier(document, frame, earlier, scale, published_n or {})
     reproduced = int(frame["reproduced"].notna().sum())
     if only_if_run and nothing_here:
         return document, reproduced

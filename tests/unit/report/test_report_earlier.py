@@ -97,6 +97,15 @@ def test_values_of_other_runs_are_dropped(document, score, write, runs_root):
     assert table["reproduced"].tolist() == ["", ""] and table["verdict"][0] == "not run"
 
 
+def test_a_corrected_published_value_is_compared_anew(document, score, write, runs_root):
+    score("c", [1, 1])
+    write(document)
+    forget(runs_root, "c")
+    cells = (document.cells[0], dataclasses.replace(document.cells[1], published=90.0))
+    table = write(dataclasses.replace(document, cells=cells))
+    assert table["deviation"].astype(str)[1] == "10.0"
+
+
 def test_a_failure_is_not_hidden_by_an_earlier_value(document, score, write, runs_root):
     score("c", [1, 1])
     write(document)

@@ -189,6 +189,9 @@ def _compare(question: Question, results: Results) -> Part:
     label = contrast(question, factors)
     if not seeds:
         return Part("not run", f"{label}: not run, the two sides have no seed in common")
+    better, than = ({cell.identity for cell in side} for side in (question.better, question.than))
+    if better == than:  # such as 15 and 30 draws where the scale runs 5
+        return Part("not run", f"{label}: not run, at this scale both sides are the same runs")
     if metric not in COUNTED:
         return _compare_values(question, by_cell, seeds, label, factors)
     per_cell, images = _correct(question.cells, by_cell, seeds)

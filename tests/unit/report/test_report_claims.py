@@ -195,6 +195,18 @@ def test_only_seeds_and_images_of_both_sides_count(judge: Judge, score: Make) ->
     assert row["evidence"].endswith("(3 images x 1 seed)")
 
 
+def test_two_names_of_the_same_runs_decide_nothing(
+    judge: Judge, score: Make, a_cell: Make, a_document: Make
+) -> None:
+    """As 10 and 30 draws at a scale that runs 5."""
+    score("five", HIGH)
+    cells = (a_cell(column=name, scores=(("five",),), seeds=(0,)) for name in ("ten", "thirty"))
+    ten, thirty = ({"row": "madry", "column": name} for name in ("ten", "thirty"))
+    row = judge({"better": ten, "than": thirty, "by": -1}, other=a_document(*cells))
+    assert row["verdict"] == "not run"
+    assert row["evidence"].endswith("not run, at this scale both sides are the same runs")
+
+
 def test_worst_of_side(judge: Judge, score: Make, a_cell: Make, a_document: Make) -> None:
     score("pgd", HIGH, attack="pgd")
     score("cw", LOW, attack="cw")

@@ -115,7 +115,7 @@ def write_claims(
             "stand_in": ", ".join(stand_ins),
             "identity": _identity(claim, questions),
         }
-        if row["verdict"] == "not run":
+        if row["verdict"] == "not run" and any(part.missing for part in parts):
             row = earlier.get((row["id"], row["identity"]), row)
         writer.writerow(row)
     write_text(out_path, text.getvalue())

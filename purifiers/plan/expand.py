@@ -92,7 +92,7 @@ class Expander:
         where = f"{document_where}: {block['id']}/{row['id']}/{column['id']}"
         base = merge(content.get("defaults", {}), block.get("cell", {}), row.get("cell", {}))
         whole = _completed(merge(base, column.get("cell", {})))
-        limits = self.scale.limits(paper.id)
+        limits = self.scale.limits(paper.id, stem)
         declared = limited(whole, limits)
         state, reason, used = "planned", "", None
         scores: tuple[tuple[str, ...], ...] = ()

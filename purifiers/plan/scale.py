@@ -58,14 +58,15 @@ class Scale:
         """The document whose jobs start before all others; empty: none."""
         return str(self.declared.get("first", ""))
 
-    def limits(self, paper: str) -> dict[str, Any]:
-        """Largest numbers in a paper's cells, see :mod:`purifiers.plan.limits`."""
-        return {**self.setting("limits", {}), **self._of_paper(paper).get("limits", {})}
+    def limits(self, paper: str, document: str = "") -> dict[str, Any]:
+        """Largest numbers in the cells of a paper or of one of its documents, see
+        :mod:`purifiers.plan.limits`."""
+        entries = (self.declared, self._of_paper(paper), self._of_document(paper, document))
+        return {name: most for entry in entries for name, most in entry.get("limits", {}).items()}
 
     def omits(self, paper: str, document: str) -> bool:
         """Whether a paper's document is not run at this scale."""
-        entry = self._of_paper(paper).get("documents", {}).get(document, {})
-        return bool(entry.get("omitted", False))
+        return bool(self._of_document(paper, document).get("omitted", False))
 
     def for_cell(
         self, used: UsedDataset, paper: str, document: str, row: str, published: int | None
@@ -80,7 +81,7 @@ class Scale:
         of_paper = self._of_paper(paper)
         entry = {
             **of_paper,
-            **of_paper.get("documents", {}).get(document, {}),
+            **self._of_document(paper, document),
             **of_paper.get("rows", {}).get(row, {}),
         }
         test = [used.test, entry.get("images"), published]
@@ -94,6 +95,10 @@ class Scale:
 
     def _of_paper(self, paper: str) -> dict[str, Any]:
         changes: dict[str, Any] = self.setting("papers", {}).get(paper, {})
+        return changes
+
+    def _of_document(self, paper: str, document: str) -> dict[str, Any]:
+        changes: dict[str, Any] = self._of_paper(paper).get("documents", {}).get(document, {})
         return changes
 
     def info(self) -> ScaleInfo:

@@ -1,5 +1,6 @@
 """Predictions that combine several random draws of a defence."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.spec import PredictSpec, ScoreSpec
 from purifiers.plan.limits import limited, lowered, spread
 from purifiers.plan.plan import make_plan
+from purifiers.plan.scale import load_scale
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +98,17 @@ def test_a_limit_of_votes_also_bounds_those_that_choose(votes, selection):
     assert smoothing["selection"] == selection
     cell = {"smoothing": {"sigma": 0.5}}
     assert lowered(cell, {"smoothing": smoothing}) == [f"{votes} of 100000 votes"]
+
+
+def test_a_documents_limits_count_most():
+    declared = {
+        "limits": {"draws": 2, "votes": 24},
+        "papers": {"adp": {"limits": {"draws": 5}, "documents": {"f": {"limits": {"draws": 30}}}}},
+    }
+    scale = dataclasses.replace(load_scale(ROOT, "smoke"), declared=declared)
+    assert scale.limits("aid") == {"draws": 2, "votes": 24}
+    assert scale.limits("adp")["draws"] == scale.limits("adp", "g")["draws"] == 5
+    assert scale.limits("adp", "f") == {"draws": 30, "votes": 24}
 
 
 def test_spread_takes_the_middles():

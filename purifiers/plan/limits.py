@@ -23,8 +23,8 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
         changed["draws"] = min(cell["draws"], limits["draws"])
     if "eot" in cell and "eot_samples" in limits:
         samples = min(eot_samples(cell), limits["eot_samples"])
-        given = cell["eot"]
-        changed["eot"] = samples if isinstance(given, int) else {**given, "samples": samples}
+        declared = cell["eot"]
+        changed["eot"] = samples if isinstance(declared, int) else {**declared, "samples": samples}
     if "smoothing" in cell and "votes" in limits:
         smoothing, votes = {**SMOOTHING, **cell["smoothing"]}, limits["votes"]
         selection = min(smoothing["selection"], votes)

@@ -72,9 +72,9 @@ def test_new_values_join_the_earlier_ones(document, score, write, runs_root, tmp
         table = write(document)
         assert table["reproduced"].astype(str).tolist() == ["75.0", "100.0"]
         assert table["seeds"].tolist() == [2, 1]
-        told = json.loads((tmp_path / "out/table_3.provenance.json").read_text())
-        assert told["git"] == ["abc", "new"] and told["runs"] == {"score": 3}
-        assert [part["runs"] for part in told["reports"]] == [{"score": 2}, {"score": 1}]
+        provenance = json.loads((tmp_path / "out/table_3.provenance.json").read_text())
+        assert provenance["git"] == ["abc", "new"] and provenance["runs"] == {"score": 3}
+        assert [part["runs"] for part in provenance["reports"]] == [{"score": 2}, {"score": 1}]
         assert "1 values kept" in capsys.readouterr().out
 
 

@@ -49,9 +49,9 @@ def check_formula(formula: str, parameters: Collection[str], where: str) -> None
     except SyntaxError:
         raise UserError(f"{where} is {formula!r}: not arithmetic such as 3 * steps") from None
     choices = dict(filter(None, map(_mean_of, ast.walk(tree))))
-    known = {*parameters, "mean"} if choices else parameters
+    allowed = {*parameters, "mean"} if choices else parameters
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id not in known:
+        if isinstance(node, ast.Name) and node.id not in allowed:
             hint = did_you_mean(node.id, parameters)
             raise UserError(f"{where} is {formula!r}: there is no parameter {node.id!r}{hint}")
     try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,19 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     """Rows of an earlier CSV, as texts; none if there is no file or it lacks a column.
 
     Raises:
-        UserError: the file is no CSV.
+        UserError: the file is no CSV, or a line has too few or too many values.
     """
     if not path.exists():
         return []
     try:
-        frame = pd.read_csv(io.BytesIO(path.read_bytes()), dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restkey="", strict=True)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: {error}; restore the file or delete it") from None
-    if not set(needed) <= set(frame):
-        return []
-    return [
-        {str(key): str(value) for key, value in row.items()} for row in frame.to_dict("records")
-    ]
+    if any("" in row or None in row.values() for row in rows):
+        raise UserError(f"{path}: a line is cut off or too long; restore the file or delete it")
+    return rows if set(needed) <= set(reader.fieldnames or ()) else []
 
 
 def with_earlier(

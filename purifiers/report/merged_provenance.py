@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from purifiers.core.ancestry import records_upstream
-from purifiers.core.artifacts import read_json
+from purifiers.core.artifacts import Record, read_json
 from purifiers.core.spec import Upstream
 
 KEYS = ("git", "torch", "device", "processor")
@@ -22,18 +22,18 @@ def collect(runs_root: Path, runs: Iterable[Upstream]) -> dict[str, Any]:
         that ran), ``finished`` (first and last time, or None) and ``elapsed_seconds`` (sum over the
         distinct runs; a run that several cells share counts once).
     """
-    records = records_upstream(runs_root, runs)
-    stages: dict[str, int] = {}
-    for record in records.values():
-        stages[record.stage] = stages.get(record.stage, 0) + 1
-    entries = [record.provenance for record in records.values()]
-    times = sorted(entry["finished"] for entry in entries if "finished" in entry)
+    return _merged([_part(record) for record in records_upstream(runs_root, runs).values()])
+
+
+def _part(record: Record) -> dict[str, Any]:
+    """Provenance of one run."""
+    entry = record.provenance
     return {
-        "runs": dict(sorted(stages.items())),
-        **{key: sorted({str(entry[key]) for entry in entries if key in entry}) for key in KEYS},
-        "uncommitted": sorted({file for e in entries for file in e.get("uncommitted", ())}),
-        "finished": [times[0], times[-1]] if times else None,
-        "elapsed_seconds": round(sum(record.elapsed_seconds for record in records.values()), 3),
+        "runs": {record.stage: 1},
+        **{key: [str(entry[key])] for key in KEYS if key in entry},
+        "uncommitted": entry.get("uncommitted", ()),
+        "finished": [entry["finished"]] if "finished" in entry else None,
+        "elapsed_seconds": record.elapsed_seconds,
     }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Literal
+
+from purifiers.core.artifacts import short_hash
 
 STAGE_OF = {
     "mutual_information": "information",
@@ -129,8 +129,7 @@ class Cell:
         """Digest of what is measured and of the ids of all runs behind it; ``""`` without runs."""
         if not self.scores:
             return ""
-        measured = (self.metric, self.combine and self.combine.how, self.scores)
-        return hashlib.sha256(json.dumps(measured).encode()).hexdigest()[:16]
+        return short_hash((self.metric, self.combine and self.combine.how, self.scores))
 
     @property
     def attacked(self) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifiers.core.artifacts import write_text
+from purifiers.core.artifacts import short_hash, write_text
 from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
@@ -124,8 +122,7 @@ def write_claims(
 def _identity(claim: Mapping[str, Any], questions: Sequence[Question]) -> str:
     """Digest of a claim's comparisons and of all runs that decide it."""
     cells = [cell.identity for question in questions for cell in question.cells]
-    content = json.dumps([claim.get("decide"), cells], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return short_hash([claim.get("decide"), cells])
 
 
 def _evidence(parts: Sequence[Part]) -> str:

@@ -144,6 +144,12 @@ class Fit(_Declared):
         """Whether the fit depends on a classifier under ``parameters``."""
         return _holds(self.uses_classifier, parameters)
 
+    def without_effect(self, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of the parameters that do not affect the fit under ``parameters``."""
+        if self.second is None or parameters[self.second.when]:
+            return self.inference_only
+        return (*self.inference_only, *self.second.only)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network(_Declared):

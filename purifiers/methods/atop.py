@@ -62,7 +62,8 @@ class Atop(Method):
         side: images are resized to this side and back again (bilinear, antialiased); null: not.
             Upstream's classifier, attacks and eps all live at 256x256.
         noise: standard deviation of the noise on the [0, 1] scale.
-        masks: passes of the generator per image, with disjoint masks that cover the image.
+        masks: passes of the generator per image, with disjoint masks that cover the image. The
+            first training has one mask, so that all numbers of masks share it.
         mask_block: side of a block in pixels; 32 at 256x256 upstream, our 4 at 32x32.
         mask_share: masked part of an image; with several masks 1 / ``masks``.
         mask: ``image``: each image has masks of its own. ``shared``: all have the same, as a batch
@@ -128,6 +129,7 @@ class Atop(Method):
                     "fine_tune_epochs",
                     "fine_tune_batch_size",
                     "fine_tune_learning_rate",
+                    "masks",
                     "snapshots",
                 ),
             ),
@@ -294,11 +296,12 @@ class Atop(Method):
     def transformed(self, images: Tensor, seed: int, indices: Tensor) -> Tensor:
         """Noisy images whose missing pixels are grey, as G gets them; under the first mask."""
         mask = FIXED if self.fixed_mask else self.mask
-        noisy, masks = self._corrupted(self._resized(images), indices, seed, 1, mask)
-        return self._in_shape(((1.0 - masks) * noisy + 1.0) / 2.0, images)
+        noisy, masks = self._corrupted(self._resized(images), indices, seed, self.masks, mask)
+        first = ((1.0 - masks) * noisy + 1.0)[: len(images)] / 2.0
+        return self._in_shape(first, images)
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:
-        """Generative loss of a batch, with one mask per image; of both networks.
+        """Generative loss of a batch, with one mask of ``mask_share`` per image; of both networks.
 
         Each network has gradients of its own loss only.
         """
@@ -374,13 +377,14 @@ class Atop(Method):
         """Noisy images behind each mask, filled by the generator in one batch.
 
         Args:
-            count, mask: see :meth:`_corrupted`.
+            count: masks per image; None: ``masks``.
+            mask: see :meth:`_corrupted`.
 
         Returns:
             Both stages in [-1, 1] (masks * n, C, H, W), all images under their first mask first,
             and the masks (masks * n, 1, H, W).
         """
-        pixels, masks = self._corrupted(images, indices, seed, count, mask)
+        pixels, masks = self._corrupted(images, indices, seed, count or self.masks, mask)
         return self.generator(pixels, masks), masks
 
     def _corrupted(
@@ -388,13 +392,13 @@ class Atop(Method):
         images: Tensor,
         indices: Tensor,
         seed: int,
-        count: int | None,
+        count: int,
         mask: str | None,
     ) -> tuple[Tensor, Tensor]:
         """Noisy images in [-1, 1] (masks * n, C, H, W), and their masks (masks * n, 1, H, W).
 
         Args:
-            count: masks per image; None: all.
+            count: masks per image.
             mask: see :func:`purifiers.methods._block_masks.block_masks`; None: that of the
                 trainings.
         """
@@ -409,11 +413,11 @@ class Atop(Method):
             images.shape[2:],
             self.mask_block,
             self.mask_share,
-            self.masks,
+            count,
             mask or self.mask,
-        )[:, :count]
+        )
         masks = drawn.transpose(0, 1).flatten(0, 1)
-        return (2.0 * images - 1.0).repeat(drawn.shape[1], 1, 1, 1), masks
+        return (2.0 * images - 1.0).repeat(count, 1, 1, 1), masks
 
     def _purified(self, fine: Tensor, masks: Tensor, images: Tensor) -> Tensor:
         """Purified ``images`` in [0, 1]: the pixels filled under each mask; for one mask, all."""

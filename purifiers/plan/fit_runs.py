@@ -136,15 +136,12 @@ def _purifier_run(
     assert fit is not None
     used, (first, *others) = setting.used, classifiers
     uses_classifier = fit.is_using_classifier(method.parameters)
-    ignored, first_training = set(fit.inference_only), None
+    ignored = fit.without_effect(method.parameters)
+    before = None
+    cost = times(used.train, added(*(fit_cost(used, run, method) for run in classifiers)))
     if fit.second is not None and method.parameters[fit.second.when]:
         alone = {**method.parameters, fit.second.when: False}
         first_training = dataclasses.replace(method, parameters=alone)
-    elif fit.second is not None:
-        ignored |= set(fit.second.only)
-    before = None
-    cost = times(used.train, added(*(fit_cost(used, run, method) for run in classifiers)))
-    if first_training is not None:
         before = _purifier_run(graph, setting, first_training, classifiers, seed)
         cost = added(cost, times(-1, before.cost))
     kept = {name: value for name, value in method.parameters.items() if name not in ignored}

@@ -152,7 +152,8 @@ def _with_parameters(
         )
     where = f"load_method {folder.id}"
     described.check_parameters({**spec.parameters, **parameters}, where)
-    allowed = described.traits.fit.inference_only if described.traits.fit else ()
+    fit = described.traits.fit
+    allowed = fit.without_effect(spec.parameters) if fit else ()
     for name in parameters:
         if name not in allowed:
             listed = ", ".join(allowed) or "none"

@@ -30,6 +30,8 @@ ALTERNATIVES = {
 }
 """For a method whose ``random`` is a condition: classifiers, their sizes, the parameters that both
 share, and the method's own."""
+COUPLED = {"atop": {"mask_share": 0.5}}
+"""Parameters with which one of the second training's may be doubled: two masks of a half each."""
 
 
 def test_images_are_images(method, ready, victim):
@@ -238,11 +240,12 @@ def test_what_only_the_second_training_reads_does_not_matter_to_the_first(
     if declared is None or declared.second is None:
         return
     second = declared.second
+    coupled = COUPLED.get(method.name, {})
     types, full = method.description.types, method.description.parameters | method.small
     given = [name for name in second.only if "str" not in types[name]]  # a choice of its own
     other = {name: another(types[name], full[name]) for name in given}
     alone, followed = (
-        first_weights(method, victim, fit_briefly, parameters)
+        first_weights(method, victim, fit_briefly, coupled | parameters)
         for parameters in ({second.when: False}, {second.when: True, **other})
     )
     assert alone.keys() <= followed.keys()

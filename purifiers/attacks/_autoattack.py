@@ -41,8 +41,10 @@ class Ensemble(Attack):
     traits = AttackTraits(
         version=1,
         budget=("apgd_steps", "fab_steps", "targets", "square_queries"),
-        # of the standard version; the rand version costs 2 * 20 * 3 * apgd_steps
-        passes="3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries",
+        passes=(
+            "mean(version, rand=6 * apgd_steps,"
+            " standard=3 * apgd_steps * (1 + targets) + 4 * fab_steps * targets + square_queries)"
+        ),
         stops_at_first_success=True,  # the package keeps the first draw that breaks an image
         float32_only=True,  # the package judges success by the logits of the attacked network
         batch_dependent=True,  # the package draws random numbers for the whole batch at once

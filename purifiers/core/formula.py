@@ -23,7 +23,7 @@ def evaluate(formula: str, values: Mapping[str, Any]) -> float:
     """Value of a formula such as ``"3 * steps"``.
 
     ``"mean(attacks, pgd=3 * steps, cw_l2=60)"`` is the mean of what is given for each name in the
-    parameter ``attacks``; a name without anything counts as 0.
+    parameter ``attacks``, a list or a single name; a name without anything counts as 0.
     """
     return float(_evaluate(_parsed(formula), values))
 
@@ -80,6 +80,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
     if (mean := _mean_of(node)) is not None:
         parameter, formulas = mean
         names = values[parameter]
+        names = (names,) if isinstance(names, str) else names
         total = sum(_evaluate(formulas[name], values) for name in names if name in formulas)
         return total / max(len(names), 1)
     raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or +, -, *, /, ** of them")

@@ -96,7 +96,7 @@ env: $(if $(CONDA),,.venv/.ready)
 	touch $@
 
 # Other libraries, for `make bench` and tests/unit/test_peers.py; installed outside the environment.
-.peers/.ready: benchmarks/timing/peers.lock | env
+.peers/.ready: benchmarks/timing/peers.lock | env .uv/bin/uv
 	rm -rf .peers
 	.uv/bin/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes \
 		--compile-bytecode --target .peers -r benchmarks/timing/peers.lock

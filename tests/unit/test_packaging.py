@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -133,6 +134,24 @@ def test_conda_environment_restates_nothing() -> None:
     (editable,) = installed["pip"]
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", editable)
     assert extras and set(extras[1].split(",")) == {"test", "lint", "site", "slurm"} <= set(EXTRAS)
+
+
+@pytest.mark.parametrize("target", ["test", "bench"])
+def test_make_in_a_conda_environment_fetches_uv_before_it_is_called(
+    target: str, tmp_path: Path
+) -> None:
+    for name in ("Makefile", "benchmarks/timing/peers.lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    snakemake = tmp_path / "conda" / "bin" / "snakemake"
+    snakemake.parent.mkdir(parents=True)
+    snakemake.touch()
+    dry_run = ["make", "--dry-run", target, f"CONDA_PREFIX={tmp_path / 'conda'}"]
+    run = subprocess.run(dry_run, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert ".venv" not in run.stdout
+    fetched, called = (run.stdout.find(part) for part in ("--target .uv uv", ".uv/bin/uv pip"))
+    assert 0 <= fetched < called, run.stdout
 
 
 def test_citation_and_changelog_name_the_version() -> None:

@@ -190,9 +190,11 @@ def test_declarations_are_read_without_torch() -> None:
     assert run.returncode == 0, run.stderr
 
 
-def test_the_wheel_gives_the_python_face_without_a_checkout(tmp_path: Path) -> None:
-    """Built from the committed files, unpacked, and used from another folder."""
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the committed files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     for name, text in committed():
         if name.startswith("purifiers/") or "/" not in name:
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -200,21 +202,58 @@ def test_the_wheel_gives_the_python_face_without_a_checkout(tmp_path: Path) -> N
     build = (
         "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
     )
-    command = [sys.executable, "-c", build, str(tmp_path)]
+    command = [sys.executable, "-c", build, str(folder)]
     built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_gives_the_python_face_without_a_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Unpacked, and used from another folder."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    assert_face(
+        Path(sys.executable), tmp_path / "installed", PYTHONPATH=str(tmp_path / "installed")
+    )
+
+
+def test_the_wheel_installs_what_it_needs(wheel: Path, tmp_path: Path) -> None:
+    """Into an empty environment, with the locked versions, most of them from uv's cache."""
+    uv = shutil.which("uv", path=f"{ROOT / '.uv' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("needs uv: make test fetches it")
+    probe = [uv, "pip", "compile", "--quiet", "--no-deps", "--no-cache", "-"]
+    looked_up = subprocess.run(
+        probe, cwd=tmp_path, input="packaging", capture_output=True, text=True, check=False
+    )
+    if looked_up.returncode != 0:
+        pytest.skip(f"no package index is reachable: {looked_up.stderr.strip()}")
+    environment = tmp_path / "environment"
+    python = environment / "bin" / "python"
+    target, versions = ["--python", str(python)], ["--constraint", str(ROOT / "requirements.lock")]
+    for command in (
+        ["venv", "--python", sys.executable, str(environment)],
+        ["pip", "install", *target, *versions, str(wheel)],
+    ):
+        run = subprocess.run(
+            [uv, *command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr[-2000:]
+    assert_face(python, environment)
+    shutil.rmtree(environment)  # pytest would keep it, gigabytes of it
+
+
+def assert_face(python: Path, installed: Path, **variables: str) -> None:
+    """From a folder without the checkout, ``purifiers`` attacks, purifies and audits."""
+    (empty := installed.parent / "empty").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     used = subprocess.run(
-        [sys.executable, "-c", FACE], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [python, "-c", FACE], cwd=empty, env=environment | variables, capture_output=True, text=True
     )
     assert used.returncode == 0, used.stderr[-2000:]
-    assert used.stdout.split() == [
-        str(tmp_path / "installed/purifiers/__init__.py"),
-        "True",
-        "True",
-    ]
+    package, *checks = used.stdout.split()
+    assert Path(package).is_relative_to(installed)
+    assert checks == ["True", "True"]
 
 
 FACE = """

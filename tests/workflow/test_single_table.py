@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE_2 = "results/tables/tiny/toy/table_2.csv"
+PICTURE = "results/tables/tiny/toy/table_2_images.png"
 
 PLAN_PAPER_SCALE = """
 import json, resource, sys
@@ -83,11 +84,13 @@ def test_nothing_runs_twice(finished: Any) -> None:
     assert finished.state() == before
 
 
-def test_snakemakes_report_has_the_tables(finished: Any) -> None:
+def test_snakemakes_report_has_tables_pictures_and_claims(finished: Any) -> None:
     done = finished.snakemake("--report", "report.zip")
     assert done.returncode == 0, done.stdout
     with zipfile.ZipFile(finished.path / "report.zip") as report:
         names = {Path(name).name for name in report.namelist()}
+        (picture,) = (name for name in report.namelist() if name.endswith("/table_2_images.png"))
+        assert report.read(picture) == finished.path.joinpath(PICTURE).read_bytes()
     assert {"report.html", "table_1.csv", "table_2.csv", "claims.csv"} <= names
 
 

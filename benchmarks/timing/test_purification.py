@@ -15,7 +15,7 @@ same at every pixel, so a few are timed and scaled up.
 
 DiffPure runs its network once per step. Its plain loop does what `NVlabs/DiffPure` does with
 `yang-song/score_sde_pytorch`: one image after the other, in contiguous layout. The suite runs all
-images at once. It is also compared with the network's passes alone.
+images at once, and under EOT all draws. It is also compared with the network's passes alone.
 
 ADP runs its network twice per step. Its plain loop does what `jmyoon1/adp` does, one run after the
 other, here also one image after the other.
@@ -43,8 +43,10 @@ from torch import Tensor
 from purifiers.classifiers.resnet18 import Resnet18
 from purifiers.classifiers.wide_resnet import WideResnet
 from purifiers.core.component import Method, frozen
+from purifiers.core.defence import Defence
 from purifiers.core.heads import split
 from purifiers.core.noise import derive_seed
+from purifiers.core.target import FIRST_DRAW, as_target
 from purifiers.methods._pixel_cnn import PixelCnn
 from purifiers.methods._pixel_cnn_decoding import decode, decode_naively
 from purifiers.methods.adp import Adp
@@ -97,6 +99,8 @@ DIFFUSION_CASES = {
     "desk-one": (32, 2, (1, 2, 2), 4, 1, 1.0),
     "desk-batch": (32, 2, (1, 2, 2), 3, 16, LEAST),
 }
+# name: (width, blocks, multipliers, steps, draws of EOT, images)
+EOT_CASES = {"desk-eot": (32, 2, (1, 2, 2), 2, 4, 4)}
 # name: (width, blocks, iterations, draws, images, required speed-up); 128 and 2 are the paper's
 SCORE_CASES = {
     "paper-batch": (128, 2, 1, 1, 4, 1.0),
@@ -183,16 +187,22 @@ def test_aid(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
     judge(benchmark, device, seconds, least, **details)
 
 
+def diffusion(sizes: dict[str, Any], device: str) -> DiffPure:
+    """DiffPure of these sizes with random weights, also where training begins with zeros."""
+    torch.manual_seed(0)
+    method = DiffPure(**sizes)
+    method.bind(None, (3, SIDE, SIDE))
+    for parameter in method.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    return frozen(method.to(device))
+
+
 @pytest.mark.parametrize("case", DIFFUSION_CASES)
 def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
     """Both give the same images from the same noise; the suite's passes are most of its time."""
     width, blocks, multipliers, steps, count, least = DIFFUSION_CASES[case]
-    torch.manual_seed(0)
-    method = DiffPure(width=width, blocks=blocks, multipliers=multipliers, steps=steps)
-    method.bind(None, (3, SIDE, SIDE))
-    for parameter in method.parameters():  # the last layers begin with zeros
-        parameter.data.add_(0.02 * torch.randn_like(parameter))
-    frozen(method.to(device))
+    sizes = {"width": width, "blocks": blocks, "multipliers": multipliers, "steps": steps}
+    method = diffusion(sizes, device)
     network = PlainNetwork(method).to(device)
     images = torch.rand(count, 3, SIDE, SIDE).to(device)
     state = images.contiguous(memory_format=torch.channels_last)
@@ -210,11 +220,43 @@ def test_diff_pure(case: str, device: str, benchmark: Any, pytestconfig: pytest.
     purified, seconds = with_gradient(rows, method, images, device, benchmark, pytestconfig)
     difference = float((purified["plain loop"] - purified[SUITE]).abs().max())
     assert difference < 1e-4, f"the images differ by up to {difference:.2g}"
-    sizes = {"width": width, "blocks": blocks, "multipliers": multipliers, "steps": steps}
     details = {"purifier": "diff_pure", "case": case, "n_images": count, **sizes}
     judge(benchmark, device, seconds, least, **details, largest_difference=difference)
     over = min(seconds[SUITE]) / min(seconds["floor"])  # the rounds that were disturbed least
     assert device == "cuda" or over < MOST_OVER_FLOOR, f"{over:.2f} times the network's passes"
+
+
+@pytest.mark.parametrize("case", EOT_CASES)
+def test_diff_pure_under_eot(
+    case: str, device: str, benchmark: Any, pytestconfig: pytest.Config
+) -> None:
+    """Both give the same mean logits from the same noise; the plain loop is one draw at a time."""
+    width, blocks, multipliers, steps, draws, count = EOT_CASES[case]
+    sizes = {"width": width, "blocks": blocks, "multipliers": multipliers, "steps": steps}
+    method = diffusion(sizes, device)
+    network = PlainNetwork(method).to(device)
+    classifier = frozen(Resnet18((3, SIDE, SIDE), 10, width=16).to(device))
+    defence = Defence(classifier, [method], eot_samples=draws)
+    images = torch.rand(count, 3, SIDE, SIDE).to(device)
+
+    def draw_by_draw() -> Tensor:
+        firsts = [FIRST_DRAW * number for number in range(1, draws + 1)]
+        purified = [one_by_one(method, network, images, 0, first) for first in firsts]
+        logits = [classifier(image) for one in purified for image in one.split(1)]
+        return torch.cat(logits).view(draws, count, -1).mean(dim=0)
+
+    rows: dict[str, Callable[[], Tensor]] = {
+        "plain loop": draw_by_draw,
+        SUITE: lambda: as_target(defence)(images, torch.arange(count)),  # from the first draw on
+    }
+    with torch.no_grad():
+        logits = {row: run() for row, run in rows.items()}  # also warms up
+        seconds = measured(rows, device, benchmark, pytestconfig)
+    difference = float((logits["plain loop"] - logits[SUITE]).abs().max())
+    assert difference < 1e-4, f"the logits differ by up to {difference:.2g}"
+    details = {"purifier": "diff_pure", "case": case, "n_images": count, **sizes}
+    details |= {"eot_samples": draws, "largest_difference": difference}
+    judge(benchmark, device, seconds, LEAST, **details)
 
 
 @pytest.mark.parametrize("case", ATOP_CASES)

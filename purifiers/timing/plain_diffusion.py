@@ -56,11 +56,16 @@ class PlainNetwork(nn.Module):
         return noise
 
 
-def one_by_one(method: DiffPure, network: PlainNetwork, images: Tensor, seed: int) -> Tensor:
-    """Euler-Maruyama on the reverse SDE, as torchsde runs it for `NVlabs/DiffPure`."""
-    return torch.cat(
-        [_purified(method, network, images[row : row + 1], seed, row) for row in range(len(images))]
-    )
+def one_by_one(
+    method: DiffPure, network: PlainNetwork, images: Tensor, seed: int, first: int = 0
+) -> Tensor:
+    """Euler-Maruyama on the reverse SDE, as torchsde runs it for `NVlabs/DiffPure`.
+
+    Args:
+        first: index of the first image, whose noise depends on it.
+    """
+    rows = enumerate(images.split(1), start=first)
+    return torch.cat([_purified(method, network, image, seed, index) for index, image in rows])
 
 
 def _purified(

@@ -350,10 +350,14 @@ def test_the_classification_loss_begins_after_its_epochs(network: nn.Module) -> 
     assert any(not torch.equal(value, half[name]) for name, value in never.items())
 
 
-@pytest.mark.parametrize("target", ["adversarial", "clean"])
+@pytest.mark.parametrize(
+    ("attack", "target"), [("fgsm", "adversarial"), ("fgsm", "clean"), ("none", "clean")]
+)
 @pytest.mark.parametrize("masks", [1, 4])
-def test_fine_tuning_loss_by_hand(network: nn.Module, target: str, masks: int) -> None:
-    method = made(network, eps=0.1, target=target, masks=masks, gan_weight=0.0)
+def test_fine_tuning_loss_by_hand(network: nn.Module, attack: str, target: str, masks: int) -> None:
+    method = made(
+        network, eps=0.1, fine_tune_attack=attack, target=target, masks=masks, gan_weight=0.0
+    )
     examples: list[Tensor] = []
 
     def watch(pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -366,7 +370,8 @@ def test_fine_tuning_loss_by_hand(network: nn.Module, target: str, masks: int) -
     leaf = IMAGES.clone().requires_grad_(True)
     entropy = functional.cross_entropy(network(leaf), LABELS)
     (gradient,) = torch.autograd.grad(entropy, leaf)
-    adversarial = (IMAGES + 0.1 * gradient.sign()).clamp(0, 1)
+    eps = 0.1 if attack == "fgsm" else 0.0  # Eq. b, Eq. a
+    adversarial = (IMAGES + eps * gradient.sign()).clamp(0, 1)
     (stages, drawn) = method._filled(adversarial, INDICES, 4)
     torch.testing.assert_close(examples[0], examples[1])
     real = 2 * (adversarial if target == "adversarial" else IMAGES) - 1

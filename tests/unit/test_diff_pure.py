@@ -212,6 +212,17 @@ def test_equal_images_in_any_batch(sampler):
     assert not torch.equal(draws(0), draws(1))
 
 
+@pytest.mark.parametrize("gradient", ["exact", "one_step", "bpda"])
+def test_all_draws_of_eot_are_one_batch(gradient):
+    method, batches = random_one(steps=2), []
+    method.network.register_forward_pre_hook(lambda part, given: batches.append(len(given[0])))
+    network = frozen(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    defence = Defence(network, [method], gradient=gradient, eot_samples=4)
+    adversarial = purifiers.attack("fgsm", eps=0.1)(defence, IMAGES, torch.arange(len(IMAGES)))
+    assert not torch.equal(adversarial, IMAGES)
+    assert max(batches) == 4 * len(IMAGES)
+
+
 def gradient(method: DiffPure, how: str = "purify") -> torch.Tensor:
     leaf = IMAGES.clone().requires_grad_()
     weights = torch.linspace(-1, 1, IMAGES.numel()).view_as(IMAGES)

@@ -38,7 +38,7 @@ class Robustbench(Classifier):
         UserError: no such entry, or images or classes of another data set.
     """
 
-    traits = ClassifierTraits(version=1, pretrained=True)
+    traits = ClassifierTraits(version=1, pretrained=True, trained_on="zoo_dataset")
 
     def __init__(
         self,

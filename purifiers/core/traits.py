@@ -245,6 +245,7 @@ class ClassifierTraits(Traits):
     """Fields of a classifier."""
 
     pretrained: bool | str = False  # brings weights: always, or if this parameter is not null
+    trained_on: str = ""  # parameter naming the data set whose images and classes it takes; "": any
 
     def is_pretrained(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the classifier brings trained weights under ``parameters``."""
@@ -256,6 +257,8 @@ class ClassifierTraits(Traits):
         named = super().parameter_names()
         if isinstance(self.pretrained, str):
             named["pretrained"] = (self.pretrained,)
+        if self.trained_on:
+            named["trained_on"] = (self.trained_on,)
         return named
 
 

@@ -26,7 +26,7 @@ from purifiers.plan.cost import (
     times,
 )
 from purifiers.plan.graph import Defended, Graph, Run, component_spec
-from purifiers.plan.resolve import Setting
+from purifiers.plan.resolve import NotImplementedHere, Setting
 from purifiers.plan.scale import UsedDataset
 
 _DECIDE_DEFENCE = ("classifier", "training", "methods", "fit_classifiers", "override")
@@ -51,9 +51,11 @@ def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str
 
     Raises:
         UserError: the training keeps a classifier's weights, but the classifier brings none.
+        NotImplementedHere: the classifier takes other images or classes.
     """
     used = setting.used
     classifier = setting.recipe("classifier", names["classifier"])
+    _check_images(classifier, used)
     training = setting.recipe("training", names["training"])
     traits = registry.training_traits(training.component)
     images = used.train
@@ -71,6 +73,21 @@ def classifier_run(graph: Graph, setting: Setting, seed: int, names: Mapping[str
     passes_per_image = passes("training", traits.passes, training)
     cost = {network_key(classifier, shape_of(used)): passes_per_image * images}
     return graph.add(spec, slug, cost)
+
+
+def _check_images(classifier: ComponentSpec, used: UsedDataset) -> None:
+    """Refuse a classifier on images or classes of another data set than its weights'."""
+    parameter = registry.classifier_traits(classifier.component).trained_on
+    if not parameter:
+        return
+    name = classifier.parameters[parameter]
+    if not registry.exists("dataset", name):
+        return  # the classifier itself refuses what does not fit
+    theirs, ours = registry.dataset_traits(name), registry.dataset_traits(used.name)
+    if (theirs.shape, theirs.classes) != (shape_of(used), ours.classes):
+        raise NotImplementedHere(
+            f"{classifier.component} takes images and classes of {name} only, not of {used.name}"
+        )
 
 
 def _check_pretrained(

@@ -258,15 +258,31 @@ def test_a_run_records_checksums_and_reported_numbers(
     assert torch.equal(open_classifier(context, "tiny")(images), network(images))
 
 
-def test_a_table_names_an_entry(toy_plan: Callable[..., Plan]) -> None:
-    paper = {
-        "classifiers": {"zoo": {"component": "robustbench", "entry": "Wong2020Fast"}},
-        "trainings": {"kept": {"component": "pretrained"}},
-        **{"methods": {}, "attacks": {}},
-    }
-    cell = {"dataset": "digits", "classifier": "zoo", "training": "kept", "methods": []}
-    cell |= {"threat_model": "oblivious", "attack": "none"}
-    runs = toy_plan(paper, cell, rows={"row": {}}, columns={"column": {}}).runs.values()
+PAPER = {
+    "settings": {"cifar10": {}, "digits": {}},
+    "classifiers": {"zoo": {"component": "robustbench", "entry": "Wong2020Fast"}},
+    "trainings": {"kept": {"component": "pretrained"}},
+    "methods": {},
+    "attacks": {},
+}
+CELL = {"classifier": "zoo", "training": "kept", "methods": []}
+CELL |= {"threat_model": "oblivious", "attack": "none"}
+
+
+def test_images_that_do_not_fit_are_refused_when_planned(toy_plan: Callable[..., Plan]) -> None:
+    cell = {**CELL, "dataset": "digits"}
+    plan = toy_plan(PAPER, cell, rows={"row": {}}, columns={"column": {}})
+    (planned,) = plan.documents["toy/table_1"].cells
+    assert planned.state == "not implemented" and not plan.runs
+    expected = "robustbench takes images and classes of cifar10 only, not of digits"
+    assert planned.reason == expected
+
+
+def test_a_table_names_an_entry(toy_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    scale = tmp_path / "workflow/scales/tiny.yaml"
+    scale.write_text(scale.read_text().replace("datasets:", "datasets:\n  cifar10: {use: cifar10}"))
+    cell = {**CELL, "dataset": "cifar10"}
+    runs = toy_plan(PAPER, cell, rows={"row": {}}, columns={"column": {}}).runs.values()
     (spec,) = (run.spec for run in runs if isinstance(run.spec, ClassifierSpec))
     assert spec.classifier.parameters["entry"] == "Wong2020Fast"
     assert spec.training.component == "pretrained"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from purifiers.core.artifacts import short_hash, write_text
+from purifiers.core.artifacts import short_hash
 from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
 from purifiers.report.claim_parts import Question, Side, contrast, name_of, questions_of
-from purifiers.report.earlier import read_rows
+from purifiers.report.earlier import read_rows, write_rows
 from purifiers.report.results import COUNTED, FailureOf, Results
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in", "identity")
@@ -58,7 +58,7 @@ def write_claims(
     out_path: Path,
     failure_of: FailureOf,
 ) -> None:
-    """Test each claim and write ``out_path``, a CSV with the columns ``COLUMNS``.
+    """Test each claim and write ``out_path``, a CSV with the columns ``COLUMNS``, and its digest.
 
     A claim's ``decide`` lists parts of three forms:
 
@@ -89,34 +89,41 @@ def write_claims(
 
     Raises:
         UserError: a claim names a cell that does not exist, or compares cells of different data
-            sets or metrics.
+            sets or metrics; or a line of a damaged file would be kept.
     """
     cells = [cell for document in documents.values() for cell in document.cells]
     results = Results(runs_root, failure_of)
-    earlier = {(row["id"], row["identity"]): row for row in read_rows(out_path, COLUMNS)}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows, missing = [], []
     for claim in paper_claims:
         questions = list(questions_of(claim, cells))
         parts = [_judge(question, results) for question in questions]
         stand_ins = sorted(
             {stand_in(cell) for question in questions for cell in question.cells} - {""}
         )
-        row = {
-            "id": claim["id"],
-            "text": " ".join(str(claim["text"]).split()),
-            "where": claim.get("where", ""),
-            "verdict": _verdict([part.outcome for part in parts]),
-            "evidence": _evidence(parts),
-            "scale": scale.name,
-            "stand_in": ", ".join(stand_ins),
-            "identity": _identity(claim, questions),
-        }
-        if row["verdict"] == "not run" and any(part.missing for part in parts):
-            row = earlier.get((row["id"], row["identity"]), row)
-        writer.writerow(row)
-    write_text(out_path, text.getvalue())
+        rows.append(
+            {
+                "id": claim["id"],
+                "text": " ".join(str(claim["text"]).split()),
+                "where": claim.get("where", ""),
+                "verdict": _verdict([part.outcome for part in parts]),
+                "evidence": _evidence(parts),
+                "scale": scale.name,
+                "stand_in": ", ".join(stand_ins),
+                "identity": _identity(claim, questions),
+            }
+        )
+        if rows[-1]["verdict"] == "not run" and any(part.missing for part in parts):
+            missing.append(len(rows) - 1)
+    if missing:
+        earlier = {(row["id"], row["identity"]): row for row in read_rows(out_path, COLUMNS)}
+        for place in missing:
+            row = rows[place]
+            rows[place] = earlier.get((row["id"], row["identity"]), row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_rows(out_path, text.getvalue(), {})
 
 
 def _identity(claim: Mapping[str, Any], questions: Sequence[Question]) -> str:

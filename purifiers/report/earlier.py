@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from purifiers.core.artifacts import read_json, sha256, write_json, write_text
 from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
 from purifiers.report.aggregate import COUNTS, judged
@@ -26,22 +28,41 @@ PLACE = ("block", "row", "column", "identity")
 """Columns by which a row of an earlier report is found again."""
 
 
+DIGEST = "csv_sha256"
+"""Key of a provenance file with the SHA-256 of the CSV beside it."""
+
+
+def provenance_path(path: Path) -> Path:
+    """The provenance file beside a CSV."""
+    return path.with_suffix(".provenance.json")
+
+
+def write_rows(path: Path, text: str, provenance: Mapping[str, Any]) -> None:
+    """Write a CSV, and its provenance with the digest by which :func:`read_rows` checks it."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(path, text)
+    write_json(provenance_path(path), {**provenance, DIGEST: digest})
+
+
 def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     """Rows of an earlier CSV, as texts; none if there is no file or it lacks a column.
 
     Raises:
-        UserError: the file is no CSV, or a line has too few or too many values.
+        UserError: the file is not the one whose digest its provenance records.
     """
     if not path.exists():
         return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, restkey="", strict=True)
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: {error}; restore the file or delete it") from None
-    if any("" in row or None in row.values() for row in rows):
-        raise UserError(f"{path}: a line is cut off or too long; restore the file or delete it")
+    recorded = provenance_path(path)
+    provenance = read_json(recorded) if recorded.exists() else {}
+    if provenance.get(DIGEST) != sha256(path):
+        raise UserError(
+            f"{path}: its SHA-256 is not the {DIGEST} in {recorded.name}, so its values are not "
+            "kept; restore both files with git checkout, or delete the CSV to report only the runs "
+            "that are here"
+        )
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
     return rows if set(needed) <= set(reader.fieldnames or ()) else []
 
 
@@ -67,7 +88,12 @@ def with_earlier(
     Returns:
         The document with the flags on the data of the kept values, the rows, and the number of
         kept values.
+
+    Raises:
+        UserError: runs are missing here, and the CSV fails the check of :func:`read_rows`.
     """
+    if not any(map(_incomplete, document.cells, frame.to_dict("records"))):
+        return document, frame, 0
     before = {
         tuple(row[name] for name in PLACE): row
         for row in read_rows(path, (*PLACE, *TEXTS, *MEASURED))
@@ -76,7 +102,7 @@ def with_earlier(
     cells, rows, kept = [], [], 0
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
         earlier = before.get((cell.block, cell.row, cell.column, cell.identity))
-        if earlier and row["verdict"] != "failed" and int(earlier["seeds"]) > row["seeds"]:
+        if earlier and _incomplete(cell, row) and int(earlier["seeds"]) > row["seeds"]:
             cell, values = _kept(cell, earlier)
             row = dict[Any, Any](row) | values | judged(cell, values, scale, published_n)
             kept += 1
@@ -86,6 +112,11 @@ def with_earlier(
         return document, frame, 0
     restored = pd.DataFrame(rows, columns=frame.columns).astype(frame.dtypes)
     return dataclasses.replace(document, cells=tuple(cells)), restored, kept
+
+
+def _incomplete(cell: Cell, row: Mapping[Any, Any]) -> bool:
+    """Whether seeds of a cell that did not fail have no finished run here."""
+    return bool(row["verdict"] != "failed" and row["seeds"] < len(cell.seeds))
 
 
 def _kept(cell: Cell, earlier: Mapping[str, str]) -> tuple[Cell, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from purifiers.core.ancestry import records_upstream
 from purifiers.core.artifacts import Record, read_json
 from purifiers.core.spec import Upstream
+from purifiers.report.earlier import DIGEST
 
 KEYS = ("git", "torch", "device", "processor")
 
@@ -51,6 +52,7 @@ def with_earlier_reports(now: Mapping[str, Any], path: Path) -> Mapping[str, Any
         first.
     """
     before = read_json(path) if path.exists() else now
+    before = {key: value for key, value in before.items() if key != DIGEST}
     parts = [part for part in before.get("reports", [before]) if _first(part) != _first(now)]
     parts += [now] if now["runs"] else []
     return {**_merged(parts), "reports": parts} if len(parts) > 1 else next(iter(parts), now)

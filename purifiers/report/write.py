@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from purifiers.core.artifacts import write_json, write_text
+from purifiers.core.artifacts import write_text
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.earlier import with_earlier
+from purifiers.report.earlier import provenance_path, with_earlier, write_rows
 from purifiers.report.figures import FROM_ROWS, write_picture
 from purifiers.report.images import write_images
 from purifiers.report.latex import latex_text
@@ -43,7 +43,7 @@ def write_document(
     - ``ranks.*`` or ``selection.*`` for a document with that ``plot``;
     - ``<document>_images.png`` for documents with ``images`` and stored images.
 
-    Values in an existing CSV whose runs are not here are kept, see
+    Values in an existing, undamaged CSV whose runs are not here are kept, see
     :func:`purifiers.report.earlier.with_earlier`. Pictures that need the runs then stay as they
     are.
 
@@ -61,7 +61,8 @@ def write_document(
         reproduced value.
 
     Raises:
-        UserError: a result is damaged, or a worst-of cell has a metric other than accuracy.
+        UserError: a result or the CSV with values to keep is damaged, or a worst-of cell has a
+            metric other than accuracy.
     """
     results = Results(runs_root, failure_of)
     frame = aggregate(document, scale, results, published_n)
@@ -87,9 +88,8 @@ def write_document(
     provenance: Mapping[str, Any] = collect(runs_root, measured)
     if kept:
         print(f"{base}: {kept} values kept from an earlier report, their runs are not here")
-        provenance = with_earlier_reports(provenance, base.with_suffix(".provenance.json"))
-    write_json(base.with_suffix(".provenance.json"), provenance)
-    write_text(base.with_suffix(".csv"), csv_text(frame))
+        provenance = with_earlier_reports(provenance, provenance_path(earlier))
+    write_rows(earlier, csv_text(frame), provenance)
     return document, reproduced
 
 

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from workspace import ROOT
 
+from purifiers.core.artifacts import read_json, sha256
 from purifiers.report import claims
 from purifiers.report.aggregate import COLUMNS
+from purifiers.report.earlier import DIGEST, provenance_path
 from purifiers.report.ranking import Ranked
 
 TABLES = ROOT / "results" / "tables"
@@ -42,3 +44,9 @@ def test_committed_files_load_with_the_documented_types(path: Path) -> None:
     frame = pd.read_csv(path, dtype=types)
     assert list(frame) == list(types)
     assert {name: str(frame[name].dtype) for name in frame} == types
+
+
+def test_committed_files_are_those_whose_digests_are_committed() -> None:
+    paths = [p for p in TABLES.glob("*/*/*.csv") if p.stem not in ("ranks", "selection")]
+    assert paths
+    assert [p for p in paths if read_json(provenance_path(p))[DIGEST] != sha256(p)] == []

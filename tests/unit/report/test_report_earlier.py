@@ -113,11 +113,49 @@ def test_a_failure_is_not_hidden_by_an_earlier_value(document, score, write, run
     assert write(document, {"c": "NaN in the loss"})["verdict"][1] == "failed"
 
 
-def test_a_damaged_earlier_file_is_named(document, write, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/table_3.csv").write_bytes(b'a,b\n"1,\xff\n2')
-    with pytest.raises(UserError, match=r"table_3\.csv.*restore the file or delete it"):
+def change(old: str, new: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return damage
+
+
+def older(path: Path) -> None:
+    """As written by a release without digests."""
+    provenance = path.with_suffix(".provenance.json")
+    content = json.loads(provenance.read_text())
+    del content["csv_sha256"]
+    provenance.write_text(json.dumps(content))
+
+
+DAMAGES = {
+    "digit": change("75.0", "15.0"),
+    "dropped": change(",75.0", ","),
+    "binary": lambda path: path.write_bytes(b"\xff"),
+    "unknown": lambda path: path.with_suffix(".provenance.json").unlink(),
+    "older": older,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_values_are_kept_from_an_undamaged_file_only(
+    damage, document, score, write, runs_root, tmp_path
+):
+    score("a", [1, 0]), score("b", [1, 1]), score("c", [0, 0])
+    write(document)
+    path = tmp_path / "out/table_3.csv"
+    before = path.read_bytes()
+    DAMAGES[damage](path)
+    write(document)  # all runs are here: nothing is kept
+    assert path.read_bytes() == before
+    forget(runs_root, "c")
+    DAMAGES[damage](path)
+    markdown = path.with_suffix(".md").read_bytes()
+    with pytest.raises(UserError, match=r"table_3\.csv: its SHA-256 .* git checkout, or delete"):
         write(document)
+    assert path.with_suffix(".md").read_bytes() == markdown
 
 
 def test_a_claim_keeps_its_verdict(document, score, runs_root, tmp_path, smoke_scale):
@@ -134,4 +172,8 @@ def test_a_claim_keeps_its_verdict(document, score, runs_root, tmp_path, smoke_s
     assert verdict(50) == "supported"
     forget(runs_root, "c")
     assert verdict(50) == "supported"
+    change("supported", "contradicted")(path)
+    with pytest.raises(UserError, match=r"claims\.csv: its SHA-256"):
+        verdict(50)
+    change("contradicted", "supported")(path)
     assert verdict(60) == "not run"  # another claim

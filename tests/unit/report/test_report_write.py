@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from purifiers.core.artifacts import RunFolder
+from purifiers.core.artifacts import RunFolder, sha256
 from purifiers.core.spec import ClassifierSpec, ComponentSpec
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
@@ -63,6 +63,7 @@ def test_provenance(
     document = a_document(a_cell(scores=(("a", "b"), ("gone", "b")), seeds=(0, 1)))
     write(document, smoke_scale, runs_root, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "table_3.provenance.json").read_text()) == {
+        "csv_sha256": sha256(tmp_path / "out" / "table_3.csv"),
         "runs": {"classifier": 1, "score": 2},
         "git": ["abc", "old"],
         "torch": ["2"],

@@ -195,7 +195,7 @@ class Document:
         document: file stem of the declaration, such as ``table_3``.
         where: place in the paper.
         status: ``measured``, ``configuration`` or ``qualitative``.
-        plot: ``curves``, ``audit``, or ``""`` for no picture.
+        plot: what the picture shows, see :mod:`purifiers.report.figures`; ``""`` for no picture.
         axis: label of the x-axis, for curves.
         images: the picture of example images; None: no such picture.
         choose_on: for ``selection``: images by which each checkpoint is chosen, drawn anew for

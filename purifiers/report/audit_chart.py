@@ -12,12 +12,8 @@ from matplotlib.lines import Line2D
 
 from purifiers.plan.cells import Cell, Document
 from purifiers.report.layout import WEAK, WEAK_HEADING
+from purifiers.report.styles import COLOURS, MARKERS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""One colour per classifier: Okabe & Ito's, distinct for colour-blind readers."""
-
-MARKERS = ("s", "D", "^", "v", "P", "X", "*", "p", "<", ">", "h", "8")
-"""One marker per purifier; a classifier alone is a hollow circle."""
 AREAS = {"*": 100}
 """Area in square points of markers that look too small at the default of 34."""
 
@@ -46,7 +42,8 @@ class AuditRow:
 def draw_audit(document: Document, frame: pd.DataFrame) -> Figure | None:
     """Draw two panels per block; None where no row has both accuracies.
 
-    The upper panel plots audit accuracy over oblivious accuracy. The distance below the diagonal is
+    Each classifier has a colour, each purifier a marker; a classifier alone is a hollow circle. The
+    upper panel plots audit accuracy over oblivious accuracy. The distance below the diagonal is
     what an attack gains by knowing the defence. A defence below the dotted line of its classifier
     is less robust than the classifier alone. The lower panel shows the same accuracies row by row.
     """

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from purifiers.core.artifacts import short_hash
 from purifiers.core.errors import UserError
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
-from purifiers.report.claim_parts import Question, Side, contrast, name_of, questions_of
+from purifiers.report.claim_parts import Question, contrast, name_of, questions_of
 from purifiers.report.earlier import read_rows, write_rows
 from purifiers.report.results import COUNTED, FailureOf, Results
+from purifiers.report.shared_images import combined, on_shared_images
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in", "identity")
 
@@ -171,7 +171,7 @@ def _bound(question: Question, results: Results) -> Part:
         )
     runs = [results.find(cell).seeds]
     seeds = sorted(runs[0])
-    (correct,), images = _correct((cell,), runs, seeds)
+    (correct,), images = on_shared_images((cell,), runs, seeds, "correct")
     bound = [np.full((1, len(images)), question.by / 100) for _ in seeds]
     above = paired_difference(correct, bound)
     value, low, high = (question.by + 100 * end for end in (above.estimate, above.low, above.high))
@@ -198,7 +198,7 @@ def _compare(question: Question, results: Results) -> Part:
         return Part("not run", f"{label}: not run, at this scale both sides are the same runs")
     if metric not in COUNTED:
         return _compare_values(question, by_cell, seeds, label, factors)
-    per_cell, images = _correct(question.cells, by_cell, seeds)
+    per_cell, images = on_shared_images(question.cells, by_cell, seeds, "correct")
     if images.empty:
         return Part("not run", f"{label}: not run, the two sides have no image in common")
     result = paired_difference(*_sides(question, per_cell, factors))
@@ -218,25 +218,6 @@ def _sides(
     return sides
 
 
-def _correct(
-    cells: Side, sides: Sequence[Any], seeds: Sequence[int]
-) -> tuple[list[list[np.ndarray]], pd.Index]:
-    """Correctness on the images that all runs share.
-
-    Returns:
-        Per cell and seed an array (runs, images), 1 where correct; and the indices of the images.
-    """
-    scored = [run.scores["correct"] for side in sides for seed in seeds for run in side[seed]]
-    images = scored[0].index
-    for other in scored[1:]:
-        images = images.intersection(other.index)
-    arrays = [
-        [np.stack([run.scores["correct"].loc[images].to_numpy() for run in side[s]]) for s in seeds]
-        for side in sides
-    ]
-    return [_combined(cell, side) for cell, side in zip(cells, arrays, strict=True)], images
-
-
 def _compare_values(
     question: Question,
     by_cell: list[Any],
@@ -251,7 +232,7 @@ def _compare_values(
         return Part("not run", f"{label}: not run, {first.metric} was not measured")
     sign = -1.0 if first.metric in LOWER_IS_BETTER else 1.0
     arrays = [[sign * np.array(seed, dtype=float)[:, None] for seed in runs] for runs in values]
-    per_cell = [_combined(cell, runs) for cell, runs in zip(question.cells, arrays, strict=True)]
+    per_cell = [combined(cell, runs) for cell, runs in zip(question.cells, arrays, strict=True)]
     result = paired_difference(*_sides(question, per_cell, factors))
     gain = f"{result.estimate:+.3g} [{result.low:+.3g}, {result.high:+.3g}] {first.unit}"
     # A single seed gives an interval of zero width.
@@ -262,15 +243,6 @@ def _compare_values(
 
 def _margin(by: float) -> str:
     return f", more than {by:+g} required" if by else ""
-
-
-def _combined(cell: Cell, seeds: list[np.ndarray]) -> list[np.ndarray]:
-    """Combine the runs of a cell into one, image by image; else the bootstrap takes the lowest."""
-    if cell.mean:
-        return [runs.mean(axis=0, keepdims=True) for runs in seeds]
-    if cell.per_image:
-        return [runs.min(axis=0, keepdims=True) for runs in seeds]
-    return seeds
 
 
 def _outcome(low: float, high: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from purifiers.report.audit_chart import draw_audit
 from purifiers.report.certified import draw_certified
 from purifiers.report.histograms import draw_histograms
 from purifiers.report.layout import WEAK_HEADING, heading, stamp
+from purifiers.report.means_chart import draw_means
 from purifiers.report.ranking import Ranked
 from purifiers.report.ranking_chart import draw_gains, draw_matrix
 from purifiers.report.results import Results
 from purifiers.report.selection import draw_selection
+from purifiers.report.styles import row_styles
 from purifiers.report.tsne import draw_maps
 
 FORMATS = ("png", "svg")
@@ -63,6 +65,8 @@ def write_picture(
                 picture = draw_certified(document, results)
             case "ranking":
                 picture = _ranking(document, frame, derived, scale, out_dir)
+            case "means":
+                picture = draw_means(document, results)
             case "selection":
                 picture = draw_selection(document, derived)
     for kind in FORMATS:
@@ -102,12 +106,16 @@ def _ranking(
 
 
 def _curves(document: Document, frame: pd.DataFrame) -> Figure:
-    """Draw one panel per block and one line per row; published values are dashed."""
+    """Draw one panel per block and one line per row; published values are dashed.
+
+    A row has the same colour and marker in all panels.
+    """
     cells = pd.DataFrame({"cell": document.cells, **{name: frame[name] for name in frame}})
     names = list(dict.fromkeys(frame["block"]))
+    styles = row_styles(cell.row_label for cell in document.cells)
     picture = Figure(figsize=(4.5 * len(names) + 0.5, 4.4), layout="constrained")
     for axes, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        _panel(axes, cells[cells["block"] == name])
+        _panel(axes, cells[cells["block"] == name], styles)
         axes.set_xlabel(document.axis)
     handle_of: dict[str, Any] = {}
     for axes in picture.axes:
@@ -118,7 +126,7 @@ def _curves(document: Document, frame: pd.DataFrame) -> Figure:
     return picture
 
 
-def _panel(axes: Axes, block: pd.DataFrame) -> None:
+def _panel(axes: Axes, block: pd.DataFrame, styles: Mapping[str, Mapping[str, Any]]) -> None:
     first: Cell = block["cell"].iloc[0]
     labels = {cell.column: cell.column_label for cell in block["cell"]}
     numbers = _as_numbers(list(labels.values()))
@@ -132,17 +140,17 @@ def _panel(axes: Axes, block: pd.DataFrame) -> None:
             (line["reproduced"] - line["ci_low"]).fillna(0.0),
             (line["ci_high"] - line["reproduced"]).fillna(0.0),
         ]
-        drawn = axes.errorbar(
+        label = line["cell"].iloc[0].row_label
+        axes.errorbar(
             *(x, line["reproduced"]),
             yerr=[side.clip(lower=0.0) for side in half_widths],
-            marker="o",
             capsize=2,
-            label=line["cell"].iloc[0].row_label,
+            label=label,
+            **styles[label],
         )
         if line["published"].notna().any():
-            colour = drawn.lines[0].get_color()
-            axes.plot(x, line["published"], "--", color=colour, alpha=0.7)
-            axes.plot([], [], "--", color=colour, label=f"{line['cell'].iloc[0].row_label}, paper")
+            axes.plot(x, line["published"], "--", alpha=0.7, **styles[label])
+            axes.plot([], [], "--", label=f"{label}, paper", **styles[label])
     weak = block[block["suspicious"] & block["reproduced"].notna()]
     if not weak.empty:
         x = weak["column"].map(positions)

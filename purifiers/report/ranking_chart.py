@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from purifiers.plan.cells import Document
-from purifiers.report.audit_chart import COLOURS
 from purifiers.report.layout import WEAK, WEAK_HEADING
 from purifiers.report.ranking import Ranked
 from purifiers.report.ranking_files import sections
+from purifiers.report.styles import COLOURS
 
 
 def draw_gains(document: Document, ranked: Sequence[Ranked]) -> Figure:

@@ -14,9 +14,10 @@ from scipy.stats import binomtest
 
 from purifiers.plan.cells import Cell, Combine, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.claims import _combined
 from purifiers.report.layout import weak_attack_notes
+from purifiers.report.means_chart import draw_means, mean_rows
 from purifiers.report.results import Results
+from purifiers.report.shared_images import combined
 
 Make = Callable[..., Any]
 MEAN = Combine("mean", ("weak", "strong"))
@@ -78,8 +79,8 @@ def test_corruptions_are_not_counted_as_attacked_cells(
 
 def test_claims_compare_the_mean_image_by_image(mean: Cell, a_cell: Make) -> None:
     runs = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-    assert np.array_equal(_combined(mean, [runs])[0], [[0.5, 1.0, 0.0]])
-    assert _combined(a_cell(), [runs])[0] is runs
+    assert np.array_equal(combined(mean, [runs])[0], [[0.5, 1.0, 0.0]])
+    assert combined(a_cell(), [runs])[0] is runs
 
 
 def test_the_worst_case_of_each_image(a_cell: Make, score: Make, row_of: Make) -> None:
@@ -96,4 +97,53 @@ def test_the_worst_case_of_each_image(a_cell: Make, score: Make, row_of: Make) -
 def test_claims_compare_the_worst_case_image_by_image(a_cell: Make) -> None:
     runs = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
     cell = a_cell(combine=Combine("worst_image", ("one", "two")))
-    assert np.array_equal(_combined(cell, [runs])[0], [[0.0, 1.0, 0.0]])
+    assert np.array_equal(combined(cell, [runs])[0], [[0.0, 1.0, 0.0]])
+
+
+class TestPicture:
+    """Two attacks on two rows under one seed: the means of two cells and their margin."""
+
+    @pytest.fixture
+    def rows(self, a_cell: Make, a_document: Make, score: Make, runs_root: Path) -> dict[str, Any]:
+        score("jpeg_a", [1] * 30 + [0] * 10), score("jpeg_b", [1] * 20 + [0] * 20)
+        score("idfr_a", [1] * 40), score("idfr_b", [1] * 30 + [0] * 10)
+        cells = [
+            a_cell(row=row, row_label=row, block=block, block_label=block, **told)
+            for block in ("vgg", "resnet")
+            for row in ("jpeg", "idfr", "tvm")
+            for told in (
+                {"column": "a", "scores": ((f"{row}_a",),), "seeds": (0,)},
+                {"scores": ((f"{row}_a", f"{row}_b"),), "seeds": (0,), "combine": MEAN},
+            )
+            if (row, block) != ("jpeg", "resnet")
+        ]
+        document = a_document(*cells, plot="means")
+        return {"document": document, "results": Results(runs_root, {}.get)}
+
+    def test_means_and_margins(self, rows: dict[str, Any]) -> None:
+        blocks = mean_rows(**rows)
+        assert {block: [row.label for row in of] for block, of in blocks.items()} == {
+            "vgg": ["jpeg", "idfr"],
+            "resnet": ["idfr"],
+        }
+        jpeg, idfr = blocks["vgg"]
+        assert (jpeg.mean.estimate, idfr.mean.estimate) == pytest.approx((62.5, 87.5))
+        assert idfr.margin is None
+        assert jpeg.margin.estimate == pytest.approx(25.0)
+        # each image gains 0 or 50 points, half of them 50
+        assert 25 - 8.5 < jpeg.margin.low < 25 - 6.5 < 25 + 6.5 < jpeg.margin.high < 25 + 8.5
+        assert jpeg.mean.low < 62.5 - 9 and jpeg.mean.high > 62.5 + 9
+
+    def test_the_picture(self, rows: dict[str, Any]) -> None:
+        picture = draw_means(**rows)
+        titles = [part.get_suptitle() for part in picture.subfigs]
+        assert titles[0].startswith("vgg\nbest: idfr, +25.0 points over jpeg (95%: +1")
+        assert titles[1] == "resnet\nbest: idfr"
+        points = [[line.get_xdata()[0] for line in axes.lines] for axes in picture.axes]
+        assert {62.5, 87.5} <= set(points[0]) and 25.0 in points[1]
+        colours = {line.get_color() for part in (0, 2) for line in picture.axes[part].lines[-1:]}
+        assert len(colours) == 1  # idfr's, though it is the only row of the second block
+
+    def test_nothing_run(self, a_document: Make, a_cell: Make, runs_root: Path) -> None:
+        cell = a_cell(scores=(("gone",),), seeds=(0,), combine=MEAN)
+        assert draw_means(a_document(cell), Results(runs_root, {}.get)) is None

@@ -191,3 +191,25 @@ def test_curves_name_their_axis_and_each_line_once(a_cell: Make, a_document: Mak
     assert [axes.get_xlabel() for axes in picture.axes] == ["lambda", "lambda"]
     (legend,) = picture.legends
     assert [text.get_text() for text in legend.get_texts()] == ["Madry"]
+
+
+def test_a_row_looks_the_same_in_all_panels(a_cell: Make, a_document: Make) -> None:
+    """Twelve rows, of which the second panel has the last two."""
+    rows = [f"row {k}" for k in range(12)]
+    told = [("mnist", row) for row in rows] + [("svhn", row) for row in rows[-2:]]
+    cells = [a_cell(block=block, row=row, row_label=row, published=None) for block, row in told]
+    frame = pd.DataFrame(told, columns=["block", "row"]).assign(
+        column="pgd", reproduced=50.0, ci_low=40.0, ci_high=60.0, published=float("nan")
+    )
+    picture = _curves(a_document(*cells), frame.assign(suspicious=False))
+    looks = [
+        {
+            bars.get_label(): (bars.lines[0].get_color(), bars.lines[0].get_marker())
+            for bars in axes.containers
+        }
+        for axes in picture.axes
+    ]
+    assert len(set(looks[0].values())) == len({marker for _, marker in looks[0].values()}) == 12
+    assert looks[1] == {row: looks[0][row] for row in rows[-2:]}
+    (legend,) = picture.legends
+    assert [text.get_text() for text in legend.get_texts()] == rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,12 @@ def _kept(cell: Cell, earlier: Mapping[str, str]) -> tuple[Cell, dict[str, Any]]
 
 
 def _flags(cell: Cell, text: str) -> list[Flag]:
-    """The flags in the column ``flags`` that do not follow from the cell's declaration."""
+    """The flags in the column ``flags`` that do not follow from the cell's declaration.
+
+    Those on the data begin with the data set or with the run of a training.
+    """
     for flag in cell.flags:
         text = text.replace(str(flag), "", 1)
     pieces = [piece for piece in text.split("; ") if piece]
-    of_data = f"{cell.used_dataset}: "
-    return [Flag("data" if piece.startswith(of_data) else "run", piece) for piece in pieces]
+    of_data = re.compile(rf"(?:{re.escape(cell.used_dataset or '')}|\S+-[0-9a-f]{{8}}): ")
+    return [Flag("data" if of_data.match(piece) else "run", piece) for piece in pieces]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +35,9 @@ DOUBTED = "†"
 WEAK_HEADING = "Signs of a weak attack"
 
 WEAK_LEGEND = f"An accuracy marked {WEAK} may be high only because its attack failed."
+
+LONGEST = 200
+"""Most characters that a line spends on naming its cells (our choice)."""
 
 LEGEND = (
     "Each cell: published / reproduced ± half the width of Wilson's 95 % interval for the number "
@@ -180,24 +182,69 @@ def verdicts_sentence(document: Document, frame: pd.DataFrame) -> str:
 
 
 def remarks(document: Document, frame: pd.DataFrame) -> list[str]:
-    """List the cells' flags and the reasons for missing cells, each with its number of cells."""
-    flagged = Counter(
-        str(flag) for cell in document.cells for flag in cell.flags if flag.kind != "doubt"
-    )
+    """List the cells' flags and the reasons for missing cells, each after the cells it is about."""
+    flagged: dict[str, list[Cell]] = {}
+    for cell in document.cells:
+        for flag in cell.flags:
+            if flag.kind != "doubt":
+                flagged.setdefault(str(flag), []).append(cell)
     doubted = [
         f"{DOUBTED} {place(document, cell)}: {doubt}"
         for cell in document.cells
         for doubt in _doubts(cell)
     ]
-    missing: Counter[str] = Counter()
-    for row in frame.to_dict("records"):
-        reason = "; ".join(_texts(row[FLAGS], "run"))
-        if row["verdict"] in MISSING and reason:
-            missing[f"{row['verdict']}: {reason}"] += 1
-        elif reason:
-            missing[reason] += 1
-    flags = [f"{n} flagged: {flag}" for flag, n in flagged.items()]
-    return doubted + flags + [f"{n} {reason}" for reason, n in missing.items()]
+    missing: dict[str, list[Cell]] = {}
+    for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
+        if reason := "; ".join(_texts(row[FLAGS], "run")):
+            text = f"{row['verdict']}: {reason}" if row["verdict"] in MISSING else reason
+            missing.setdefault(text, []).append(cell)
+    listed = [*flagged.items(), *missing.items()]
+    return doubted + [f"{places(document, cells)}: {text}" for text, cells in listed]
+
+
+def places(document: Document, cells: Collection[Cell]) -> str:
+    """Name a group of cells, such as ``CIFAR-10 / ADP, IDFR / PGD; MNIST / ADP``.
+
+    Whole rows, columns and blocks are not listed cell by cell; all cells are ``all cells``. Names
+    that hold in every block have no block. Too long a list is the number of cells.
+    """
+    members = {(cell.block, cell.row, cell.column) for cell in cells}
+    by_block: dict[str, list[Cell]] = {}
+    for cell in document.cells:
+        by_block.setdefault(cell.block, []).append(cell)
+    named: dict[str, list[str]] = {}
+    for block in by_block.values():
+        of_block = [cell for cell in block if (cell.block, cell.row, cell.column) in members]
+        for text in _within(block, of_block):
+            named.setdefault(text, []).append(block[0].block_label)
+    texts = []
+    for text, labels in named.items():
+        prefixes = [""] if len(labels) == len(by_block) else labels
+        texts += [" / ".join(filter(None, (prefix, text))) or "all cells" for prefix in prefixes]
+    text = "; ".join(texts)
+    return text if len(text) <= LONGEST else f"{len(members)} cells (column flags of the CSV)"
+
+
+def _within(block: Sequence[Cell], cells: Sequence[Cell]) -> list[str]:
+    """Name cells of a block by rows with equal columns; all cells of a block are ``""``."""
+    all_rows: dict[str, list[str]] = {}
+    rows: dict[str, list[str]] = {}
+    for of, group in ((all_rows, block), (rows, cells)):
+        for cell in group:
+            of.setdefault(cell.row, []).append(cell.column)
+    row_labels = {cell.row: cell.row_label for cell in block}
+    column_labels = {cell.column: cell.column_label for cell in block}
+    by_columns: dict[tuple[str, ...], list[str]] = {}
+    for row, columns in rows.items():
+        whole = columns == all_rows[row]
+        by_columns.setdefault(() if whole else tuple(columns), []).append(row)
+    texts = []
+    for listed, of_rows in by_columns.items():
+        rows_text = ", ".join(row_labels[row] for row in of_rows)
+        columns_text = ", ".join(column_labels[column] for column in listed)
+        whole = len(of_rows) == len(all_rows)
+        texts.append(" / ".join(filter(None, ("" if whole else rows_text, columns_text))))
+    return texts
 
 
 def _texts(flags: Iterable[Flag], kind: FlagKind) -> list[str]:

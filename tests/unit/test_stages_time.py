@@ -211,7 +211,7 @@ def test_times_are_shown_and_never_compared(
     assert row["verdict"] == "not comparable"
     where = f"timed on {told['device_name']}, 1 thread, busy with other work, batch 1"
     assert row["flags"] == f"on a card; {where}"
-    assert f"1 {where}" in noted
+    assert f"all cells: {where}" in noted
     row, noted = report("shown", "seconds_per_image_batched", published=None)
     assert row["reproduced"] == pytest.approx(told["batches"]["16"])
     assert row["verdict"] == "no published value" and row["flags"].endswith("batch 16")

@@ -21,6 +21,7 @@ from purifiers.report.write import write_document
 Make = Callable[..., Any]
 NOTE = Flag("note", "a note; with a semicolon")
 EXACT = Flag("data", "mnist: 2 of 4 images")
+FAILED = Flag("data", "mnist-cnn-fast_at-s0-6c5bf186: catastrophic overfitting: 8 %")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def flagged(document: Document, *flags: Flag) -> Document:
 def test_a_table_without_its_runs_stays_byte_for_byte(document, score, write, runs_root, tmp_path):
     score("a", [1, 0], finished="2026-01-01T00:00:00+00:00")
     score("b", [1, 1]), score("c", [0, 0])
-    write(flagged(document, EXACT))
+    write(flagged(document, EXACT, FAILED))
     files = sorted((tmp_path / "out").iterdir())
     before = {path: path.read_bytes() for path in files}
     forget(runs_root, "a", "b", "c")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -11,11 +12,11 @@ import pandas as pd
 import pytest
 from workspace import ROOT
 
-from purifiers.plan.cells import Document, Flag, ScaleInfo
+from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.compare import VERDICTS
 from purifiers.report.latex import LONG, PACKAGES, latex_table, latex_text, tex
-from purifiers.report.layout import weak_attack_notes
+from purifiers.report.layout import places, weak_attack_notes
 from purifiers.report.results import Results
 from purifiers.report.tables import csv_text, markdown_text
 
@@ -70,8 +71,8 @@ def test_markdown(document: Document, frame: pd.DataFrame, paper_scale: ScaleInf
     assert "## SVHN\\|x" in lines
     assert "| Madry | 60 / n.i. |" in lines
     assert "- OCR: the header\\_row is shifted" in lines
-    assert "- 1 not implemented: no pd here" in lines
-    assert "- 1 flagged: odd" in lines
+    assert "- SVHN|x: not implemented: no pd here".replace("|", "\\|") in lines
+    assert "- SVHN\\|x: odd" in lines
     counts = "1 match, 1 differs, 1 no published value, 1 not implemented, 1 quoted"
     assert f"Table 3, section 4.2. Verdicts: {counts}." in lines
 
@@ -246,3 +247,47 @@ def test_equal_signs_share_a_line(a_cell: Make, a_document: Make) -> None:
         "Madry / PGD; Madry / DF: zero gradient",
         "No sign found in 1 other attacked cell.",
     ]
+
+
+def test_places_name_groups_of_cells(a_cell: Make, a_document: Make) -> None:
+    def cells(block: str, rows: str, columns: str) -> list[Cell]:
+        return [
+            a_cell(
+                **{"block": block, "row": row, "column": column},
+                **{"block_label": block.upper(), "row_label": row.upper()},
+                column_label=column.upper(),
+            )
+            for row in rows
+            for column in columns
+        ]
+
+    document = a_document(*cells("m", "ab", "xyz"), *cells("s", "abc", "xyz"))
+    for group, text in {
+        (("m", "ab", "xyz"), ("s", "abc", "xyz")): "all cells",
+        (("m", "ab", "xyz"),): "M",
+        (("m", "a", "x"),): "M / A / X",
+        (("m", "a", "xyz"), ("s", "a", "xyz")): "A",
+        (("m", "ab", "x"), ("s", "abc", "x")): "X",
+        (("m", "ab", "x"), ("s", "ab", "x")): "M / X; S / A, B / X",
+        (("s", "a", "xy"), ("s", "b", "z"), ("s", "c", "z")): "S / A / X, Y; S / B, C / Z",
+    }.items():
+        assert places(document, [cell for part in group for cell in cells(*part)]) == text
+    many = [dataclasses.replace(cell, row_label=90 * cell.row) for cell in document.cells]
+    assert places(a_document(*many), many[6:12]).startswith("S / aaa")
+    assert places(a_document(*many), many[:3] + many[6:12]) == "9 cells (column flags of the CSV)"
+
+
+def test_flags_name_their_cells(
+    document: Document, score: Make, runs_root: Path, paper_scale: ScaleInfo
+) -> None:
+    """A text of two cells is one line."""
+    spoilt = [
+        dataclasses.replace(cell, flags=(*cell.flags, Flag("remark", "see: text")))
+        if cell.row == "madry" and cell.block == "mnist"
+        else cell
+        for cell in document.cells
+    ]
+    flagged = dataclasses.replace(document, cells=tuple(spoilt))
+    frame = aggregate(flagged, paper_scale, Results(runs_root, {}.get))
+    lines = markdown_text(flagged, frame, paper_scale).splitlines()
+    assert [line for line in lines if "see: text" in line] == ["- MNIST / Madry: see: text"]

@@ -225,6 +225,37 @@ def places(document: Document, cells: Collection[Cell]) -> str:
     return text if len(text) <= LONGEST else f"{len(members)} cells (column flags of the CSV)"
 
 
+def same_runs(document: Document) -> list[str]:
+    """Name the columns, and the rows, of a block all of whose cells are the same runs.
+
+    Used at reduced scales, whose limits make different declarations the same, such as 20 and 1,000
+    steps. One line per group, such as ``PGD-20, PGD-1000: the same runs at this scale``.
+    """
+    by_block: dict[str, list[Cell]] = {}
+    for cell in document.cells:
+        if cell.identity:
+            by_block.setdefault(cell.block, []).append(cell)
+    lines = []
+    for cells in by_block.values():
+        for axis, other in (("column", "row"), ("row", "column")):
+            runs: dict[str, dict[str, str]] = {}
+            labels: dict[str, str] = {}
+            for cell in cells:
+                name = getattr(cell, axis)
+                runs.setdefault(name, {})[getattr(cell, other)] = cell.identity
+                labels[name] = getattr(cell, f"{axis}_label")
+            groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
+            for name, identities in runs.items():
+                groups.setdefault(tuple(identities.items()), []).append(labels[name])
+            prefix = f"{cells[0].block_label} / " if len(by_block) > 1 else ""
+            lines += [
+                f"{prefix}{', '.join(group)}: the same runs at this scale"
+                for group in groups.values()
+                if len(group) > 1
+            ]
+    return lines
+
+
 def _within(block: Sequence[Cell], cells: Sequence[Cell]) -> list[str]:
     """Name cells of a block by rows with equal columns; all cells of a block are ``""``."""
     all_rows: dict[str, list[str]] = {}

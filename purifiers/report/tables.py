@@ -14,6 +14,7 @@ from purifiers.report.layout import (
     blocks,
     heading,
     remarks,
+    same_runs,
     stamp,
     verdicts_sentence,
     weak_attack_notes,
@@ -48,6 +49,7 @@ def markdown_text(document: Document, frame: pd.DataFrame, scale: ScaleInfo) -> 
     if document.status == "measured":
         lines += [_md(LEGEND), ""]
         notes += remarks(document, frame)
+        notes += same_runs(document) if scale.reduced else []
     if scale.stand_in_note and (frame["stand_in"] != "").any():
         notes.insert(0, scale.stand_in_note)
     lines += [f"- {_md(remark)}" for remark in notes]

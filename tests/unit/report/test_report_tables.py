@@ -291,3 +291,32 @@ def test_flags_name_their_cells(
     frame = aggregate(flagged, paper_scale, Results(runs_root, {}.get))
     lines = markdown_text(flagged, frame, paper_scale).splitlines()
     assert [line for line in lines if "see: text" in line] == ["- MNIST / Madry: see: text"]
+
+
+def test_columns_of_the_same_runs_are_named(
+    a_cell: Make, a_document: Make, smoke_scale: ScaleInfo, paper_scale: ScaleInfo, runs_root: Path
+) -> None:
+    """Of the scale's limits only whole columns: an undefended row has one attack for two."""
+    runs = {
+        "bare": {"pgd_20": "b", "pgd_1000": "b", "adaptive": "b"},
+        "atop": {"pgd_20": "a", "pgd_1000": "a", "adaptive": "x"},
+    }
+    document = a_document(
+        *(
+            a_cell(row=row, column=column, column_label=column, scores=((run,),), seeds=(0,))
+            for row, columns in runs.items()
+            for column, run in columns.items()
+        )
+    )
+
+    def noted(document: Document, scale: ScaleInfo) -> list[str]:
+        frame = aggregate(document, scale, Results(runs_root, {}.get))
+        lines = markdown_text(document, frame, scale).splitlines()
+        return [line for line in lines if "same runs" in line]
+
+    assert noted(document, smoke_scale) == ["- pgd\\_20, pgd\\_1000: the same runs at this scale"]
+    assert noted(document, paper_scale) == []
+    rows = [dataclasses.replace(cell, row=cell.column, column=cell.row, row_label=cell.column_label,
+                                column_label=cell.row) for cell in document.cells]  # fmt: skip
+    (line,) = noted(a_document(*rows), smoke_scale)
+    assert line == "- pgd\\_20, pgd\\_1000: the same runs at this scale"

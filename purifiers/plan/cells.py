@@ -51,6 +51,18 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """A number that the scale's limits made smaller, such as ``2 of 15 EOT samples``."""
+
+    what: str
+    declared: int
+    run: int
+
+    def __str__(self) -> str:
+        return f"{self.run} of {self.declared} {self.what}"
+
+
+@dataclass(frozen=True)
 class Combine:
     """How a cell combines several runs into one number.
 
@@ -86,6 +98,7 @@ class Cell:
         source: classifier and training that a transfer attack uses as its source.
         combine: how the runs of a seed are combined; None for a single run.
         model_free: whether the attack queries no model (a corruption).
+        lowered: what the scale's limits took from the cell.
     """
 
     paper: str
@@ -118,6 +131,7 @@ class Cell:
     source: str = ""
     combine: Combine | None = None
     model_free: bool = False
+    lowered: tuple[Lowered, ...] = ()
 
     @property
     def stage(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from purifiers.core import registry
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.spec import ClassifierSpec, ComponentSpec, ScoreSpec, SubstituteSpec
-from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid
+from purifiers.plan.cells import STAGE_OF, Cell, Combine, Document, Flag, ImageGrid, Lowered
 from purifiers.plan.declarations import Paper, blocks_of
 from purifiers.plan.graph import Graph, Run, with_ancestors
 from purifiers.plan.limits import limited, lowered
@@ -95,6 +95,7 @@ class Expander:
         limits = self.scale.limits(paper.id, stem)
         declared = limited(whole, limits)
         state, reason, used = "planned", "", None
+        fewer: tuple[Lowered, ...] = ()
         scores: tuple[tuple[str, ...], ...] = ()
         flags = [Flag("note", text) for text in declared.get("flags", ())]
         is_number = isinstance(published, int | float)
@@ -109,7 +110,7 @@ class Expander:
                 parts = _parts(declared, base, block, limits, where)
                 used, scores = self._scores(paper, stem, row["id"], parts, where)
                 if used and (fewer := lowered(whole, declared)):
-                    flags.append(Flag("remark", f"this scale runs {', '.join(fewer)}"))
+                    flags.append(Flag("remark", f"this scale runs {', '.join(map(str, fewer))}"))
                 flags += _remarks(self._runs(scores)) if used else []
             except NotImplementedHere as error:
                 state, reason = "not implemented", str(error)
@@ -152,6 +153,7 @@ class Expander:
             seeds=used.seeds if used and scores else (),
             combine=_combine(declared),
             model_free=state == "planned" and _is_model_free(self._runs(scores)),
+            lowered=fewer,
         )
 
     def _scores(

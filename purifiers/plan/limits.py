@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from purifiers.plan.cells import Lowered
 from purifiers.plan.score_runs import SMOOTHING
 from purifiers.plan.threats import eot_samples
 
@@ -42,14 +43,14 @@ def limited(cell: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any
     return changed
 
 
-def lowered(cell: Mapping[str, Any], by: Mapping[str, Any]) -> list[str]:
-    """What a scale's limits took from a cell, such as ``2 of 15 EOT samples``.
+def lowered(cell: Mapping[str, Any], by: Mapping[str, Any]) -> tuple[Lowered, ...]:
+    """What a scale's limits took from a cell.
 
     Args:
         cell: the cell's declaration.
         by: the same, limited.
     """
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         ("draws", cell.get("draws"), by.get("draws")),
         ("EOT samples", eot_samples(cell), eot_samples(by)),
     ]
@@ -61,7 +62,7 @@ def lowered(cell: Mapping[str, Any], by: Mapping[str, Any]) -> list[str]:
         pairs.append(("attack steps", steps, by["override"][component].get("steps")))
     for parameter, values in cell.get("mean_over", {}).items():
         pairs.append((f"values of {parameter}", len(values), len(by["mean_over"][parameter])))
-    return [f"{after} of {before} {name}" for name, before, after in pairs if before != after]
+    return tuple(Lowered(name, before, after) for name, before, after in pairs if before != after)
 
 
 def _fewer_steps(parameters: Mapping[str, Any], at_most: int) -> dict[str, Any]:

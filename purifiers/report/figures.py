@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def _ranking(
 def _curves(document: Document, frame: pd.DataFrame) -> Figure:
     """Draw one panel per block and one line per row; published values are dashed.
 
-    A row has the same colour and marker in all panels.
+    A row has the same colour and marker in all panels. On a numeric axis a number that the scale
+    lowered is drawn where it ran.
     """
     cells = pd.DataFrame({"cell": document.cells, **{name: frame[name] for name in frame}})
     names = list(dict.fromkeys(frame["block"]))
@@ -131,36 +132,56 @@ def _panel(axes: Axes, block: pd.DataFrame, styles: Mapping[str, Mapping[str, An
     labels = {cell.column: cell.column_label for cell in block["cell"]}
     numbers = _as_numbers(list(labels.values()))
     positions = dict(zip(labels, numbers or range(len(labels)), strict=True))
+    block = block.assign(
+        declared=block["column"].map(positions),
+        identity=[cell.identity for cell in block["cell"]],
+    )
+    block["x"] = block["declared"]
+    if numbers:
+        block["x"] = _as_run(block["cell"], block["declared"])
     for row in dict.fromkeys(block["row"]):
         line = block[block["row"] == row]
         if line[["reproduced", "published"]].isna().all(axis=None):
             continue
-        x = line["column"].map(positions)
+        measured = line.drop_duplicates(["x", "identity"])
         half_widths = [
-            (line["reproduced"] - line["ci_low"]).fillna(0.0),
-            (line["ci_high"] - line["reproduced"]).fillna(0.0),
+            (measured["reproduced"] - measured["ci_low"]).fillna(0.0),
+            (measured["ci_high"] - measured["reproduced"]).fillna(0.0),
         ]
         label = line["cell"].iloc[0].row_label
         axes.errorbar(
-            *(x, line["reproduced"]),
+            *(measured["x"], measured["reproduced"]),
             yerr=[side.clip(lower=0.0) for side in half_widths],
             capsize=2,
             label=label,
             **styles[label],
         )
         if line["published"].notna().any():
-            axes.plot(x, line["published"], "--", alpha=0.7, **styles[label])
+            axes.plot(line["declared"], line["published"], "--", alpha=0.7, **styles[label])
             axes.plot([], [], "--", label=f"{label}, paper", **styles[label])
     weak = block[block["suspicious"] & block["reproduced"].notna()]
     if not weak.empty:
-        x = weak["column"].map(positions)
-        axes.plot(x, weak["reproduced"], "rx", ms=10, label=WEAK_HEADING.lower())
+        axes.plot(weak["x"], weak["reproduced"], "rx", ms=10, label=WEAK_HEADING.lower())
     if numbers is None:
         axes.set_xticks(list(positions.values()), list(labels.values()), rotation=45, ha="right")
         axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_title(first.block_label, fontsize=8)
     axes.set_ylabel(f"{first.metric.replace('_', ' ')} ({first.unit})")
     axes.grid(alpha=0.3)
+
+
+def _as_run(cells: Iterable[Cell], declared: Iterable[float]) -> list[float]:
+    """Positions on a numeric axis: the declared numbers, or what the scale's limits made of them.
+
+    A limit is one of the axis if every number that it lowered is that of the cell's column.
+    """
+    pairs = list(zip(cells, declared, strict=True))
+    lowered = [(entry, value) for cell, value in pairs for entry in cell.lowered]
+    others = {entry.what for entry, value in lowered if entry.declared != value}
+    return [
+        next((float(low.run) for low in cell.lowered if low.what not in others), value)
+        for cell, value in pairs
+    ]
 
 
 def _as_numbers(labels: Sequence[str]) -> list[float] | None:

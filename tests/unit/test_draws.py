@@ -9,6 +9,7 @@ import torch
 from purifiers.core.draws import prediction
 from purifiers.core.errors import UserError
 from purifiers.core.spec import PredictSpec, ScoreSpec
+from purifiers.plan.cells import Lowered
 from purifiers.plan.limits import limited, lowered, spread
 from purifiers.plan.plan import make_plan
 from purifiers.plan.scale import load_scale
@@ -81,14 +82,15 @@ def test_limits_shorten_draws_samples_and_means():
         "method.idfr": {"steps": 80},
     }
     changed = {"override": override}
-    assert lowered(changed, limited(changed, {"steps": 40})) == ["40 of 80 attack steps"]
+    (fewer,) = lowered(changed, limited(changed, {"steps": 40}))
+    assert str(fewer) == "40 of 80 attack steps"
     assert limited(cell, {}) == cell
-    assert lowered(cell, limited(cell, limits)) == [
+    assert [str(fewer) for fewer in lowered(cell, limited(cell, limits))] == [
         "2 of 10 draws",
         "3 of 15 EOT samples",
         "1 of 3 values of a",
     ]
-    assert lowered(cell, cell) == []
+    assert lowered(cell, cell) == ()
 
 
 @pytest.mark.parametrize(("votes", "selection"), [(24, 24), (1000, 100)])
@@ -97,7 +99,7 @@ def test_a_limit_of_votes_also_bounds_those_that_choose(votes, selection):
     assert (smoothing["sigma"], smoothing["estimation"]) == (0.5, votes)
     assert smoothing["selection"] == selection
     cell = {"smoothing": {"sigma": 0.5}}
-    assert lowered(cell, {"smoothing": smoothing}) == [f"{votes} of 100000 votes"]
+    assert lowered(cell, {"smoothing": smoothing}) == (Lowered("votes", 100000, votes),)
 
 
 def test_a_documents_limits_count_most():

@@ -10,7 +10,7 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder, sha256
 from purifiers.core.spec import ClassifierSpec, ComponentSpec
-from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.plan.cells import Cell, Document, Lowered, ScaleInfo
 from purifiers.report.aggregate import aggregate
 from purifiers.report.audit_chart import audit_rows
 from purifiers.report.figures import _as_numbers, _curves
@@ -213,3 +213,27 @@ def test_a_row_looks_the_same_in_all_panels(a_cell: Make, a_document: Make) -> N
     assert looks[1] == {row: looks[0][row] for row in rows[-2:]}
     (legend,) = picture.legends
     assert [text.get_text() for text in legend.get_texts()] == rows
+
+
+def test_a_number_that_the_scale_lowered_is_drawn_where_it_ran(
+    a_cell: Make, a_document: Make
+) -> None:
+    """Left: 1, 5 and 20 samples, at most 3. Right: 5 and 80 steps, at most 10, with 5 samples."""
+    few = {1: (), 5: (Lowered("EOT samples", 5, 3),), 20: (Lowered("EOT samples", 20, 3),)}
+    steps = {5: few[5], 80: (*few[5], Lowered("attack steps", 80, 10))}
+    cells = [
+        a_cell(
+            **{"block": block, "column": str(n), "column_label": str(n), "lowered": lowered},
+            **{"scores": ((f"{block}{lowered[-1].run if lowered else n}",),), "seeds": (0,)},
+        )
+        for block, columns in (("samples", few), ("steps", steps))
+        for n, lowered in columns.items()
+    ]
+    frame = pd.DataFrame(
+        {"block": [cell.block for cell in cells], "column": [cell.column for cell in cells]}
+    ).assign(row="madry", reproduced=50.0, ci_low=40.0, ci_high=60.0, published=45.0)
+    picture = _curves(a_document(*cells), frame.assign(suspicious=False))
+    drawn = [axes.containers[0].lines[0].get_xdata() for axes in picture.axes]
+    assert [x.tolist() for x in drawn] == [[1.0, 3.0], [5.0, 10.0]]
+    published = [axes.lines[-2].get_xdata().tolist() for axes in picture.axes]
+    assert published == [[1.0, 5.0, 20.0], [5.0, 80.0]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
 from purifiers.report.claim_parts import Question, contrast, name_of, questions_of
 from purifiers.report.earlier import read_rows, write_rows
-from purifiers.report.results import COUNTED, FailureOf, Results
+from purifiers.report.results import COUNTED, LENGTHS, MEANS, FailureOf, Results
 from purifiers.report.shared_images import combined, on_shared_images
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in", "identity")
@@ -71,7 +71,8 @@ def write_claims(
 
     A part holds when the 95 % interval of the paired difference lies above ``by``, or that of the
     accuracy on the right side of its bound. It is contradicted when the interval lies on the
-    other side, else undecided. ``each`` repeats a part, see
+    other side, else undecided. Intervals are over images and seeds for accuracies and means of
+    lengths, else over seeds only; one seed then decides nothing. ``each`` repeats a part, see
     :func:`purifiers.report.claim_parts.parts_of`.
 
     The verdict of a claim is the first that applies: ``contradicted`` if any part is; the verdict
@@ -196,11 +197,16 @@ def _compare(question: Question, results: Results) -> Part:
     better, than = ({cell.identity for cell in side} for side in (question.better, question.than))
     if better == than:  # such as 15 and 30 draws where the scale runs 5
         return Part("not run", f"{label}: not run, at this scale both sides are the same runs")
-    if metric not in COUNTED:
+    if metric not in (*COUNTED, *LENGTHS):
         return _compare_values(question, by_cell, seeds, label, factors)
-    per_cell, images = on_shared_images(question.cells, by_cell, seeds, "correct")
+    column = MEANS.get(metric, "correct")
+    if any(column not in run.scores for runs in by_cell for seed in seeds for run in runs[seed]):
+        return Part("not run", f"{label}: not run, {metric} was not measured")
+    per_cell, images = on_shared_images(question.cells, by_cell, seeds, column)
     if images.empty:
         return Part("not run", f"{label}: not run, the two sides have no image in common")
+    if metric in LENGTHS:
+        return _better_by(question, per_cell, factors, label, f"{len(images)} images x ", seeds)
     result = paired_difference(*_sides(question, per_cell, factors))
     numbers = f"{100 * result.estimate:+.1f} [{100 * result.low:+.1f}, {100 * result.high:+.1f}] pp"
     evidence = f"{label}: {numbers} ({len(images)} images x {_seeds(seeds)}){_margin(question.by)}"
@@ -225,20 +231,34 @@ def _compare_values(
     label: str,
     factors: tuple[float, float],
 ) -> Part:
-    """Compare a metric that has no value per image; the bootstrap resamples seeds only."""
+    """Compare a metric without a value of each image; the bootstrap resamples seeds only."""
     first = question.better[0]
     values = [[[run.value(first.metric) for run in runs[s]] for s in seeds] for runs in by_cell]
     if any(value is None for runs in values for seed in runs for value in seed):
         return Part("not run", f"{label}: not run, {first.metric} was not measured")
-    sign = -1.0 if first.metric in LOWER_IS_BETTER else 1.0
-    arrays = [[sign * np.array(seed, dtype=float)[:, None] for seed in runs] for runs in values]
+    arrays = [[np.array(seed, dtype=float)[:, None] for seed in runs] for runs in values]
     per_cell = [combined(cell, runs) for cell, runs in zip(question.cells, arrays, strict=True)]
-    result = paired_difference(*_sides(question, per_cell, factors))
+    part = _better_by(question, per_cell, factors, label, "", seeds)
+    # a single seed gives an interval of zero width
+    return part if len(seeds) > 1 else replace(part, outcome=UNDECIDED)
+
+
+def _better_by(
+    question: Question,
+    per_cell: list[list[np.ndarray]],
+    factors: tuple[float, float],
+    label: str,
+    images: str,
+    seeds: list[int],
+) -> Part:
+    """Compare two sides in the metric's own unit."""
+    first, by = question.better[0], question.by
+    sign = -1.0 if first.metric in LOWER_IS_BETTER else 1.0
+    signed = [[sign * runs for runs in cell] for cell in per_cell]
+    result = paired_difference(*_sides(question, signed, factors))
     gain = f"{result.estimate:+.3g} [{result.low:+.3g}, {result.high:+.3g}] {first.unit}"
-    # A single seed gives an interval of zero width.
-    by = question.by
-    outcome = _outcome(result.low - by, result.high - by) if len(seeds) > 1 else UNDECIDED
-    return Part(outcome, f"{label}: better by {gain} ({_seeds(seeds)}){_margin(by)}")
+    evidence = f"{label}: better by {gain} ({images}{_seeds(seeds)}){_margin(by)}"
+    return Part(_outcome(result.low - by, result.high - by), evidence)
 
 
 def _margin(by: float) -> str:

@@ -44,6 +44,12 @@ MEANS = {
 """Metric to the column of ``scores.parquet`` whose mean it is. Distances are between the clean and
 the adversarial image, before any purification."""
 
+LENGTHS = (
+    *("mean_l2", "mean_linf", "score_norm", "purified_score_norm", "certified_radius"),
+    *("attacked_distance", "purified_distance"),
+)
+"""Metrics of ``MEANS`` whose values are of one image each. The terms of mutual information depend
+on the other images, and times on the machine."""
 
 Origin = tuple[Record | None, tuple[MethodSpec, ...] | None]
 """An attack's record and the methods after it, see :meth:`Results.origin`."""

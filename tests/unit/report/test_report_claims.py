@@ -5,12 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
-from purifiers.core.spec import ImagesSpec, Subset, TimeSpec, Timing
+from purifiers.core.spec import (
+    ImagesSpec,
+    MethodSpec,
+    NormSpec,
+    Subset,
+    TimeSpec,
+    Timing,
+)
 from purifiers.plan.cells import Combine, Document, ScaleInfo
 from purifiers.report.claims import COLUMNS, write_claims
 
@@ -234,6 +242,35 @@ def test_data_sets_are_not_mixed(judge: Judge, a_cell: Make, a_document: Make) -
     cells = [a_cell(row="aid", dataset="svhn"), a_cell()]
     with pytest.raises(UserError, match="differ in data set"):
         judge(part("aid", "madry"), other=a_document(*cells))
+
+
+def test_a_mean_of_norms_is_decided_over_images(
+    judge: Judge, runs_root: Path, a_cell: Make, a_document: Make
+) -> None:
+    """Under one seed. The norms vary more between images than between the two sides."""
+    spec = NormSpec(
+        images=ImagesSpec(data="mnist-1", subset=Subset(split="test", n=40, seed=0), run=None),
+        classifier="cnn",
+        method=MethodSpec(component="adp", version=1, parameters={}, run=None),
+        purified=False,
+        seed=0,
+    )
+    norms = np.linspace(5, 50, 40)
+    for run, change in (("aid", np.full(40, 1.0)), ("madry", 0.0), ("noise", np.tile([9, -9], 20))):
+        folder = RunFolder(runs_root, "norm", run)
+        folder.path.mkdir(parents=True)
+        table = pd.DataFrame({"index": range(40), "label": 1, "score_norm": norms + change})
+        table.to_parquet(folder.path / "scores.parquet")
+        folder.finish(spec, ["scores.parquet"], {"n": 40}, 1.5, {})
+    given = {"metric": "score_norm", "unit": "norm", "seeds": (0,)}
+    rows = a_document(*(a_cell(row=row, scores=((row,),), **given) for row in PLACES_IN_ORDER))
+    row = judge(part("aid", "madry"), other=rows)
+    assert row["verdict"] == "supported"
+    assert row["evidence"].endswith(": better by +1 [+1, +1] norm (40 images x 1 seed)")
+    assert judge(part("madry", "aid"), other=rows)["verdict"] == "contradicted"
+    assert judge({**part("aid", "madry"), "by": 2}, other=rows)["verdict"] == "contradicted"
+    row = judge(part("noise", "madry"), other=rows)
+    assert row["verdict"] == "undecided" and " [-2." in row["evidence"]
 
 
 def test_less_time_is_better_and_one_seed_decides_nothing(

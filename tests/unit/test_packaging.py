@@ -136,6 +136,18 @@ def test_conda_environment_restates_nothing() -> None:
     assert extras and set(extras[1].split(",")) == {"test", "lint", "site", "slurm"} <= set(EXTRAS)
 
 
+def test_conda_environment_names_the_locked_versions() -> None:
+    comment = (ROOT / "environment.yml").read_text().partition("name: purifybench")[0]
+    pairs = re.findall(r"([\w-]+) (\d+\.\d+\.\d+)(\*?)", comment)
+    assert {"torch", "torchvision", "snakemake"} <= {name for name, *_ in pairs}
+    pinned = {requirement.partition(" ")[0] for requirement in locked()}
+    assert [name for name, version, _ in pairs if f"{name}=={version}" not in pinned] == []
+    ours = [f"{name}=={version}" for name, version, star in pairs if star]
+    assert set(ours) == {one for one in PROJECT["dependencies"] if "==" in one}
+    first, last = re.findall(r"Python (3\.\d+) to 3\.(\d+)", comment)[0]
+    assert PROJECT["requires-python"] == f">={first},<3.{int(last) + 1}"
+
+
 @pytest.mark.parametrize("target", ["test", "bench"])
 def test_make_in_a_conda_environment_fetches_uv_before_it_is_called(
     target: str, tmp_path: Path

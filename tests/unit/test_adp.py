@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from purifiers.core.component import frozen
+from purifiers.core.defence import Defence
 from purifiers.core.noise import keys_on, normal_on
+from purifiers.core.target import input_gradient
 from purifiers.methods import _adp_targets
 from purifiers.methods._ncsn import InstanceNormPlus, ScoreNetwork
 from purifiers.methods.adp import Adp
@@ -164,6 +167,41 @@ def test_gradients_through_checkpoints_are_those_of_the_plain_loop():
     (plain,) = torch.autograd.grad(current.square().sum(), images)
     torch.testing.assert_close(checkpointed, plain)
     assert plain.abs().min() > 0
+
+
+def stored_numbers(iterations: int, draws: int, images: torch.Tensor) -> int:
+    """Numbers kept for the backward pass of an attack's exact gradient: checkpoints' arguments, and
+    tensors saved outside of them."""
+    method = Adp(width=4, blocks=1, score_levels=4, sigma=0.1, iterations=iterations)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method.bind(None, tuple(images.shape[1:]))
+    defence = Defence(nn.Flatten(), [frozen(method)], "exact", eot_samples=draws)
+    kept = [0]
+
+    def pack(tensor):
+        kept[0] += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        input_gradient(
+            defence, images, torch.zeros(len(images), dtype=torch.long), torch.arange(len(images)),
+            lambda logits, labels: logits.sum(dim=1),
+        )  # fmt: skip
+    return kept[0]
+
+
+def test_steps_do_not_add_activations():
+    """The limit of the class's docstring: an image and a flag per step, draw and attacked image."""
+    images = torch.rand(2, 1, 8, 8)
+    few, many = (stored_numbers(steps, 1, images) for steps in (2, 12))
+    assert many - few <= 10 * (images.numel() + len(images))
+
+
+def test_eot_15_through_10_steps_is_within_the_limit():
+    images = torch.rand(2, 1, 8, 8)
+    stored = stored_numbers(10, 15, images)
+    assert stored <= 15 * (10 + 3) * (images.numel() + len(images))
 
 
 def test_dct_drops_the_smallest_coefficients():

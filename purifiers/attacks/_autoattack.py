@@ -12,6 +12,7 @@ from typing import Any
 
 import pyautoattack
 import torch
+from pyautoattack import checks
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor
 
@@ -213,7 +214,12 @@ def _model(
 
 @contextmanager
 def _global_state_restored() -> Iterator[None]:
-    """Restore torch's random generators and the trace function; the package changes both."""
+    """Restore torch's random generators and the trace function; the package changes both.
+
+    Its count of calls that differentiate starts at 0: the package never resets it, so that it would
+    call every model after a dynamic defence one, too.
+    """
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     trace = sys.gettrace()
     try:

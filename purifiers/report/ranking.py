@@ -11,7 +11,7 @@ import pandas as pd
 
 from purifiers.plan.cells import Cell, Document
 from purifiers.report.bootstrap import CONFIDENCE, RESAMPLES, SEED
-from purifiers.report.results import Results, worst_per_image
+from purifiers.report.results import FLAGS, REPORTS, Results, worst_per_image
 
 CLEAN, AUDIT, SINGLE, MAJORITY, ANY = "clean", "worst", "pgd", "majority", "any"
 WIDE, CORRUPTION = "wide", "corruption"
@@ -48,7 +48,8 @@ class Ranked:
         corruption: accuracy on images with noise.
         seconds_per_image, train_minutes: cost, measured in front of the natural classifier.
         images, seeds: number of images and seeds behind ``audit``.
-        warnings: signs that an attack of the row is weak.
+        warnings: signs that an attack of the row is weak, reports of the attacks' packages about
+            the attacked model, and a differing control.
     """
 
     dataset: str
@@ -253,9 +254,13 @@ def ranks_of(accuracy: np.ndarray) -> np.ndarray:
 
 
 def _signs(entry: _Entry) -> str:
-    """Signs of weakness in the strongest attack, and in the one at twice eps."""
+    """Signs of weakness in the strongest attack, and in the one at twice eps, and what the packages
+    of the attacks reported.
+    """
     rows = [entry.values[name] for name in (AUDIT, WIDE)]
-    return "; ".join(dict.fromkeys(row["warnings"] for row in rows if row["suspicious"]))
+    texts = [row["warnings"] for row in rows if row["suspicious"]]
+    texts += [flag.text for row in rows for flag in row[FLAGS] if REPORTS in flag.text]
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _differing_controls(entries: Sequence[_Entry], bases: Mapping[int, _Entry]) -> dict[str, str]:

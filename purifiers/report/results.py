@@ -57,6 +57,9 @@ Origin = tuple[Record | None, tuple[MethodSpec, ...] | None]
 FLAGS = "cell_flags"
 """Column of an aggregate with the flags of a cell and its runs, as objects."""
 
+REPORTS = " reports: "
+"""Between an attack and what its package reported about the attacked model, in a flag's text."""
+
 BUSY = 0.8
 """Smallest share of processor time at which a timed job counts as undisturbed (our choice)."""
 
@@ -266,7 +269,7 @@ class Results:
                 continue
             record, _ = self.origin(run)
             for text in record.summary.get("flags", ()) if record else ():
-                texts[f"{run.attack} reports: {text}"] = None
+                texts[f"{run.attack}{REPORTS}{text}"] = None
         return tuple(Flag("run", text) for text in texts)
 
     def _reported_elsewhere(self, seeds: Mapping[int, tuple[ScoreRun, ...]]) -> tuple[Flag, ...]:

@@ -237,6 +237,9 @@ def test_the_packages_flags_are_kept(victim):
     assert attack.flags == (
         "it seems to be a dynamic defense! The evaluation with AutoAttack might be insufficient",
     )
+    later = Autoattack(eps=0.1, **small)  # the package does not reset its count
+    later(victim.model, victim.images, victim.labels)
+    assert later.flags == ()
     flat = Autoattack(eps=0.1, **small)
     flat(lambda images: victim.model(images).softmax(1), victim.images, victim.labels)
     assert flat.flags[0].startswith("it seems that the output is a probability distribution")

@@ -149,6 +149,7 @@ def attack_run(runs_root: Path) -> Callable[..., str]:
         classifier: str = "cnn",
         methods: Sequence[MethodSpec] = (),
         gradient: str = "exact",
+        flags: Sequence[str] = (),
         **more: Any,
     ) -> str:
         spec = AttackSpec(
@@ -160,7 +161,9 @@ def attack_run(runs_root: Path) -> Callable[..., str]:
             seed=0,
             **more,
         )
-        summary = {"n": 4} if probe is None else {"n": 4, "probe": dict(probe)}
+        summary: dict[str, Any] = {"n": 4, "flags": list(flags)}
+        if probe is not None:
+            summary["probe"] = dict(probe)
         RunFolder(runs_root, "attack", run_id).finish(spec, [], summary, 1.0, {})
         return run_id
 

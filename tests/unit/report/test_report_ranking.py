@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,24 @@ def test_a_control_that_differs_marks_its_base(field: Field, ranked: Any) -> Non
     found = ranked()
     assert list(found) == ["none-natural"]  # the control is compared, not ranked
     assert "identity control differs in worst" in found["none-natural"].warnings
+
+
+def test_reports_of_an_attacks_package_mark_a_row(
+    field: Field, ranked: Any, score: Callable[..., str], attack_run: Callable[..., str]
+) -> None:
+    field.add("none", (HALF, HALF, HALF))
+    field.add("aid", (HALF, HALF, HALF))
+    attack_run("aa", attack="autoattack", flags=["it seems to be a randomized defense"])
+    score("extra", ALL, "autoattack", made_by="aa")
+    (place,) = (
+        k for k, cell in enumerate(field.cells) if (cell.row, cell.column) == ("aid", "worst")
+    )
+    worst = field.cells[place]
+    field.cells[place] = replace(worst, scores=((*worst.scores[0], "extra"),))
+    found = ranked()
+    assert "reports" not in found["none-natural"].warnings
+    expected = "autoattack reports: it seems to be a randomized defense"
+    assert expected in found["aid-natural"].warnings
 
 
 def test_data_sets_with_the_same_runs_are_ranked_once(field: Field, ranked: Any) -> None:

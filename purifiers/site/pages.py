@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,6 @@ def cell_data(tables: list[Table], content: Mapping[str, Any]) -> str:
     Most texts repeat. ``texts`` has each once, and the cells have positions in it.
     """
     declared = {block["id"]: block for block in blocks_of(dict(content))}
-    position: dict[str, int] = {}
-
-    def coded(texts: Iterable[str]) -> list[int]:
-        return [position.setdefault(text, len(position)) for text in texts]
-
     listed = []
     for table in tables:
         for row in table.rows:
@@ -139,22 +134,59 @@ def cell_data(tables: list[Table], content: Mapping[str, Any]) -> str:
                 _labels(block, "rows", [row["row"]])[row["row"]],
                 _labels(block, "columns", [row["column"]])[row["column"]],
             ]
-            title, values = coded(filter(None, labels)), coded(cells.details(row))
-            listed.append({"title": title, "scale": table.scale, "values": values})
-    shared = {
-        table.scale: {
-            "Scale": table.scale,
-            "Provenance": provenance_text(table.provenance),
-            "Command": table.command,
-        }
-        for table in tables
+            listed.append((list(filter(None, labels)), table.scale, cells.details(row)))
+    return _dialogs(cells.DETAILS, listed, {table.scale: _shared(table) for table in tables})
+
+
+def rank_data(ranked: Sequence[tuple[str, str, Row]], shared: Mapping[str, Any]) -> str:
+    """JSON of the details of all ranked defences, safe inside a script element.
+
+    Args:
+        ranked: the scale, the data set and the line of each defence.
+        shared: per scale the details that all its defences have, see :func:`ranking_origin`.
+    """
+    headings = [heading for _, heading, _, _ in RANK_COLUMNS]
+    labels = [*headings, "n", "Seeds", "Signs of a weak attack"]
+    listed = []
+    for scale, dataset, row in ranked:
+        values = [
+            row[name] + (f" ({row[low]} to {row[high]})" if low and row[low] else "")
+            for name, _, low, high in RANK_COLUMNS
+        ]
+        values += [f"{row['images']} images", row["seeds"], row["warnings"]]
+        listed.append(([dataset, row["defence"]], scale, values))
+    return _dialogs(labels, listed, shared)
+
+
+def ranking_origin(table: Table) -> dict[str, str]:
+    """Scale, provenance and command of a ranking's document."""
+    return {**_shared(table), "Command": f"make field SCALE={table.scale}"}
+
+
+def _shared(table: Table) -> dict[str, str]:
+    return {
+        "Scale": table.scale,
+        "Provenance": provenance_text(table.provenance),
+        "Command": table.command,
     }
-    data = {
-        "labels": cells.DETAILS,
-        "scales": shared,
-        "texts": list(position),
-        "cells": listed,
-    }
+
+
+def _dialogs(
+    labels: Sequence[str],
+    listed: Sequence[tuple[list[str], str, list[str]]],
+    shared: Mapping[str, Any],
+) -> str:
+    """JSON of the details that a page shows: title, scale and values of each."""
+    position: dict[str, int] = {}
+
+    def coded(texts: Iterable[str]) -> list[int]:
+        return [position.setdefault(text, len(position)) for text in texts]
+
+    entries = [
+        {"title": coded(title), "scale": scale, "values": coded(values)}
+        for title, scale, values in listed
+    ]
+    data = {"labels": labels, "scales": shared, "texts": list(position), "cells": entries}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
@@ -188,8 +220,12 @@ def claim_counts(claims: list[Row]) -> Counts:
     return [(n, marks[key], key, found.count(key)) for key, n in names.items() if key in found]
 
 
-def rank_view(row: Row) -> dict[str, Any]:
-    """Texts of a ranked defence, with the number that each column is sorted by."""
+def rank_view(row: Row, index: int) -> dict[str, Any]:
+    """Texts of a ranked defence, with the number that each column is sorted by.
+
+    Args:
+        index: place of its details on the page.
+    """
     values = []
     for name, _, low, high in RANK_COLUMNS:
         form = "{:.3g}" if name in COSTS else "{:.1f}"
@@ -199,7 +235,8 @@ def rank_view(row: Row) -> dict[str, Any]:
         if name != "rank":
             ends = [form.format(float(end)) for end in ends]
         values.append({"text": text, "interval": " to ".join(ends), "order": row[name]})
-    return {"defence": row["defence"], "warnings": row["warnings"], "values": values}
+    weak = bool(row["warnings"])
+    return {"defence": row["defence"], "weak": weak, "values": values, "index": index}
 
 
 COSTS = ("seconds_per_image", "train_minutes")

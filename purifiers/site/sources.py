@@ -18,10 +18,12 @@ from purifiers.report.status import paper_heading
 from purifiers.site import cells, pages
 from purifiers.site.links import rewrite
 from purifiers.site.prices import measured, predicted
-from purifiers.site.results import Table, read_claims, read_ranks, read_tables, scales
+from purifiers.site.results import Row, Table, read_claims, read_ranks, read_tables, scales
 
 TOP = ("ranking", "tables", "claims", "audits", "figures", "prices", "speed", "fidelity")
 """Pages of the menu, in order."""
+RANKING = "field"
+"""The suite's own document, which is no paper."""
 EXTRA = "_extra"
 """Folder of the files that the site offers unchanged."""
 AUDITS = "How much the protocols overstate robustness: the accuracy under each paper's own attack \
@@ -85,7 +87,8 @@ class Sources:
         for paper in self.shown:
             self._paper(paper)
         self._page("index", "index", top=TOP, papers=self._overview(), scales=self.scales,
-                   n_tables=sum(map(len, self.tables.values())))  # fmt: skip
+                   n_tables=sum(len(of) for p, of in self.tables.items() if p != RANKING),
+                   n_papers=len([paper for paper in self.shown if paper != RANKING]))  # fmt: skip
         listed = [entry for paper in self.shown for entry in self._listed(paper, f"{paper}/")]
         self._page("tables", "tables", documents=listed, scales=self.scales)
         self._ranking()
@@ -189,6 +192,11 @@ class Sources:
     def _ranking(self) -> None:
         """Write the page of the ranked defences, with its pictures."""
         parts = []
+        listed: list[tuple[str, str, Row]] = []
+        shared: dict[str, dict[str, str]] = {}
+        for table in self.all:
+            if self.papers.document(table.paper, table.document).get("plot") == "ranking":
+                shared[table.scale] = pages.ranking_origin(table)
         for info in self.scales:
             ranked = read_ranks(self.root, info.name)
             folders = sorted({p.parent for p in self._tables(info.name).glob("*/ranks.csv")})
@@ -201,12 +209,17 @@ class Sources:
                 for stem, alt in RANKING_PICTURES.items()
             ]
             if ranked:
+                shared.setdefault(info.name, {"Scale": info.name})
                 shown = [image for image in pictures if image["path"]]
-                views = {
-                    name: [pages.rank_view(row) for row in rows] for name, rows in ranked.items()
-                }
+                views: dict[str, list[dict[str, Any]]] = {}
+                for name, rows in ranked.items():
+                    views[name] = [
+                        pages.rank_view(row, len(listed) + k) for k, row in enumerate(rows)
+                    ]
+                    listed += [(info.name, name, row) for row in rows]
                 parts.append({"scale": info, "sections": views, "images": shown})
-        self._page("ranking", "ranking", parts=parts, columns=pages.RANK_COLUMNS)
+        data = pages.rank_data(listed, shared)
+        self._page("ranking", "ranking", parts=parts, columns=pages.RANK_COLUMNS, data=data)
 
     def _tables(self, scale: str) -> Path:
         return self.root / "results" / "tables" / scale

@@ -184,6 +184,24 @@ def test_the_details_of_a_cell_are_those_of_the_csv(browser: Browser) -> None:
 
 
 @needs_browser
+def test_the_ranking_has_details_on_a_phone(browser: Browser) -> None:
+    with (ROOT / "results/tables/smoke/field/ranks.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row["warnings"]]
+    browser.open("ranking", PHONE)
+    for place in ("th", "td"):
+        mark = browser.one("table.ranks th [data-cell]")
+        index = mark.get_attribute("data-cell")
+        browser.script(f"document.querySelector('{place} [data-cell=\"{index}\"]').click()")
+        text = browser.one("dialog[open]").text
+        for name in ("defence", "audit", "gain_low", "images", "seeds", "warnings"):
+            assert rows[0][name] in text, name
+        assert "make field SCALE=smoke" in text and "commit" in text
+        browser.shot("ranking_details")
+        browser.one("dialog button").click()
+
+
+@needs_browser
 def test_dark_mode_follows_the_system_and_the_switch(browser: Browser) -> None:
     def brightness() -> float:
         color = browser.script("return getComputedStyle(document.body).backgroundColor")

@@ -16,9 +16,11 @@ from PIL import Image
 from purifiers.__main__ import main
 from purifiers.core.errors import UserError
 from purifiers.report.compare import VERDICTS
+from purifiers.report.ranking import Ranked
 from purifiers.site.build import write_site
 from purifiers.site.cells import KEYS, MEANINGS, SIGNS, details, shown
 from purifiers.site.links import page_of, rewrite
+from purifiers.site.pages import rank_data
 from purifiers.site.results import NUMBERS, TEXTS, Row, Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,6 +144,27 @@ def test_text_of_results_is_never_markup(built: Path) -> None:
         text = (built / f"{page}.html").read_text()
         assert "<b>bold" not in text and "<holds>" not in text
     assert "&lt;holds&gt;" in (built / "claims.html").read_text()
+
+
+def test_the_index_counts_papers(built: Path) -> None:
+    """The suite's own ranking is none."""
+    assert "1 tables and figures of 1 paper<" in (built / "index.html").read_text()
+
+
+def test_details_of_a_ranking() -> None:
+    names = (*Ranked.__annotations__, "scale")
+    values = dict.fromkeys(names, "") | {"rank": "2", "rank_low": "1", "rank_high": "4"}
+    row = values | {"defence": "AID", "audit": "40.5", "audit_low": "30.25", "audit_high": "51.5"}
+    row |= {"images": "64", "seeds": "3", "warnings": f"loss does not rise {HOSTILE}"}
+    text = rank_data([("tiny", "digits", row)], {"tiny": {"Scale": "tiny"}})
+    assert HOSTILE not in text and "</" not in text
+    data = json.loads(text)
+    (entry,) = data["cells"]
+    assert [data["texts"][k] for k in entry["title"]] == ["digits", "AID"]
+    shown = dict(zip(data["labels"], (data["texts"][k] for k in entry["values"]), strict=True))
+    assert shown["Rank"] == "2 (1 to 4)" and shown["Audit"] == "40.5 (30.25 to 51.5)"
+    assert (shown["n"], shown["Seeds"]) == ("64 images", "3")
+    assert shown["Signs of a weak attack"] == row["warnings"]
 
 
 def test_the_overview_counts_every_verdict(built: Path) -> None:

@@ -1,12 +1,14 @@
-"""A part of the smoke scale, computed anew, has the stored counts; what is broken is found out."""
+"""A part of each paper's smoke scale, computed anew, has the stored counts; faults turn it red."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +17,11 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.core.artifacts import read_json
 from purifiers.core.provenance import fingerprint
 from purifiers.core.spec import ScoreSpec
+from purifiers.core.training_images import to_float
 from purifiers.methods.aid import Aid
+from purifiers.methods.hgd import Hgd
 from purifiers.plan.plan import Plan
+from purifiers.stages import score
 
 from .reference import (
     SCALE,
@@ -49,14 +54,16 @@ def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def recomputed(plan: Plan, runs_root: Path) -> Counts:
-    """About a minute: two trainings, a purifier, seven attacks."""
+    """About a minute: eight trainings, six purifiers, eighteen adversarial sets."""
     return compute(chosen_runs(plan), plan, runs_root)
 
 
 def test_counts_are_the_stored_ones(plan: Plan, stored: dict[str, Any], recomputed: Counts) -> None:
     same = stored["fingerprint"] == fingerprint()
     expected = stored_counts(chosen_runs(plan), plan, stored)
-    assert len(expected) == 16
+    assert len(expected) == 40
+    names = [name for run in chosen_runs(plan) for name in keys(plan)[run.id]]
+    assert {name.partition("/")[0] for name in names} >= {"aid", "advae", "adp", "atop", "idfr"}
     assert differences(expected, recomputed, same) == []
 
 
@@ -76,30 +83,73 @@ def test_identity_changes_nothing(plan: Plan, recomputed: Counts) -> None:
         assert by_cell[bare] == by_cell[control]
 
 
-def _one_step(perturb: Callable[..., Any]) -> Callable[..., Any]:
-    def weakened(self: Any, *arguments: Any) -> Any:
-        self.steps = 1
-        return perturb(self, *arguments)
-
-    return weakened
+Fault = Callable[[pytest.MonkeyPatch, Path], None]
+"""Patches a component or stage; the runs' folder holds the data sets."""
 
 
-def _returns_its_input(self: Any, images: Any, seed: int = 0, indices: Any = None) -> Any:
-    return images
+def _one_step(attack: Any) -> Fault:
+    def fault(monkeypatch: pytest.MonkeyPatch, runs_root: Path) -> None:
+        perturb = attack.perturb
+
+        def weakened(self: Any, *arguments: Any) -> Any:
+            self.steps = 1
+            return perturb(self, *arguments)
+
+        monkeypatch.setattr(attack, "perturb", weakened)
+
+    return fault
 
 
-def _mirrors(self: Any, images: Any, seed: int = 0, indices: Any = None) -> Any:
-    return images.flip(-1)  # an augmentation left on
+def _purifies_nothing(monkeypatch: pytest.MonkeyPatch, runs_root: Path) -> None:
+    monkeypatch.setattr(Aid, "purify", lambda self, images, seed=0, indices=None: images)
+
+
+def _mirrors(monkeypatch: pytest.MonkeyPatch, runs_root: Path) -> None:
+    """An augmentation left on."""
+    monkeypatch.setattr(Aid, "purify", lambda self, images, seed=0, indices=None: images.flip(-1))
+
+
+def _swapped_labels(monkeypatch: pytest.MonkeyPatch, runs_root: Path) -> None:
+    """Scoring exchanges the classes in pairs: 0 and 1, 2 and 3, ..."""
+    opened = score.open_images
+
+    def swapped(*arguments: Any) -> Any:
+        images = opened(*arguments)
+        return dataclasses.replace(images, labels=images.labels ^ 1)
+
+    monkeypatch.setattr(score, "open_images", swapped)
+
+
+def _leak(method: type) -> Fault:
+    """The defence returns a training image of the true class, whatever image it gets."""
+
+    def fault(monkeypatch: pytest.MonkeyPatch, runs_root: Path) -> None:
+        (folder,) = (runs_root / "dataset").iterdir()
+        test = np.load(folder / "test_labels.npy")
+        labels = np.load(folder / "train_labels.npy")
+        images = np.load(folder / "train_images.npy")
+
+        def leaking(self: Any, batch: Any, seed: int = 0, indices: Any = None) -> Any:
+            rows = [int(np.argmax(labels == test[index])) for index in indices]
+            return to_float(images[rows])
+
+        monkeypatch.setattr(method, "purify", leaking)
+
+    return fault
 
 
 @pytest.mark.parametrize("same_fingerprint", [True, False])
 @pytest.mark.parametrize(
-    ("owner", "name", "broken", "cell"),
+    ("fault", "cell"),
     [
-        (Pgd, "perturb", _one_step(Pgd.perturb), "natural/pgd"),
-        (DeepfoolLinf, "perturb", _one_step(DeepfoolLinf.perturb), "natural/df"),
-        (Aid, "purify", _returns_its_input, "natural_aid/df"),
-        (Aid, "purify", _mirrors, "natural_aid/df"),
+        (_one_step(Pgd), "aid/table_3/svhn/natural/pgd"),
+        (_one_step(DeepfoolLinf), "aid/table_3/svhn/natural/df"),
+        (_purifies_nothing, "aid/table_3/svhn/natural_aid/df"),
+        (_mirrors, "aid/table_3/svhn/natural_aid/clean"),
+        (_swapped_labels, "aid/table_3/svhn/natural/clean"),
+        (_swapped_labels, "idfr/table_1/vgg16/idfr/bim_16"),
+        (_leak(Aid), "aid/table_3/svhn/natural_aid/pgd"),
+        (_leak(Hgd), "advae/table_1/mnist/pgd/hgd"),
     ],
 )
 def test_what_is_broken_turns_it_red(
@@ -110,26 +160,28 @@ def test_what_is_broken_turns_it_red(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     same_fingerprint: bool,
-    owner: type,
-    name: str,
-    broken: Any,
+    fault: Fault,
     cell: str,
 ) -> None:
-    """The score behind a cell is taken anew, with the images it is taken of; the rest stays."""
-    key = f"aid/table_3/svhn/{cell}/0"
-    (score,) = (run for run in chosen_runs(plan) if key in keys(plan)[run.id])
-    expected = stored_counts([score], plan, stored)
-    assert differences(expected, {k: recomputed[k] for k in expected}, same_fingerprint=False) == []
+    """One score and the images that it reads are computed anew with a fault; all other counts
+    stay. On the processor of the stored counts, these are the counts without the fault."""
+    runs = chosen_runs(plan)
+    expected = recomputed if same_fingerprint else stored_counts(runs, plan, stored)
+    assert differences(expected, recomputed, same_fingerprint) == []
 
+    (run,) = (run for run in runs if f"{cell}/0" in keys(plan)[run.id])
+    assert isinstance(run.spec, ScoreSpec)
+    images = run.spec.images
     spoiled = tmp_path / "runs"
     shutil.copytree(runs_root, spoiled)
-    assert isinstance(score.spec, ScoreSpec) and score.spec.images.run is not None
-    made = score.spec.images
-    for folder in (spoiled / "score" / score.id, spoiled / made.stage / made.run):
-        shutil.rmtree(folder)
-    monkeypatch.setattr(owner, name, broken)
-    found = compute([score], plan, spoiled)
-    assert len(differences(expected, found, same_fingerprint)) == 1, (expected, found)
+    shutil.rmtree(spoiled / "score" / run.id)
+    if images.run is not None:
+        shutil.rmtree(spoiled / images.stage / images.run)
+    fault(monkeypatch, spoiled)
+    found = compute([run], plan, spoiled)
+    lines = differences(expected, {**recomputed, **found}, same_fingerprint)
+    assert len(lines) == 1, (expected, found)
+    assert lines[0].startswith(*found)
 
 
 def test_the_bound() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ def fill(
     """Compute ``count`` rows batch by batch into ``path`` (.npy); a rerun continues.
 
     Rows are written through a memory map under a temporary name. The progress is recorded after
-    each batch, so that a kill repeats at most one batch. A batch that exceeds the device's memory
+    each batch with the SHA-256 of all rows so far, so that a kill repeats at most one batch and a
+    damaged row is never continued. A batch that exceeds the device's memory
     is halved until it fits; later batches keep the smaller size.
 
     Args:
@@ -51,8 +53,7 @@ def fill(
         ``{}``.
 
     Raises:
-        UserError: the unfinished file on disk is truncated or of another size, or the disk is
-            full.
+        UserError: the unfinished file on disk is damaged or of another size, or the disk is full.
     """
     partial = path.with_name(path.name + ".partial")
     progress_path = path.with_name(path.name + ".progress.json")
@@ -67,10 +68,10 @@ def fill(
         "dtype": np.dtype(dtype).str,
         "batch_size": batch_size,
     }
-    done = 0
+    done, digest = 0, ""
     if partial.exists() and progress_path.exists():
         recorded = read_json(progress_path)
-        done = recorded.pop("done")
+        done, digest = recorded.pop("done", 0), recorded.pop("sha256", "")
         if recorded != expected:
             raise UserError(
                 f"{partial}: unfinished work of another size; remove it and start again"
@@ -87,6 +88,14 @@ def fill(
         rows = np.lib.format.open_memmap(partial, mode="r+")
     except ValueError:
         raise UserError(f"{partial}: truncated; remove it and start again") from None
+    rows_so_far = hashlib.sha256()
+    for start in range(0, done, batch_size):
+        rows_so_far.update(rows[start : min(start + batch_size, done)].tobytes())
+    if done and rows_so_far.hexdigest() != digest:
+        raise UserError(
+            f"{partial}: damaged: the SHA-256 of its first {done} rows is not the one in "
+            f"{progress_path.name}; remove it and start again"
+        )
     progress = Progress(label, count, done=done, quiet=quiet)
     size, halved = batch_size, {}
     while done < count:
@@ -99,7 +108,9 @@ def fill(
             continue
         rows[done:stop] = values
         rows.flush()
-        write_json(progress_path, {**expected, "done": stop})
+        rows_so_far.update(rows[done:stop].tobytes())
+        recorded = {**expected, "done": stop, "sha256": rows_so_far.hexdigest()}
+        write_json(progress_path, recorded)
         progress.add(stop - done)
         done = stop
     del rows

@@ -138,6 +138,26 @@ def test_a_damaged_record_of_progress_is_refused(interrupted):
         make(path, Work())
 
 
+@pytest.mark.parametrize("damage", ["flipped row", "flipped progress", "progress of another run"])
+def test_damaged_rows_are_not_continued(interrupted, damage):
+    path, expected = interrupted
+    partial, progress = (path.with_name(f"rows.npy.{end}") for end in ("partial", "progress.json"))
+    if damage == "flipped row":
+        content = bytearray(partial.read_bytes())
+        content[-4 * 6 * COUNT + 7] ^= 1  # in the first row
+        partial.write_bytes(content)
+    else:
+        record = json.loads(progress.read_text())
+        record["done"] = 15 if damage == "flipped progress" else record["done"]
+        record["sha256"] = record["sha256"] if damage == "flipped progress" else "0" * 64
+        progress.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"damaged: the SHA-256 .* remove it and start again"):
+        make(path, Work())
+    partial.unlink()
+    make(path, Work())
+    assert path.read_bytes() == expected
+
+
 def test_progress_is_recorded_after_each_batch(tmp_path):
     path, seen = tmp_path / "rows.npy", []
 

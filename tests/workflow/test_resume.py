@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -155,6 +156,7 @@ def test_killed_between_two_files(finished: Any, undisturbed: Any, stage: str, m
         progress["done"] = len(rows) // 2
         (folder / ".run.json.1.tmp").write_text('{"id": ')
     if "done" in progress:
+        progress["sha256"] = hashlib.sha256(rows[: progress["done"]].tobytes()).hexdigest()
         (folder / "images.npy.progress.json").write_text(json.dumps(progress))
     assert finished.job(stage) == 0
     assert (folder / "run.json").exists()

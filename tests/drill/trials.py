@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,14 +14,16 @@ from typing import Literal
 import psutil
 from workspace import Workspace
 
-Outcome = Literal["continued", "refused", "unclear", "wrong"]
+Outcome = Literal["continued", "refused", "unclear", "repeated", "wrong", "not tried"]
 """What became of a fault.
 
 ``continued``: the next command ended with the undisturbed results, to the byte. ``refused``: it
 ended with a line that names the place, and after following the line's advice with those results.
-``unclear``: a traceback, no such line, or advice that does not help. ``wrong``: it ended well with
-other results.
+``unclear``: a traceback, no such line, or advice that does not help. ``repeated``: the undisturbed
+results, but a kill undid more than a checkpoint interval of work. ``wrong``: it ended well with
+other results. ``not tried``: the machine does not allow the fault; the message gives the reason.
 """
+GOOD = ("continued", "refused", "not tried")
 _ADVICE = re.compile(r"(?:remove|delete) (?!it\b|the folder\b)(\S+?)[;,]? and ")
 _IT = re.compile(r"(\S+results/\S+): .*(?:remove|delete) (?:it|the folder)\b")
 _ERROR = re.compile(r"^(?:error|.*Error): .*", re.MULTILINE)
@@ -34,7 +37,7 @@ class Trial:
         kind: kind of the fault, a row of the report.
         place: stage or file that it met.
         outcome: see :data:`Outcome`.
-        message: the line that refused it, or the end of the output of an unclear one.
+        message: the line that refused it, the end of the output of an unclear one, or a reason.
     """
 
     kind: str
@@ -63,6 +66,43 @@ def ends(workspace: Workspace, expected: dict[str, bytes], kind: str, place: str
         return Trial(kind, place, "unclear", f"{message}\nafterwards: {again.stdout[-2000:]}")
     outcome = _compared(workspace, expected)
     return Trial(kind, place, "wrong" if outcome == "wrong" else "refused", message)
+
+
+def reports(
+    workspace: Workspace,
+    path: Path,
+    original: bytes,
+    kind: str,
+    place: str,
+    restore: Callable[[], object] | None = None,
+) -> Trial:
+    """Write the tables again from what is there, follow one advice, and judge a damaged file.
+
+    Args:
+        path: the file.
+        original: its content before the damage.
+        restore: restores the file from elsewhere, where that is the advice; else
+            :func:`follow` removes what the message names.
+    """
+    papers = [folder.name for folder in sorted(path.parents[1].iterdir())]
+    arguments = ("purifiers", "report", "--scale", "tiny", *papers)
+    message = ""
+    for attempt in ("first", "last"):
+        done = workspace.run(*arguments)
+        output = done.stdout + done.stderr
+        if done.returncode == 0:
+            same = path.exists() and path.read_bytes() == original
+            good: Outcome = "refused" if message else "continued"
+            return Trial(kind, place, good if same else "wrong", message)
+        lines = _ERROR.findall(output)
+        if attempt == "last" or not lines or "Traceback (most recent call last)" in output:
+            break
+        message = lines[0]
+        if restore is None:
+            follow(workspace, message)
+        else:
+            restore()
+    return Trial(kind, place, "unclear", f"{message}\n{output[-2000:]}")
 
 
 def follow(workspace: Workspace, message: str) -> None:

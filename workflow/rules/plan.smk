@@ -40,7 +40,7 @@ shell.prefix(f"export PATH={PROGRAMS}:$PATH; ")
 DISPLAYED = "purifybench" in workflow.output_settings.log_handler_settings
 TO_LOG = "2>> {log}" if DISPLAYED else "2> >(tee -a {log} >&2)"
 TO_NEW_LOG = "2> {log}" if DISPLAYED else "2> >(tee {log} >&2)"
-REPORT_VERSION = 5  # raise it when tables must be rewritten from unchanged runs
+REPORT_VERSION = 6  # raise it when tables must be rewritten from unchanged runs
 
 
 def requested_targets():

@@ -27,6 +27,7 @@ CONTRADICTED_BY_ITS_PAPER = {
 NOT_PRINTED = {
     *("runs_help_up_to_ten", "more_than_ten_runs_change_nothing"),  # ADP's Figure 8
     "attacked_images_have_larger_scores",  # ADP's Figure 9
+    "joint_attacks_hide_their_norm",
     *("atop_costs_training", "complex_purifiers_cost_more_training"),
 }
 """Claims over cells for which the seed documents have no values."""

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pyautoattack
 import torch
@@ -18,13 +18,12 @@ from torch import Tensor
 
 from purifiers.core import noise
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.ranges import Count
 from purifiers.core.target import FIRST_DRAW, Target
 from purifiers.core.traits import AttackTraits, Note
 
-VERSIONS = ("standard", "rand")
 # our norm to the package's name for it
 NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -66,14 +65,13 @@ class Ensemble(Attack):
         owner: str,
         size: float,
         *,
-        version: str = "standard",
+        version: Literal["standard", "rand"] = "standard",
         apgd_steps: Count = 100,
         fab_steps: Count = 100,
         targets: Count = 9,
         square_queries: Count = 5000,
         lucky_draws: bool = False,
     ) -> None:
-        check_choice(f"{owner}: version", version, VERSIONS)
         self._owner = owner
         self._size = size
         self.version = version

@@ -13,28 +13,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from purifiers.core.data import data_root
-from purifiers.core.errors import UserError, did_you_mean
+from purifiers.core.errors import UserError
 
 FOLDER = "CIFAR-10-C"
 ORIGIN = "unpack CIFAR-10-C.tar (https://zenodo.org/records/2535967) into the data folder"
-CORRUPTIONS = (
-    *("brightness", "contrast", "defocus_blur", "elastic_transform", "fog", "frost"),
-    *("gaussian_blur", "gaussian_noise", "glass_blur", "impulse_noise", "jpeg_compression"),
-    *("motion_blur", "pixelate", "saturate", "shot_noise", "snow", "spatter", "speckle_noise"),
-    "zoom_blur",
-)
 SEVERITIES = 5
-
-
-def check(owner: str, corruption: str) -> None:
-    """Raise an error unless the files hold this corruption.
-
-    Args:
-        owner: name of the attack, for the error message.
-    """
-    if corruption not in CORRUPTIONS:
-        hint = did_you_mean(corruption, CORRUPTIONS)
-        raise UserError(f"{owner}: there is no corruption {corruption!r}{hint}")
 
 
 def read(

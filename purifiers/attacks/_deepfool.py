@@ -8,25 +8,12 @@ import torch
 from torch import Tensor
 
 from purifiers.core.active import active_set
-from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.target import Target
 
 # LTS4/DeepFool: added to each step. Without it, an image with saturated pixels (0 or 1)
 # converges to the boundary and never crosses it.
 MARGIN = 1e-4
-
-
-def check_candidates(owner: str, candidates: int) -> None:
-    """Check that there are at least two candidates.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if candidates < 2:
-        raise UserError(
-            f"{owner}: candidates is {candidates}; it includes the true class, choose at least 2"
-        )
 
 
 def deepfool(

@@ -11,36 +11,14 @@ from purifiers.attacks._losses import cross_entropy
 from purifiers.core import noise
 from purifiers.core.active import active_set
 from purifiers.core.capture import CUDA_GRAPHS, Captured
-from purifiers.core.errors import check_choice
 from purifiers.core.finite import finite
 from purifiers.core.target import Target, input_gradient
-
-STOPS = ("never", "success")
-LABELS = ("true", "predicted")
 
 RECORDED = 8
 """Fewest steps whose gradient is recorded on a device. Our choice: recording takes about 4."""
 
 Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Images (n, C, H, W), labels (n,) and indices (n,) to input gradients and logits."""
-
-
-def check_stop(owner: str, stop: str) -> str:
-    """Return ``stop`` if it is one of ``STOPS``.
-
-    Raises:
-        UserError: it is not one of them.
-    """
-    return check_choice(f"{owner}: stop", stop, STOPS)
-
-
-def check_labels(owner: str, labels: str) -> str:
-    """Return ``labels`` if it is one of ``LABELS``.
-
-    Raises:
-        UserError: it is not one of them.
-    """
-    return check_choice(f"{owner}: attack_labels", labels, LABELS)
 
 
 def attacked_labels(

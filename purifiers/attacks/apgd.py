@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import cross_entropy, margin
 from purifiers.core import noise
 from purifiers.core.active import ActiveSet, active_set, assign
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Fraction
 from purifiers.core.target import Target, input_gradient
-from purifiers.core.traits import AttackTraits
+from purifiers.core.traits import AttackTraits, Rule
 
 # weight of the new step against the last move: alpha of section 3
 NEW_SHARE = 0.75
@@ -64,6 +65,16 @@ class Apgd(Attack):
         budget=("steps", "targets", "restarts"),
         # upper bound: only unbroken images get a further target class or restart
         passes="1 + 3 * (steps + 1) * targets * restarts",
+        rules=(
+            Rule(
+                when={"loss": ("ce", "cw", "dlr")},
+                holds="targets == 1",
+                text=(
+                    "targets is {targets}, but only loss 'dlr_targeted' has targets; set targets "
+                    "to 1 or change the loss"
+                ),
+            ),
+        ),
     )
 
     def __init__(
@@ -71,19 +82,13 @@ class Apgd(Attack):
         *,
         eps: Length = "8/255",
         steps: Count = 100,
-        loss: str = "ce",
+        loss: Literal["ce", "cw", "dlr", "dlr_targeted"] = "ce",
         targets: Count = 1,
         restarts: Count = 1,
         rho: Fraction = 0.75,
         every_other: bool = False,
-        stop: str = "never",
+        stop: Stop = "never",
     ) -> None:
-        check_choice("apgd: loss", loss, LOSSES)
-        if targets > 1 and loss != "dlr_targeted":
-            raise UserError(
-                f"apgd: targets is {targets}, but only loss 'dlr_targeted' has targets; "
-                "set targets to 1 or change the loss"
-            )
         self.eps = eps
         self.steps = steps
         self.loss = loss
@@ -91,7 +96,7 @@ class Apgd(Attack):
         self.restarts = restarts
         self.rho = rho
         self.every_other = every_other
-        self.stop = check_stop("apgd", stop)
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, check_stop
+from purifiers.attacks._linf import ascend
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count
@@ -36,12 +37,12 @@ class Bim(Attack):
         eps: Length = "8/255",
         step_size: Length = "1/255",
         steps: Count = 10,
-        stop: str = "never",
+        stop: Stop = "never",
     ) -> None:
         self.eps = eps
         self.step_size = step_size
         self.steps = steps
-        self.stop = check_stop("bim", stop)
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks import _cifar10_c
+from purifiers.core.choices import Corruption
 from purifiers.core.component import Attack
 from purifiers.core.ranges import Severity
 from purifiers.core.target import Target
@@ -40,8 +41,9 @@ class Cifar10C(Attack):
         reads=(Layout(files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy")),),
     )
 
-    def __init__(self, *, corruption: str = "gaussian_noise", severity: Severity = 5) -> None:
-        _cifar10_c.check("cifar10_c", corruption)
+    def __init__(
+        self, *, corruption: Corruption = "gaussian_noise", severity: Severity = 5
+    ) -> None:
         self.corruption, self.severity = corruption, severity
 
     def perturb(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,14 +11,13 @@ from torch import Tensor
 
 from purifiers.attacks import _cifar10_c
 from purifiers.attacks._corruptions import MADE
+from purifiers.core.choices import Corruption
 from purifiers.core.component import Attack
 from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed
 from purifiers.core.ranges import Severity
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits, Layout, Note
-
-SOURCES = ("made", "files")
 
 
 class CommonCorruption(Attack):
@@ -78,11 +79,12 @@ class CommonCorruption(Attack):
     )
 
     def __init__(
-        self, *, corruption: str = "gaussian_noise", severity: Severity = 5, source: str = "made"
+        self,
+        *,
+        corruption: Corruption = "gaussian_noise",
+        severity: Severity = 5,
+        source: Literal["made", "files"] = "made",
     ) -> None:
-        _cifar10_c.check("common_corruption", corruption)
-        if source not in SOURCES:
-            raise UserError(f"common_corruption: source is {source!r}: choose made or files")
         if source == "made" and corruption not in MADE:
             reason = self.traits.refused[0].text.format(corruption=corruption)
             raise UserError(f"common_corruption: {reason} and source: files")

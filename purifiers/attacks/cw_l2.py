@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,9 @@ from purifiers.attacks._l2 import project
 from purifiers.attacks._steady import SteadyDescent
 from purifiers.core import active
 from purifiers.core.component import Attack
-from purifiers.core.errors import check_choice
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
-
-FAILURES = ("original", "foolbox_zero")
 
 
 class CwL2(Attack):
@@ -66,9 +65,8 @@ class CwL2(Attack):
         confidence: NonNegative = 0.0,
         abort_early: bool = True,
         max_l2: Positive | None = None,
-        on_failure: str = "original",
+        on_failure: Literal["original", "foolbox_zero"] = "original",
     ) -> None:
-        check_choice("cw_l2: on_failure", on_failure, FAILURES)
         self.steps = steps
         self.search_steps = search_steps
         self.initial_const = initial_const

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._deepfool import check_candidates, deepfool
+from purifiers.attacks._deepfool import deepfool
 from purifiers.attacks._l2 import direction, project
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Radius
-from purifiers.core.ranges import Count, NonNegative
+from purifiers.core.ranges import Count, NonNegative, Several
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -54,11 +54,10 @@ class DeepfoolL2(Attack):
         *,
         radius: Radius | None = None,
         steps: Count = 50,
-        candidates: Count = 10,
+        candidates: Several = 10,
         overshoot: NonNegative = 0.02,
         clip_sum: bool = False,
     ) -> None:
-        check_candidates("deepfool_l2", candidates)
         self.radius = radius
         self.steps = steps
         self.candidates = candidates

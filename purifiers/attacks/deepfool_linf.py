@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purifiers.attacks._deepfool import check_candidates, deepfool
+from purifiers.attacks._deepfool import deepfool
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
-from purifiers.core.ranges import Count, NonNegative
+from purifiers.core.ranges import Count, NonNegative, Several
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -49,11 +49,10 @@ class DeepfoolLinf(Attack):
         *,
         eps: Length | None = "8/255",
         steps: Count = 50,
-        candidates: Count = 10,
+        candidates: Several = 10,
         overshoot: NonNegative = 0.02,
         clip_sum: bool = False,
     ) -> None:
-        check_candidates("deepfool_linf", candidates)
         self.eps = eps
         self.steps = steps
         self.candidates = candidates

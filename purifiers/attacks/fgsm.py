@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, attacked_labels, check_labels
+from purifiers.attacks._linf import ascend, attacked_labels
+from purifiers.core.choices import AttackLabels
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
 from purifiers.core.target import Target
@@ -21,9 +22,9 @@ class Fgsm(Attack):
 
     traits = AttackTraits(version=1, passes="3")
 
-    def __init__(self, *, eps: Length = "8/255", attack_labels: str = "true") -> None:
+    def __init__(self, *, eps: Length = "8/255", attack_labels: AttackLabels = "true") -> None:
         self.eps = eps
-        self.attack_labels = check_labels("fgsm", attack_labels)
+        self.attack_labels = attack_labels
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

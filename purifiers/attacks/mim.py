@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from purifiers.attacks._linf import ascend, check_stop
+from purifiers.attacks._linf import ascend
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, NonNegative
@@ -37,13 +38,13 @@ class Mim(Attack):
         step_size: Length = "1.6/255",
         steps: Count = 10,
         decay: NonNegative = 1.0,
-        stop: str = "never",
+        stop: Stop = "never",
     ) -> None:
         self.eps = eps
         self.step_size = step_size
         self.steps = steps
         self.decay = decay
-        self.stop = check_stop("mim", stop)
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

@@ -8,17 +8,15 @@ from torch import Tensor
 from purifiers.attacks._linf import (
     ascend,
     attacked_labels,
-    check_labels,
-    check_stop,
     random_start,
 )
+from purifiers.core.choices import AttackLabels, Stop
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count
 from purifiers.core.target import Target
-from purifiers.core.traits import AttackTraits
+from purifiers.core.traits import AttackTraits, Rule
 
 
 class Pgd(Attack):
@@ -45,6 +43,16 @@ class Pgd(Attack):
         version=1,
         budget=("steps", "restarts"),
         passes="(3 * steps + 1) * restarts - 1",  # upper bound: broken images are not restarted
+        rules=(
+            Rule(
+                when={"random_start": (False,)},
+                holds="restarts == 1",
+                text=(
+                    "restarts is {restarts}, but they would all be the same without a random "
+                    "start; set random_start or 1 restart"
+                ),
+            ),
+        ),
     )
 
     def __init__(
@@ -55,21 +63,16 @@ class Pgd(Attack):
         steps: Count = 20,
         random_start: bool = True,
         restarts: Count = 1,
-        attack_labels: str = "true",
-        stop: str = "never",
+        attack_labels: AttackLabels = "true",
+        stop: Stop = "never",
     ) -> None:
-        if restarts > 1 and not random_start:
-            raise UserError(
-                f"pgd: restarts is {restarts}, but they would all be the same without a random "
-                "start; set random_start or 1 restart"
-            )
         self.eps = eps
         self.step_size = step_size
         self.steps = steps
         self.random_start = random_start
         self.restarts = restarts
-        self.attack_labels = check_labels("pgd", attack_labels)
-        self.stop = check_stop("pgd", stop)
+        self.attack_labels = attack_labels
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from purifiers.attacks._l2 import direction, project, random_start
-from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import cross_entropy
 from purifiers.core.active import active_set
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
 from purifiers.core.numbers import Radius
 from purifiers.core.ranges import Count
@@ -42,13 +42,13 @@ class PgdL2(Attack):
         step_length: Radius = 0.0625,
         steps: Count = 20,
         random_start: bool = True,
-        stop: str = "never",
+        stop: Stop = "never",
     ) -> None:
         self.radius = radius
         self.step_length = step_length
         self.steps = steps
         self.random_start = random_start
-        self.stop = check_stop("pgd_l2", stop)
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

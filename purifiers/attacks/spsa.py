@@ -6,17 +6,16 @@ import torch
 from torch import Tensor
 
 from purifiers.attacks._adam import Adam
-from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
 from purifiers.core.active import active_set
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Positive
 from purifiers.core.target import Target
-from purifiers.core.traits import AttackTraits
+from purifiers.core.traits import AttackTraits, Rule
 
 # Perturbed images per query: our choice; fills a GPU, and 224x224 RGB images then take 150 MB.
 # The number of pairs per image is fixed, because the order of an image's queries determines a
@@ -55,6 +54,12 @@ class Spsa(Attack):
         budget=("steps", "samples"),
         passes="steps * (samples + 1) + 1",
         float32_only=True,  # its finite differences are smaller than rounding
+        rules=(
+            Rule(
+                holds="samples % 2 == 0",
+                text="samples is {samples}, but they come in pairs; choose an even number",
+            ),
+        ),
     )
 
     def __init__(
@@ -65,18 +70,14 @@ class Spsa(Attack):
         delta: Positive = 0.01,
         learning_rate: Positive = 0.01,
         samples: Count = 128,
-        stop: str = "never",
+        stop: Stop = "never",
     ) -> None:
-        if samples % 2:
-            raise UserError(
-                f"spsa: samples is {samples}, but they come in pairs; choose an even number"
-            )
         self.eps = eps
         self.steps = steps
         self.delta = delta
         self.learning_rate = learning_rate
         self.samples = samples
-        self.stop = check_stop("spsa", stop)
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

@@ -7,15 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core import noise
 from purifiers.core.active import active_set
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
 from purifiers.core.numbers import Length
-from purifiers.core.ranges import Count, Positive
+from purifiers.core.ranges import Chance, Count
 from purifiers.core.target import Target
 from purifiers.core.traits import AttackTraits
 
@@ -59,15 +58,13 @@ class Square(Attack):
         *,
         eps: Length = "8/255",
         queries: Count = 5000,
-        p_init: Positive = 0.8,
-        stop: str = "never",
+        p_init: Chance = 0.8,
+        stop: Stop = "never",
     ) -> None:
-        if p_init > 1:
-            raise UserError(f"square: p_init is {p_init}: choose a fraction of pixels in (0, 1]")
         self.eps = eps
         self.queries = queries
         self.p_init = p_init
-        self.stop = check_stop("square", stop)
+        self.stop = stop
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

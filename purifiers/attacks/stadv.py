@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from purifiers.attacks._adam import Adam
-from purifiers.attacks._linf import check_stop
 from purifiers.attacks._losses import margin
 from purifiers.core.active import active_set
+from purifiers.core.choices import Stop
 from purifiers.core.component import Attack
-from purifiers.core.errors import UserError, check_choice
 from purifiers.core.finite import finite
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.target import Target, input_gradient
-from purifiers.core.traits import AttackTraits
+from purifiers.core.traits import AttackTraits, Rule
 
 # cassidylaidlaw/ReColorAdv: keeps the square root's gradient finite at equal flows
 SOFTENING = 1e-10
-RETURNED = ("best", "last")
 
 
 class Stadv(Attack):
@@ -57,6 +57,15 @@ class Stadv(Attack):
         joined_later=("returned",),
         passes="3 * steps + 1",
         norm="spatial",
+        rules=(
+            Rule(
+                holds="bound <= 2",
+                text=(
+                    "bound is {bound}: choose a fraction of half the image's side, above 0 and at "
+                    "most 2"
+                ),
+            ),
+        ),
     )
 
     def __init__(
@@ -66,20 +75,15 @@ class Stadv(Attack):
         steps: Count = 100,
         learning_rate: Positive = 0.01,
         smoothness: NonNegative = 0.05,
-        stop: str = "never",
-        returned: str = "best",
+        stop: Stop = "never",
+        returned: Literal["best", "last"] = "best",
     ) -> None:
-        if bound > 2:
-            raise UserError(
-                f"stadv: bound is {bound}: choose a fraction of half the image's side, "
-                "above 0 and at most 2"
-            )
         self.bound = bound
         self.steps = steps
         self.learning_rate = learning_rate
         self.smoothness = smoothness
-        self.stop = check_stop("stadv", stop)
-        self.returned = check_choice("stadv: returned", returned, RETURNED)
+        self.stop = stop
+        self.returned = returned
 
     def perturb(
         self, target: Target, images: Tensor, labels: Tensor, seed: int, indices: Tensor

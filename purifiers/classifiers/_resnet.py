@@ -9,12 +9,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
 from purifiers.classifiers._taps import tapped
+from purifiers.core.choices import Stem
 from purifiers.core.component import Classifier
-from purifiers.core.errors import check_choice
 from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
-
-STEMS = ("small", "imagenet")
 
 
 class Resnet(Classifier):
@@ -57,11 +55,10 @@ class Resnet(Classifier):
         classes: int,
         *,
         width: Count = 64,
-        stem: str = "small",
+        stem: Stem = "small",
         first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
-        check_choice(f"{type(self).__name__.lower()}: stem", stem, STEMS)
         self.stem = _stem(self.shape[0], width, stem, first_stride)
         inputs = width
         for number, count in enumerate(self.COUNTS):

@@ -18,7 +18,6 @@ from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.robustbench_compat import import_robustbench
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
-THREAT_MODELS = ("Linf", "L2", "corruptions")
 # Variables of torch.load. With the first it reads tensors only, whatever its caller asks for; with
 # the second it unpickles objects unless its caller refuses, and it fails with both.
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"

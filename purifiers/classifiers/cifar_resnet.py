@@ -8,9 +8,8 @@ from typing import ClassVar
 from torchvision.models.resnet import BasicBlock
 
 from purifiers.classifiers._resnet import Resnet
-from purifiers.core.errors import UserError
 from purifiers.core.ranges import Count
-from purifiers.core.traits import ClassifierTraits
+from purifiers.core.traits import ClassifierTraits, Rule
 
 
 class CifarResnet(Resnet):
@@ -34,7 +33,16 @@ class CifarResnet(Resnet):
         UserError: a depth that is not 6 n + 2.
     """
 
-    traits = ClassifierTraits(version=1, budget=("depth", "width", "first_stride"))
+    traits = ClassifierTraits(
+        version=1,
+        budget=("depth", "width", "first_stride"),
+        rules=(
+            Rule(
+                holds="depth >= 8 and (depth - 2) % 6 == 0",
+                text="depth is {depth}: choose 8, 14, 20, ... (6 n + 2)",
+            ),
+        ),
+    )
     BLOCK = BasicBlock
 
     TAPS: ClassVar[tuple[str, ...]] = ("stem", "stage1", "stage2", "stage3", "embedding")
@@ -48,8 +56,5 @@ class CifarResnet(Resnet):
         width: Count = 16,
         first_stride: Count = 1,
     ) -> None:
-        blocks, remainder = divmod(depth - 2, 6)
-        if remainder or blocks < 1:
-            raise UserError(f"cifar_resnet: depth is {depth}: choose 8, 14, 20, ... (6 n + 2)")
-        self.COUNTS = (blocks,) * 3
+        self.COUNTS = ((depth - 2) // 6,) * 3
         super().__init__(shape, classes, width=width, first_stride=first_stride)

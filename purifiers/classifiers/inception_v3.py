@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torchvision.models import inception as blocks
 
 from purifiers.classifiers._taps import tapped
+from purifiers.core.choices import Stem
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.ranges import Count, Share
-from purifiers.core.traits import ClassifierTraits
+from purifiers.core.traits import ClassifierTraits, Rule
 
 WIDTH = 32  # channels of the first convolution of the paper
 SMALLEST = {"small": 7, "imagenet": 75}  # sides that leave a pixel after the last pooling
@@ -42,7 +43,19 @@ class InceptionV3(Classifier):
         UserError: another stem, an odd width, or images that are too small.
     """
 
-    traits = ClassifierTraits(version=1, budget=("width", "first_stride"))
+    traits = ClassifierTraits(
+        version=1,
+        budget=("width", "first_stride"),
+        rules=(
+            Rule(
+                holds="width % 2 == 0",
+                text=(
+                    "width is {width}, which gives some blocks half a channel: choose an even "
+                    "number"
+                ),
+            ),
+        ),
+    )
 
     TAPS: ClassVar[tuple[str, ...]] = ("stem", "stage1", "stage2", "stage3", "embedding")
 
@@ -52,17 +65,11 @@ class InceptionV3(Classifier):
         classes: int,
         *,
         width: Count = 32,
-        stem: str = "small",
+        stem: Stem = "small",
         first_stride: Count = 1,
         dropout: Share = 0.5,
     ) -> None:
         super().__init__(shape, classes)
-        check_choice("inception_v3: stem", stem, SMALLEST)
-        if width % 2:
-            raise UserError(
-                f"inception_v3: width is {width}, which gives some blocks half a channel: choose "
-                "an even number"
-            )
         side = min(self.shape[1:])
         reached = -(-side // first_stride) if stem == "small" else side
         if reached < SMALLEST[stem]:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError
 from purifiers.core.ranges import Count, Fraction
-from purifiers.core.traits import ClassifierTraits
+from purifiers.core.traits import ClassifierTraits, Rule
 
 NORM_EPS = 1e-3  # Keras's default
 
@@ -44,7 +43,16 @@ class ResnetV2(Classifier):
         UserError: ``depth`` is not of the form 9 n + 2.
     """
 
-    traits = ClassifierTraits(version=1, budget=("depth", "width", "first_stride", "norm_momentum"))
+    traits = ClassifierTraits(
+        version=1,
+        budget=("depth", "width", "first_stride", "norm_momentum"),
+        rules=(
+            Rule(
+                holds="depth >= 11 and (depth - 2) % 9 == 0",
+                text="depth is {depth}, but must be 9 n + 2; choose 11, 20, 29, ...",
+            ),
+        ),
+    )
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "stage1", "stage2", "stage3")
 
@@ -59,10 +67,6 @@ class ResnetV2(Classifier):
         norm_momentum: Fraction = 0.01,
     ) -> None:
         super().__init__(shape, classes)
-        if depth < 11 or (depth - 2) % 9:
-            raise UserError(
-                f"resnet_v2: depth is {depth}, but must be 9 n + 2; choose 11, 20, 29, ..."
-            )
         blocks = (depth - 2) // 9
         outputs = [4 * width, 8 * width, 16 * width]
         convolution = nn.Conv2d(self.shape[0], width, 3, padding=1)

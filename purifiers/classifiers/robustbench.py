@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -11,8 +11,8 @@ from purifiers.classifiers import _zoo
 from purifiers.classifiers._leaderboard import reported
 from purifiers.core.artifacts import sha256
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError, check_choice
-from purifiers.core.traits import ClassifierTraits
+from purifiers.core.errors import UserError
+from purifiers.core.traits import ClassifierTraits, Listed
 
 
 class Robustbench(Classifier):
@@ -38,7 +38,19 @@ class Robustbench(Classifier):
         UserError: no such entry, or images or classes of another data set.
     """
 
-    traits = ClassifierTraits(version=1, pretrained=True, trained_on="zoo_dataset")
+    traits = ClassifierTraits(
+        version=1,
+        pretrained=True,
+        trained_on="zoo_dataset",
+        listed=Listed(
+            file="_leaderboard.csv",
+            columns=(
+                ("zoo_dataset", "dataset"),
+                ("threat_model", "threat_model"),
+                ("entry", "entry"),
+            ),
+        ),
+    )
 
     def __init__(
         self,
@@ -46,13 +58,11 @@ class Robustbench(Classifier):
         classes: int,
         *,
         entry: str,
-        zoo_dataset: str = "cifar10",
-        threat_model: str = "Linf",
+        zoo_dataset: Literal["cifar10", "cifar100", "imagenet"] = "cifar10",
+        threat_model: Literal["Linf", "L2", "corruptions"] = "Linf",
         digests: Sequence[str] = (),
     ) -> None:
         super().__init__(shape, classes)
-        check_choice("robustbench: zoo_dataset", zoo_dataset, tuple(_zoo.CLASSES))
-        check_choice("robustbench: threat_model", threat_model, _zoo.THREAT_MODELS)
         self.entry = _zoo.find(entry, zoo_dataset, threat_model)
         self.digests = tuple(digests)
         if (self.shape, classes) != (self.entry.shape, _zoo.CLASSES[zoo_dataset]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +45,11 @@ class SoapCae(Layered):
         shape: Sequence[int],
         classes: int,
         *,
-        task: str = "label_consistency",
+        task: Literal["label_consistency", "reconstruction"] = "label_consistency",
         width: Count = 32,
         units: Count = 1024,
     ) -> None:
         super().__init__(shape, classes)
-        if task not in ("label_consistency", "reconstruction"):
-            raise UserError(
-                f"soap_cae: task is {task!r}: choose label_consistency or reconstruction"
-            )
         self.task = task
         channels, height, image_width = self.shape
         small = (2 * width, -(-height // 4), -(-image_width // 4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +48,11 @@ class SoapResnet(Classifier):
         shape: Sequence[int],
         classes: int,
         *,
-        task: str = "label_consistency",
+        task: Literal["label_consistency", "rotation"] = "label_consistency",
         width: Count = 16,
         first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
-        if task not in ("label_consistency", "rotation"):
-            raise UserError(f"soap_resnet: task is {task!r}: choose label_consistency or rotation")
         self.task = task
         self.conv1 = nn.Sequential(
             nn.Conv2d(self.shape[0], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError
 from purifiers.core.ranges import Count
 from purifiers.core.traits import ClassifierTraits
 
@@ -49,13 +48,11 @@ class Vgg(Classifier):
         shape: Sequence[int],
         classes: int,
         *,
-        depth: Count = 19,
+        depth: Literal[11, 13, 16, 19] = 19,
         width: Count = 64,
         first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
-        if depth not in STAGES:
-            raise UserError(f"vgg: depth is {depth}: choose one of {', '.join(map(str, STAGES))}")
         widths = [width * factor for factor in (1, 2, 4, 8, 8)]
         self.channels = dict(zip(self.TAPS, widths, strict=True))
         inputs, stride = self.shape[0], first_stride

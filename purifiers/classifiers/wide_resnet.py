@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from purifiers.classifiers._taps import tapped
 from purifiers.core.component import Classifier
-from purifiers.core.errors import UserError
 from purifiers.core.ranges import Count
-from purifiers.core.traits import ClassifierTraits
+from purifiers.core.traits import ClassifierTraits, Rule
 
 
 class WideResnet(Classifier):
@@ -35,7 +34,16 @@ class WideResnet(Classifier):
         UserError: ``depth`` is not of the form 6 n + 4.
     """
 
-    traits = ClassifierTraits(version=1, budget=("depth", "widen_factor", "first_stride"))
+    traits = ClassifierTraits(
+        version=1,
+        budget=("depth", "widen_factor", "first_stride"),
+        rules=(
+            Rule(
+                holds="depth >= 10 and (depth - 4) % 6 == 0",
+                text="depth is {depth}, but must be 6 n + 4; choose 10, 16, 22, ...",
+            ),
+        ),
+    )
 
     TAPS: ClassVar[tuple[str, ...]] = ("conv1", "stage1", "stage2", "stage3")
 
@@ -49,10 +57,6 @@ class WideResnet(Classifier):
         first_stride: Count = 1,
     ) -> None:
         super().__init__(shape, classes)
-        if depth < 10 or (depth - 4) % 6:
-            raise UserError(
-                f"wide_resnet: depth is {depth}, but must be 6 n + 4; choose 10, 16, 22, ..."
-            )
         blocks = (depth - 4) // 6
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.channels = dict(zip(self.TAPS, widths, strict=True))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from purifiers.core.errors import UserError
 from purifiers.core.images import refuse_array
 from purifiers.core.memory_layout import as_laid_out
@@ -31,8 +33,9 @@ def guard(cls: Any) -> None:
     """Wrap the functions that the class body of a method defines.
 
     ``bind`` sets ``is_bound``. The functions in ``GUARDED`` refuse to run before, if the class or a
-    base overrides ``bind``, and refuse NumPy arrays. Contiguous images stay contiguous. The
-    precision is float32, or that of the attack or training that calls them.
+    base overrides ``bind``. They refuse NumPy arrays, and images with other channels than they are
+    bound for. Contiguous images stay contiguous. The precision is float32, or that of the attack or
+    training that calls them.
     """
     body = vars(cls)
     if "bind" in body:
@@ -49,7 +52,8 @@ def _noting(bind: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(bind)
     def noted(self: Any, *arguments: Any, **named: Any) -> None:
         bind(self, *arguments, **named)
-        self.is_bound = True
+        shape = named["shape"] if "shape" in named else arguments[1]
+        self.is_bound, self.bound_channels = True, shape[0]
 
     return noted
 
@@ -63,10 +67,20 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
             raise UserError(f"{name}: not bound; call .bind(classifier, shape){then}")
         images = arguments[0] if arguments else named.get("images")
         refuse_array(images, name)
+        if isinstance(images, Tensor) and images.ndim == 4:
+            _check_channels(images, self.bound_channels, name)
         with computing(None, getattr(images, "device", "cpu")):
             return function(self, *arguments, **named)
 
     return checked
+
+
+def _check_channels(images: Tensor, bound: int | None, name: str) -> None:
+    if bound is not None and images.shape[1] != bound:
+        raise UserError(
+            f"{name}: images have {images.shape[1]} channels, but it was bound for {bound}: bind "
+            "it for these images, or give it images like those"
+        )
 
 
 def _laid_out(function: Callable[..., Any]) -> Callable[..., Any]:

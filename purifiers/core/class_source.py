@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.formula import check_formula
 from purifiers.core.parameters import alternatives
-from purifiers.core.traits import PARTS, TRAITS, field_names
+from purifiers.core.traits import IMAGE_SIDES, PARTS, TRAITS, field_names
 
 _TUPLES = "('a', 'b') or ('a',)"
 Types = dict[str, tuple[str, ...]]
@@ -86,7 +86,7 @@ def declared_traits(kind: str, chain: list[ClassSource], parameters: Mapping[str
                 hint = did_you_mean(parameter, parameters)
                 raise UserError(f"{path}: traits.{field}: {owner} has no {parameter!r}{hint}")
     for field, formula in traits.formulas().items():
-        check_formula(formula, (*parameters, "images"), f"{path}: traits.{field}")
+        check_formula(formula, (*parameters, "images", *IMAGE_SIDES), f"{path}: traits.{field}")
     return traits
 
 
@@ -106,6 +106,27 @@ def _declared_fields(chain: list[ClassSource], kind: str) -> dict[str, Any] | No
                 case ast.AnnAssign(ast.Name("traits"), _, ast.expr() as value):
                     return _fields(value, chain[position:], kind, path)
     return None
+
+
+def declared_parts(chain: list[ClassSource]) -> tuple[str, ...]:
+    """Outer parts of a classifier: its ``TAPS``, then all other attributes that it assigns.
+
+    Empty if no class of the chain declares ``TAPS`` as a literal: then nothing is known.
+    """
+    nodes = [node for tree, name, _ in chain if (node := find_class(tree, name)) is not None]
+    taps: tuple[str, ...] = ()
+    for node in reversed(nodes):
+        for statement in node.body:
+            match statement:
+                case ast.AnnAssign(ast.Name("TAPS"), _, ast.Tuple() as value):
+                    taps = ast.literal_eval(value)
+    assigned = (
+        inside.attr
+        for node in nodes
+        for inside in ast.walk(node)
+        if isinstance(inside, ast.Attribute) and isinstance(inside.ctx, ast.Store)
+    )
+    return tuple(dict.fromkeys((*taps, *assigned))) if taps else ()
 
 
 def _fields(value: ast.expr, chain: list[ClassSource], kind: str, path: Path) -> dict[str, Any]:

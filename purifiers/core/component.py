@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from purifiers.core.binding import guard
+from purifiers.core.binding import component_name, guard
 from purifiers.core.errors import UserError
 from purifiers.core.finite import checked_at_end
 from purifiers.core.images import check_images, check_labels
@@ -22,7 +22,7 @@ from purifiers.core.precision import computing
 from purifiers.core.ranges import Count
 from purifiers.core.recipe import Recipe
 from purifiers.core.target import Target, as_target
-from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits
+from purifiers.core.traits import AttackTraits, ClassifierTraits, MethodTraits, check_rules
 
 if TYPE_CHECKING:
     from purifiers.core.phase import Phase
@@ -33,8 +33,9 @@ class Component:
     """Base of every component that a YAML file can name.
 
     Parameters annotated ``Length`` or ``Radius`` accept text such as ``"8/255"``. They and those
-    annotated with ``Literal`` or a range of :mod:`purifiers.core.ranges` are converted and checked
-    before ``__init__`` runs, however the component is constructed.
+    annotated with ``Literal``, a choice of :mod:`purifiers.core.choices` or a range of
+    :mod:`purifiers.core.ranges` are converted and checked before ``__init__`` runs, and so are the
+    ``rules`` of the traits, however the component is constructed.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -44,15 +45,12 @@ class Component:
 
 
 def _with_numbers(init: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``init`` so that it receives checked values; ``init`` itself if any are allowed."""
+    """Wrap ``init`` so that it receives checked values, which meet the component's rules."""
     ranged = {
         name: types
         for name, annotation in init.__annotations__.items()
         if isinstance(annotation, str) and is_restricted(types := alternatives(annotation))
     }
-    if not ranged:
-        return init
-
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -62,6 +60,8 @@ def _with_numbers(init: Callable[..., None]) -> Callable[..., None]:
         for name, types in ranged.items():
             where = f"{type(self).__name__}: {name}"
             call.arguments[name] = checked(types, call.arguments[name], where)
+        if (traits := getattr(self, "traits", None)) is not None:
+            check_rules(traits.rules, call.arguments, component_name(type(self)))
         init(*call.args, **call.kwargs)
 
     return converted
@@ -208,6 +208,7 @@ class Method(Component, nn.Module):
         needs_binding: whether the class overrides :meth:`bind`; such a method refuses to purify
             before it is bound. Set by the base class.
         is_bound: whether :meth:`bind` was called. Set by the base class.
+        bound_channels: channels of the images that it was bound for; None: not bound.
         stored_examples: adversarial examples of all training images, float32 (n, C, H, W), for each
             classifier that the method is fitted on. Empty: the method generates them when needed.
         recipe: training settings of its weights (fitted methods only).
@@ -217,6 +218,7 @@ class Method(Component, nn.Module):
     traits: ClassVar[MethodTraits] = MethodTraits(version=0)
     needs_binding: ClassVar[bool] = False
     is_bound: bool = False
+    bound_channels: int | None = None
     stored_examples: Sequence[npt.NDArray] = ()
     recipe: Recipe
     batch_size: int

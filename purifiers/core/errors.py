@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -14,7 +17,7 @@ class UserError(Exception):
     """
 
 
-def check_choice(name: str, value: str, options: Iterable[str]) -> str:
+def check_choice(name: str, value: T, options: Iterable[Any]) -> T:
     """Return ``value`` if it is one of ``options``.
 
     Args:
@@ -26,11 +29,11 @@ def check_choice(name: str, value: str, options: Iterable[str]) -> str:
     options = tuple(options)
     if value not in options:
         hint = did_you_mean(value, options)
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(options)}{hint}")
+        raise UserError(f"{name} is {value!r}: choose one of {', '.join(map(str, options))}{hint}")
     return value
 
 
-def did_you_mean(name: str, options: Iterable[str]) -> str:
+def did_you_mean(name: object, options: Iterable[object]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest of ``options``, or ``""``."""
-    close = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), map(str, options), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Arithmetic over parameters, in which components declare their costs."""
+"""Arithmetic and comparisons over parameters, in which components declare costs and rules."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ _OPERATORS: dict[type, Any] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
+    ast.Mod: operator.mod,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
 }
 
 
 def evaluate(formula: str, values: Mapping[str, Any]) -> float:
-    """Value of a formula such as ``"3 * steps"``.
+    """Value of a formula such as ``"3 * steps"``; a comparison is 1 if it holds, else 0.
 
     ``"mean(attacks, pgd=3 * steps, cw_l2=60)"`` is the mean of what is given for each name in the
     parameter ``attacks``, a list or a single name; a name without anything counts as 0.
     """
     return float(_evaluate(_parsed(formula), values))
+
+
+def names_in(formula: str) -> tuple[str, ...]:
+    """The parameters in a formula."""
+    return tuple(node.id for node in ast.walk(_parsed(formula)) if isinstance(node, ast.Name))
 
 
 @functools.cache
@@ -77,10 +89,16 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> float:
         left, right = _evaluate(node.left, values), _evaluate(node.right, values)
         result: float = _OPERATORS[type(node.op)](left, right)
         return result
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        left, right = _evaluate(node.left, values), _evaluate(node.comparators[0], values)
+        return float(_OPERATORS[type(node.ops[0])](left, right))
+    if isinstance(node, ast.BoolOp):
+        combine = all if isinstance(node.op, ast.And) else any
+        return float(combine(_evaluate(part, values) for part in node.values))
     if (mean := _mean_of(node)) is not None:
         parameter, formulas = mean
         names = values[parameter]
         names = (names,) if isinstance(names, str) else names
         total = sum(_evaluate(formulas[name], values) for name in names if name in formulas)
         return total / max(len(names), 1)
-    raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or +, -, *, /, ** of them")
+    raise ValueError(f"{ast.unparse(node)} is not a number, a parameter or arithmetic of them")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from purifiers.core.choices import CHOICES
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.noise import keys_on, uniform_on
 
-COMPLETIONS = ("usvt", "nuclear_norm")
 TIE = 1e-12
 """Eigenvalues closer than this share of the largest count as equal in derivatives; our choice."""
 
@@ -33,7 +33,7 @@ class Completion:
       with SCS.
 
     Attributes:
-        kind: one of ``COMPLETIONS``.
+        kind: ``usvt`` or ``nuclear_norm``.
         rank: number of singular values that ``usvt`` keeps.
         weight: of the nuclear norm.
         iterations: of Soft-Impute.
@@ -48,7 +48,7 @@ class Completion:
     iterations: int
 
     def __post_init__(self) -> None:
-        check_choice("me_net: completion", self.kind, COMPLETIONS)
+        check_choice("me_net: completion", self.kind, CHOICES["CompletionKind"])
 
     def __call__(self, images: Tensor, kept: Tensor) -> Tensor:
         """Completed images, clipped to [0, 1].

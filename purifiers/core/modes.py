@@ -12,9 +12,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from purifiers.core.errors import UserError
 
-STATISTICS = ("adversarial", "clean")
-"""Images whose batches may update the running statistics in adversarial training."""
-
 
 def refuse_training_mode(model: object, where: str) -> None:
     """Raise an error if a layer of ``model`` updates statistics or drops units at random.

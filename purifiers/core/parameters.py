@@ -6,7 +6,8 @@ import ast
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from purifiers.core.errors import UserError
+from purifiers.core.choices import CHOICES
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import length_kind, number_in, read_length
 from purifiers.core.ranges import RANGES
 
@@ -44,7 +45,7 @@ def is_ranged(types: Types) -> bool:
 
 def is_restricted(types: Types) -> bool:
     """Whether the values of an annotation are declared, as a range or a choice."""
-    return is_ranged(types) or any(name.startswith("Literal[") for name in types)
+    return is_ranged(types) or any(_is_choice(name) for name in types)
 
 
 def is_numeric(types: Types) -> bool:
@@ -53,7 +54,9 @@ def is_numeric(types: Types) -> bool:
 
 
 def choices(name: str) -> tuple[Any, ...]:
-    """The values of an alternative such as ``"Literal['sde', 'ode']"``."""
+    """The values of an alternative such as ``"Literal['sde', 'ode']"`` or ``"Schedule"``."""
+    if name in CHOICES:
+        return CHOICES[name]
     values: tuple[Any, ...] = ast.literal_eval(f"({name.partition('[')[2].rpartition(']')[0]},)")
     return values
 
@@ -73,6 +76,8 @@ def checked(types: Types, value: Any, where: str) -> Any:
     for name in types:
         if name in RANGES:
             value = RANGES[name].converted(value)
+        elif _is_choice(name) and type(value) in (int, float):
+            value = next((choice for choice in choices(name) if choice == value), value)
         elif isinstance(value, list | tuple) and _element(name) in RANGES:
             items = (RANGES[_element(name)].converted(item) for item in value)
             value = list(items) if isinstance(value, list) else tuple(items)
@@ -80,6 +85,8 @@ def checked(types: Types, value: Any, where: str) -> Any:
             value = int(value)
     if not types or any(_fits(name, value) for name in types):
         return value
+    if len(types) == 1 and _is_choice(types[0]):
+        check_choice(where, value, choices(types[0]))
     expected = " or ".join(_expected(name) for name in types)
     number = number_in(value)
     hint = "" if number is None else f" (text; write {number})"
@@ -88,8 +95,8 @@ def checked(types: Types, value: Any, where: str) -> Any:
 
 def _fits(name: str, value: Any) -> bool:
     base = name.partition("[")[0]
-    if base == "Literal":
-        return value in choices(name)
+    if _is_choice(name):
+        return any(value == choice and type(value) is type(choice) for choice in choices(name))
     if base not in _TYPES:
         return True
     element = RANGES.get(_element(name))
@@ -100,10 +107,14 @@ def _fits(name: str, value: Any) -> bool:
 
 def _expected(name: str) -> str:
     base, element = name.partition("[")[0], RANGES.get(_element(name))
-    if base == "Literal":
+    if _is_choice(name):
         return f"one of {', '.join(map(str, choices(name)))}"
     text = _TYPES[base][0]
     return text if element is None or base == name else f"{text}, each {element.expected}"
+
+
+def _is_choice(name: str) -> bool:
+    return name in CHOICES or name.startswith("Literal[")
 
 
 def _element(name: str) -> str:

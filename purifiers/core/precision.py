@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purifiers.core.choices import CHOICES
 from purifiers.core.errors import check_choice
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = CHOICES["Precision"]
 
 # without torch's types, which lack these attributes
 _CUDA: Any = torch.backends.cuda

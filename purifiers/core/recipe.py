@@ -11,16 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from purifiers.core.errors import UserError, check_choice
-from purifiers.core.parameters import alternatives, checked, is_ranged
-from purifiers.core.precision import PRECISIONS
+from purifiers.core.choices import Augmentation, Decayed, Optimizer, Precision, Schedule
+from purifiers.core.errors import UserError
+from purifiers.core.parameters import alternatives, checked, is_restricted
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 
-AUGMENTATIONS = ("none", "flip", "crop_flip")
-SCHEDULES = ("step", "one_cycle", "cyclic", "cosine", "plateau")
 RISES = {"one_cycle": 0.3, "cyclic": 0.5}  # schedule to the share of steps in which rates rise
-OPTIMIZERS = ("sgd", "nesterov", "adam")
-DECAYED = ("all", "kernels")
 
 
 @dataclass(frozen=True)
@@ -84,17 +80,17 @@ class Recipe:
     batch_size: Count
     learning_rate: Positive
     steps: Whole = 0
-    optimizer: str = "sgd"
+    optimizer: Optimizer = "sgd"
     momentum: Share = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
-    decayed: str = "all"
-    schedule: str = "step"
+    decayed: Decayed = "all"
+    schedule: Schedule = "step"
     warm_up: Share = 0.0
     clip_value: NonNegative = 0.0
     milestones: tuple[Fraction, ...] = ()
     learning_rate_decay: Fraction = 0.1
-    augmentation: str = "none"
+    augmentation: Augmentation = "none"
     crop_padding: Count = 4
     validation: Share = 0.0
     patience: Count = 4
@@ -104,17 +100,12 @@ class Recipe:
     gradient_clip: NonNegative = 0.0
     averaging: Share = 0.0
     turns: tuple[tuple[str, int], ...] = ()
-    precision: str = "float32"
+    precision: Precision = "float32"
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("decayed", self.decayed, DECAYED)
-        check_choice("precision", self.precision, PRECISIONS)
         for field in fields(self):
-            if is_ranged(types := alternatives(str(field.type))):
+            if is_restricted(types := alternatives(str(field.type))):
                 checked(types, getattr(self, field.name), field.name)
         if self.validation == 0.0 and (self.schedule == "plateau" or self.early_stopping):
             raise UserError("plateau and early_stopping need held-out images: set validation")

@@ -8,9 +8,10 @@ it, so that jobs that parse the workflow do not import torch.
 from __future__ import annotations
 
 import ast
+import csv
 import functools
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from purifiers.core.class_source import (
     Types,
     bases,
     constructor_parameters,
+    declared_parts,
     declared_traits,
     find_class,
 )
@@ -28,8 +30,10 @@ from purifiers.core.traits import (
     AttackTraits,
     ClassifierTraits,
     DatasetTraits,
+    Listed,
     MethodTraits,
     TrainingTraits,
+    check_rules,
 )
 
 FOLDERS = {
@@ -56,6 +60,7 @@ class Description:
         required: the parameters without a default.
         types: the parameters' annotations.
         summary: first line of the module's docstring.
+        parts: outer parts of a classifier, its ``TAPS`` first; empty: unknown.
     """
 
     kind: str
@@ -66,6 +71,7 @@ class Description:
     required: tuple[str, ...]
     types: Types
     summary: str
+    parts: tuple[str, ...] = ()
 
     @property
     def version(self) -> int:
@@ -92,6 +98,37 @@ class Description:
         for parameter in self.required:
             if parameter not in values:
                 raise UserError(f"{where}: {self.kind} {self.name!r} needs {parameter!r}")
+
+    def check_rules(self, values: Mapping[str, Any], where: str) -> None:
+        """Raise an error unless the parameters meet the component's rules and stand in its list.
+
+        Args:
+            values: the parameters that are set; the others have their defaults.
+            where: begins the error message.
+
+        Raises:
+            UserError: a rule is not met, or the list has no such row.
+        """
+        values = {**self.parameters, **values}
+        check_rules(self.traits.rules, values, where)
+        if (listed := getattr(self.traits, "listed", None)) is not None:
+            self._check_listed(listed, values, where)
+
+    def _check_listed(self, listed: Listed, values: Mapping[str, Any], where: str) -> None:
+        *context, (parameter, column) = listed.columns
+        with self.path.with_name(listed.file).open(encoding="utf-8", newline="") as file:
+            options = [
+                row[column]
+                for row in csv.DictReader(file)
+                if all(row[other] == values[name] for name, other in context)
+            ]
+        if values[parameter] not in options:
+            among = ", ".join(f"{name} {values[name]}" for name, _ in context)
+            hint = did_you_mean(values[parameter], options)
+            raise UserError(
+                f"{where}: {parameter} is {values[parameter]!r}, which {listed.file} does not list "
+                f"for {among}{hint}: choose another"
+            )
 
     def checked(self, parameter: str, value: Any, where: str) -> Any:
         """The value converted to the parameter's type: lengths to numbers, 3.0 to 3 if an int.
@@ -188,4 +225,5 @@ def describe_file(kind: str, name: str, path: Path) -> Description:
     defaults, required, types = constructor_parameters(chain)
     traits = declared_traits(kind, chain, defaults)
     summary = (ast.get_docstring(tree) or "").strip().split("\n")[0]
-    return Description(kind, name, path, traits, defaults, required, types, summary)
+    parts = declared_parts(chain) if kind == "classifier" else ()
+    return Description(kind, name, path, traits, defaults, required, types, summary, parts)

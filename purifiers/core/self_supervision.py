@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.logits import as_logits
 from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.noise import generator, normal, uniform
 
-TASKS = ("label_consistency", "reconstruction", "rotation")
 ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 SMALLEST = 24 / 32
 """Shortest side of a random crop, as a share of the image's (`Mishne-Lab/SOAP`: 24 of 32)."""
@@ -34,7 +33,7 @@ class Joint(Protocol):
     """A classifier with a head for an auxiliary task.
 
     Attributes:
-        task: one of ``TASKS``; ``label_consistency`` has no head.
+        task: see :data:`purifiers.core.choices.Task`; ``label_consistency`` has no head.
     """
 
     task: str
@@ -45,18 +44,6 @@ class Joint(Protocol):
         The head returns images of the same shape (reconstruction) or logits (n, 4) of the four
         rotations.
         """
-
-
-def check_task(owner: str, task: str) -> None:
-    """Raise an error unless ``task`` is one of ``TASKS``.
-
-    Args:
-        owner: the component, for the error message.
-
-    Raises:
-        UserError: it is none of them.
-    """
-    check_choice(f"{owner}: task", task, TASKS)
 
 
 def head_of(classifier: object, task: str, owner: str) -> Joint | None:

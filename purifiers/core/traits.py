@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, ClassVar, Self
 
-from purifiers.core.formula import evaluate
+from purifiers.core.errors import UserError
+from purifiers.core.formula import evaluate, names_in
+
+IMAGE_SIDES = ("image_height", "image_width")
+"""Names for the images' sides in the rules of :class:`Images`."""
 
 Condition = Mapping[str, tuple[Any, ...]]
 """Parameter to allowed values: met if every parameter in it has one of its values."""
@@ -24,6 +28,10 @@ def met(condition: Condition, parameters: Mapping[str, Any]) -> bool:
     A spec leaves out a parameter of ``joined_later`` at its default: it meets no condition.
     """
     return all(parameters.get(name) in values for name, values in condition.items())
+
+
+def _braced(text: str) -> tuple[str, ...]:
+    return tuple(name for _, name, _, _ in Formatter().parse(text) if name)
 
 
 def _holds(trait: bool | Condition, parameters: Mapping[str, Any]) -> bool:
@@ -53,7 +61,39 @@ class Note(_Declared):
 
     def parameter_names(self) -> tuple[str, ...]:
         """The parameters in the condition and in the text."""
-        return (*self.when, *(name for _, name, _, _ in Formatter().parse(self.text) if name))
+        return (*self.when, *_braced(self.text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(_Declared):
+    """What several parameters must meet together, or one beyond its range."""
+
+    holds: str = "0"  # comparison, such as snapshot <= snapshots, joined by and, or; "0": never
+    when: Condition = field(default_factory=dict)  # the parameter values that it applies to
+    text: str  # what is wrong and how to correct it; may contain {parameter}
+
+    def is_met(self, values: Mapping[str, Any]) -> bool:
+        """Whether the parameters are fine."""
+        return not met(self.when, values) or bool(evaluate(self.holds, values))
+
+    def parameter_names(self) -> tuple[str, ...]:
+        """The parameters in the condition, the comparison and the text."""
+        return (*self.when, *names_in(self.holds), *_braced(self.text))
+
+
+def check_rules(rules: Sequence[Rule], values: Mapping[str, Any], where: str) -> None:
+    """Check the rules whose parameters are all among ``values``.
+
+    Args:
+        values: parameter to value.
+        where: begins the error message.
+
+    Raises:
+        UserError: a rule is not met.
+    """
+    for rule in rules:
+        if values.keys() >= set(rule.parameter_names()) and not rule.is_met(values):
+            raise UserError(f"{where}: {rule.text.format(**values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +110,7 @@ class Layout(_Declared):
 
     def parameter_names(self) -> tuple[str, ...]:
         """The parameters in the condition and in the patterns."""
-        fields = (name for text in self.files for _, name, _, _ in Formatter().parse(text) if name)
+        fields = (name for text in self.files for name in _braced(text))
         return (*self.when, *(name for name in fields if name != "split"))
 
 
@@ -84,15 +124,17 @@ class Traits(_Declared):
     files: tuple[str, ...] = ()  # parameters that name files, whose content is part of identities
     reads: tuple[Layout, ...] = ()  # files below the data folder; the first layout found is read
     official: tuple[str, ...] = ()  # SHA-256 of files whose content is left out of identities
+    rules: tuple[Rule, ...] = ()  # of parameters; checked when planned and when built
 
     def formulas(self) -> dict[str, str]:
         """Fields that hold arithmetic over parameters: name of the field to formula."""
-        return {}
+        return {f"rules[{number}].holds": rule.holds for number, rule in enumerate(self.rules)}
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         """Fields that list parameters: name of the field to parameters."""
         named = {"budget": self.budget, "joined_later": self.joined_later, "files": self.files}
         named["reads"] = tuple(name for layout in self.reads for name in layout.parameter_names())
+        named["rules"] = tuple(name for rule in self.rules for name in rule.parameter_names())
         return named
 
 
@@ -112,7 +154,7 @@ class AttackTraits(Traits):
     remarks: tuple[Note, ...] = ()  # what a table must add for some parameter values
 
     def formulas(self) -> dict[str, str]:
-        return {"passes": self.passes}
+        return {**super().formulas(), "passes": self.passes}
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
@@ -171,6 +213,7 @@ class Images(_Declared):
     smallest_side: str = "1"  # no side is smaller than this arithmetic over parameters
     norms: tuple[tuple[str, str], ...] = ()  # (limit of a score's norm, parameter that uses it)
     resized_to: str = ""  # parameter: both sides of the image as the method sees it; null: as it is
+    rules: tuple[Rule, ...] = ()  # also of image_height and image_width, as the method sees it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +222,22 @@ class TrainedWith(_Declared):
 
     training: str  # the component's name
     same: tuple[str, ...] = ()  # parameters in which method and training agree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taps(_Declared):
+    """The parameter that names inner representations of the classifier."""
+
+    parameter: str  # a name or a list of names
+    words: tuple[str, ...] = ()  # its values that are no names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed(_Declared):
+    """Parameters whose values must stand in one row of a CSV file."""
+
+    file: str  # beside the component's source
+    columns: tuple[tuple[str, str], ...]  # (parameter, column), the one to be corrected last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +255,7 @@ class MethodTraits(Traits):
     network: Network | None = None  # None: brings no network
     images: Images = Images()  # what it takes
     trained_with: TrainedWith | None = None  # None: any classifier
+    taps: Taps | None = None  # None: reads no inner representations by name
 
     def is_random(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the output depends on the seed under ``parameters``."""
@@ -210,9 +270,11 @@ class MethodTraits(Traits):
         return int(evaluate(self.states, parameters))
 
     def formulas(self) -> dict[str, str]:
-        formulas = {"passes": self.passes, "images.side_multiple": self.images.side_multiple}
+        formulas = {**super().formulas(), "passes": self.passes, "states": self.states}
+        formulas["images.side_multiple"] = self.images.side_multiple
         formulas["images.smallest_side"] = self.images.smallest_side
-        formulas["states"] = self.states
+        for number, rule in enumerate(self.images.rules):
+            formulas[f"images.rules[{number}].holds"] = rule.holds
         if self.fit is not None:
             formulas["fit.passes"] = self.fit.passes
         if self.network is not None:
@@ -223,6 +285,12 @@ class MethodTraits(Traits):
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
         named["images.windows"] = self.images.windows
+        named["images.rules"] = tuple(
+            name
+            for rule in self.images.rules
+            for name in rule.parameter_names()
+            if name not in IMAGE_SIDES
+        )
         named["images.resized_to"] = (self.images.resized_to,) if self.images.resized_to else ()
         if self.fit is not None:
             named["fit.inference_only"] = self.fit.inference_only
@@ -234,6 +302,8 @@ class MethodTraits(Traits):
             named["network.sized_by"] = self.network.sized_by
         if self.trained_with is not None:
             named["trained_with.same"] = self.trained_with.same
+        if self.taps is not None:
+            named["taps"] = (self.taps.parameter,)
         for place, condition in (("random", self.random), ("restores", self.restores)):
             if not isinstance(condition, bool):
                 named[place] = tuple(condition)
@@ -246,6 +316,7 @@ class ClassifierTraits(Traits):
 
     pretrained: bool | str = False  # brings weights: always, or if this parameter is not null
     trained_on: str = ""  # parameter naming the data set whose images and classes it takes; "": any
+    listed: Listed | None = None  # None: there is no list of its networks
 
     def is_pretrained(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the classifier brings trained weights under ``parameters``."""
@@ -259,6 +330,8 @@ class ClassifierTraits(Traits):
             named["pretrained"] = (self.pretrained,)
         if self.trained_on:
             named["trained_on"] = (self.trained_on,)
+        if self.listed is not None:
+            named["listed"] = tuple(parameter for parameter, _ in self.listed.columns)
         return named
 
 
@@ -272,7 +345,7 @@ class TrainingTraits(Traits):
     remarks: tuple[Note, ...] = ()  # what a table must add for some parameter values
 
     def formulas(self) -> dict[str, str]:
-        return {"passes": self.passes}
+        return {**super().formulas(), "passes": self.passes}
 
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
@@ -304,9 +377,12 @@ PARTS: dict[str, type[_Declared]] = {
     "Fit": Fit,
     "Images": Images,
     "Layout": Layout,
+    "Listed": Listed,
     "Network": Network,
     "Note": Note,
+    "Rule": Rule,
     "SecondTraining": SecondTraining,
+    "Taps": Taps,
     "TrainedWith": TrainedWith,
 }
 """Name to class of the objects that a field of the traits may hold."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from purifiers.core.noise import keys_on, uniform_on
 from purifiers.core.target import FIRST_DRAW
 
-SHARINGS = ("image", "shared")
 FIXED = "fixed"
 """One mask for all images and draws: a purification's choice, never a training's."""
 

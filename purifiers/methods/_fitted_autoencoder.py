@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from purifiers.attacks._linf import check_labels
 from purifiers.attacks.pgd import Pgd
+from purifiers.core.choices import AttackLabels, Mode, Precision, Schedule
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.numbers import Length
-from purifiers.core.precision import PRECISIONS, computing
+from purifiers.core.precision import computing
 from purifiers.core.prepare import Prepared
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
@@ -23,8 +23,6 @@ from purifiers.methods._unet import PaperUnet, Unet
 
 Makers = dict[str, Callable[[int, int, float], Autoencoder]]
 """Variant to its constructor, called with channels, width and norm_momentum."""
-
-DROPOUTS = ("eval", "train")
 
 
 class FittedAutoencoder(Method):
@@ -95,28 +93,24 @@ class FittedAutoencoder(Method):
         eps: Length = 0.3,
         steps: Count = 40,
         step_size: Length = 0.01,
-        attack_labels: str = "true",
-        attack_precision: str = "float32",
+        attack_labels: AttackLabels = "true",
+        attack_precision: Precision = "float32",
         compiled: bool = False,
-        dropout: str = "eval",
+        dropout: Mode = "eval",
         epochs: Positive = 100,
         batch_size: Count = 32,
         learning_rate: Positive = 0.001,
-        schedule: str = "plateau",
+        schedule: Schedule = "plateau",
         milestones: Sequence[Fraction] = (0.5, 0.75),
         learning_rate_decay: Fraction = 0.5,
         validation: Share = 0.1,
         patience: Count = 4,
         min_learning_rate: NonNegative = 5e-5,
         early_stopping: Whole = 10,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
-        check_choice(f"{owner}: variant", variant, self.VARIANTS)
-        check_labels(owner, attack_labels)
-        check_choice(f"{owner}: attack_precision", attack_precision, PRECISIONS)
-        check_choice(f"{owner}: dropout", dropout, DROPOUTS)
+        check_choice(f"{type(self).__name__}: variant", variant, self.VARIANTS)
         self.variant, self.width, self.norm_momentum = variant, width, norm_momentum
         self.eps, self.steps, self.step_size = eps, steps, step_size
         self.attack_labels, self.dropout = attack_labels, dropout

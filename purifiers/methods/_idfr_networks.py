@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-RESIDUALS = ("none", "signed", "positive")
 EMBEDDING = 512
 """Width of the embeddings of VGG16 and ResNet18, and of the first and last layer of Table 7."""
 

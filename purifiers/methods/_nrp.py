@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.attacks._linf import ascend, random_start
+from purifiers.core.choices import Precision, Schedule
 from purifiers.core.component import Method
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
 from purifiers.core.precision import at_least_float32
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.recipe import Recipe
 from purifiers.core.taps import deepest_tap, tap_shapes, tapped_features
 from purifiers.core.target import as_target, input_gradient
-from purifiers.core.traits import Fit, MethodTraits, Network
+from purifiers.core.traits import Fit, MethodTraits, Network, Taps
 from purifiers.methods._nrp_critic import RelativisticCritic, critic_loss, generator_loss
 from purifiers.methods._nrp_generators import GENERATORS
 
@@ -77,12 +79,13 @@ class RepresentationPurifier(Method):
             passes="1",
             fit_passes="4.5 * epochs",  # a pass of the critic counts as one of the generator
         ),
+        taps=Taps(parameter="tap", words=("deepest",)),
     )
 
     def __init__(
         self,
         *,
-        generator: str = "resg",
+        generator: Literal["resg", "rrdb"] = "resg",
         blocks: Count = 23,
         channels: Count = 64,
         tap: str = "deepest",
@@ -95,11 +98,10 @@ class RepresentationPurifier(Method):
         learning_rate: Positive = 0.0001,
         epochs: Positive = 20,
         batch_size: Count = 64,
-        schedule: str = "step",
-        precision: str = "float32",
+        schedule: Schedule = "step",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        check_choice("nrp: generator", generator, GENERATORS)
         self.kind, self.blocks, self.channels, self.tap = generator, blocks, channels, tap
         self.eps, self.attack_step = eps, attack_step
         self.attack_steps = attack_steps

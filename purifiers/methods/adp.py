@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from purifiers.core.choices import Augmentation
 from purifiers.core.component import Method, default_indices
 from purifiers.core.noise import generator, keys_on, normal_on
 from purifiers.core.ranges import Count, NonNegative, Positive
@@ -122,7 +123,7 @@ class Adp(Method):
         score_iterations: Count = 300000,
         score_batch_size: Count = 128,
         score_learning_rate: Positive = 0.001,
-        augmentation: str = "none",
+        augmentation: Augmentation = "none",
     ) -> None:
         super().__init__()
         self.sigma, self.iterations, self.step_rule = sigma, iterations, step_rule

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from purifiers.core.choices import Statistics
 from purifiers.core.defence import Defence
-from purifiers.core.errors import UserError, check_choice
-from purifiers.core.modes import STATISTICS, attack_mode, frozen_meanwhile
+from purifiers.core.errors import UserError
+from purifiers.core.modes import attack_mode, frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.ranges import Fraction, NonNegative
 from purifiers.core.step_count import StepCount
@@ -70,11 +71,10 @@ class AdvAe(FittedAutoencoder):
         *,
         reconstruction_weight: NonNegative = 0.0,
         eps_ramp: Fraction = 0.0,
-        statistics: str = "adversarial",
+        statistics: Statistics = "adversarial",
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        check_choice("adv_ae: statistics", statistics, STATISTICS)
         self.reconstruction_weight = reconstruction_weight
         self.statistics = statistics
         self.eps_ramp = eps_ramp

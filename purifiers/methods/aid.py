@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from purifiers.attacks.cw_l2 import CwL2
 from purifiers.attacks.deepfool_linf import DeepfoolLinf
 from purifiers.attacks.pgd import Pgd
+from purifiers.core.choices import Augmentation, Precision
 from purifiers.core.component import Attack, Classifier, Method
-from purifiers.core.errors import UserError, check_choice, did_you_mean
+from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.noise import derive_seed, uniform
 from purifiers.core.numbers import Length
 from purifiers.core.precision import at_least_float32
 from purifiers.core.ranges import Count, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.taps import own_taps, tap_shapes, tapped_features
-from purifiers.core.traits import Fit, MethodTraits
+from purifiers.core.traits import Fit, MethodTraits, Taps
 from purifiers.methods._discriminator import PaperDiscriminator, UpstreamDiscriminator, pooled
-
-MIXINGS = ("avmixup", "mixup", "av", "none")
-TARGETS = ("bce", "contrastive")
 
 
 class Aid(Method):
@@ -87,6 +86,7 @@ class Aid(Method):
         ),
         passes="3 * iterations",
         provides=("detector_logit",),
+        taps=Taps(parameter="taps"),
         fit=Fit(
             # DeepFool has 10 candidates
             passes="epochs * (1 + mean(train_attacks, pgd=3 * train_steps,"
@@ -98,7 +98,7 @@ class Aid(Method):
     def __init__(
         self,
         *,
-        variant: str = "paper",
+        variant: Literal["paper", "upstream"] = "paper",
         taps: Sequence[str] = ("conv1", "stage3"),
         width: Count = 1024,
         extra_layers: Whole = 1,
@@ -114,20 +114,17 @@ class Aid(Method):
         learning_rate: Positive = 0.01,
         momentum: Share = 0.9,
         weight_decay: NonNegative = 2e-4,
-        augmentation: str = "none",
-        target: str = "bce",
-        mixing: str = "avmixup",
+        augmentation: Augmentation = "none",
+        target: Literal["bce", "contrastive"] = "bce",
+        mixing: Literal["avmixup", "mixup", "av", "none"] = "avmixup",
         train_attacks: Sequence[str] = ("pgd",),
         train_cw_const: Positive = 0.01,
         train_cw_learning_rate: Positive = 0.01,
         train_cw_steps: Count = 20,
         train_deepfool_steps: Count = 20,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        check_choice("aid: variant", variant, ("paper", "upstream"))
-        check_choice("aid: target", target, TARGETS)
-        check_choice("aid: mixing", mixing, MIXINGS)
         self.variant, self.taps, self.width = variant, tuple(taps), width
         self.extra_layers = extra_layers
         self.eps, self.step_size, self.iterations = eps, step_size, iterations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy.typing as npt
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.attacks.fgsm import Fgsm
+from purifiers.core.choices import Augmentation, Schedule
 from purifiers.core.component import Method, default_indices
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.noise import derive_seed, keys_on, normal_on
 from purifiers.core.numbers import Length
 from purifiers.core.phase import Phase
@@ -22,12 +24,10 @@ from purifiers.core.recipe import Recipe
 from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
 from purifiers.core.step_count import StepCount
 from purifiers.core.training_images import Pixels
-from purifiers.core.traits import Fit, Images, MethodTraits, Network, SecondTraining
-from purifiers.methods._block_masks import FIXED, SHARINGS, block_masks, masked_blocks
+from purifiers.core.traits import Fit, Images, MethodTraits, Network, Rule, SecondTraining
+from purifiers.methods._block_masks import FIXED, block_masks, masked_blocks
 from purifiers.methods._deepfill import Discriminator, Generator, generative_loss
 
-ATTACKS = ("fgsm", "none")
-TARGETS = ("adversarial", "clean")
 BETAS = (0.5, 0.999)
 """Adam's betas for both networks (`glin2022/atop`, ``configs/train.yaml``)."""
 SMALLEST_SIDE = 8
@@ -142,8 +142,51 @@ class Atop(Method):
         ),
         images=Images(
             side_multiple="mask_block",
-            smallest_side="2 ** discriminator_depth",
+            smallest_side="2 ** (discriminator_depth * (gan_weight > 0))",
             resized_to="side",
+            rules=(
+                Rule(
+                    holds="mask_share * image_height * image_width >= mask_block ** 2",
+                    text=(
+                        "a share of {mask_share} of {image_height}x{image_width} images is less "
+                        "than a block of mask_block {mask_block}: lower it or raise mask_share"
+                    ),
+                ),
+                Rule(
+                    holds="masks * mask_block ** 2 <= image_height * image_width",
+                    text=(
+                        "{image_height}x{image_width} images have less than {masks} blocks of "
+                        "mask_block {mask_block}: lower masks or mask_block"
+                    ),
+                ),
+            ),
+        ),
+        rules=(
+            Rule(
+                holds="masks == 1 or (masks * mask_share - 1) ** 2 < 1e-18",
+                text=(
+                    "{masks} masks of {mask_share} of the image do not cover it once: set "
+                    "mask_share to 1 / masks, or masks to 1"
+                ),
+            ),
+            Rule(
+                holds="width % 4 == 0",
+                text=(
+                    "width is {width}, but the last layers have a quarter of it: choose a "
+                    "multiple of 4"
+                ),
+            ),
+            Rule(
+                holds="l1_weight + mse_weight > 0",
+                text="l1_weight and mse_weight are 0, so that nothing is reconstructed: set one",
+            ),
+            Rule(
+                holds="snapshot <= snapshots",
+                text=(
+                    "snapshot is {snapshot}, but the second training keeps {snapshots}: lower it, "
+                    "or raise snapshots and fit again"
+                ),
+            ),
         ),
     )
 
@@ -160,14 +203,14 @@ class Atop(Method):
         masks: Count = 1,
         mask_block: Count = 4,
         mask_share: Interior = 0.25,
-        mask: str = "image",
+        mask: Literal["image", "shared"] = "image",
         fixed_mask: bool = False,
         fine_tune: bool = True,
         snapshots: Whole = 0,
         snapshot: Whole = 0,
-        fine_tune_attack: str = "fgsm",
+        fine_tune_attack: Literal["fgsm", "none"] = "fgsm",
         eps: Length = "8/255",
-        target: str = "adversarial",
+        target: Literal["adversarial", "clean"] = "adversarial",
         classification_weight: NonNegative = 0.05,
         classification_after: NonNegative = 0.2,
         l1_weight: NonNegative = 1.0,
@@ -179,32 +222,10 @@ class Atop(Method):
         fine_tune_epochs: Positive = 30,
         fine_tune_batch_size: Count = 8,
         fine_tune_learning_rate: Positive = 1e-4,
-        schedule: str = "step",
-        augmentation: str = "none",
+        schedule: Schedule = "step",
+        augmentation: Augmentation = "none",
     ) -> None:
         super().__init__()
-        check_choice("atop: mask", mask, SHARINGS)
-        check_choice("atop: fine_tune_attack", fine_tune_attack, ATTACKS)
-        check_choice("atop: target", target, TARGETS)
-        if masks > 1 and not math.isclose(masks * mask_share, 1.0):
-            raise UserError(
-                f"atop: {masks} masks of {mask_share:g} of the image do not cover it once: set "
-                f"mask_share to {1 / masks:g}, or masks to 1"
-            )
-        if width % 4:
-            raise UserError(
-                f"atop: width is {width}, but the last layers have a quarter of it: choose a "
-                "multiple of 4"
-            )
-        if not l1_weight and not mse_weight:
-            raise UserError(
-                "atop: l1_weight and mse_weight are 0, so that nothing is reconstructed: set one"
-            )
-        if snapshot > snapshots:
-            raise UserError(
-                f"atop: snapshot is {snapshot}, but the second training keeps {snapshots}: lower "
-                "it, or raise snapshots and fit again"
-            )
         self.width, self.side = width, side
         self.discriminator_width = discriminator_width
         self.discriminator_depth = discriminator_depth

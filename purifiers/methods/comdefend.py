@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from purifiers.core.choices import Schedule
 from purifiers.core.component import Method, default_indices
-from purifiers.core.errors import UserError
 from purifiers.core.noise import generator, normal
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.core.recipe import Recipe
-from purifiers.core.traits import Fit, MethodTraits, Network
+from purifiers.core.traits import Fit, MethodTraits, Network, Rule
 
 # Output channels of the convolutions over the width, 32 (`jiaxiaojunQAQ/Comdefend`).
 COMPRESSION = (1 / 2, 1, 2, 4, 8, 4, 2, 1)
@@ -53,28 +54,23 @@ class Comdefend(Method):
         random={"test_sigma": (1,)},
         fit=Fit(uses_classifier=False, inference_only=("test_sigma",)),
         network=Network(sized_by=("width", "code"), passes="1", fit_passes="3 * epochs"),
+        rules=(Rule(holds="width % 2 == 0", text="width is {width}: choose an even number"),),
     )
 
     def __init__(
         self,
         *,
         sigma: NonNegative = 20.0,
-        test_sigma: NonNegative = 0.0,
+        test_sigma: Literal[0, 1] = 0,
         code_weight: NonNegative = 1e-4,
         width: Count = 32,
         code: Count = 12,
         epochs: Positive = 10,
         batch_size: Count = 128,
         learning_rate: Positive = 0.001,
-        schedule: str = "step",
+        schedule: Schedule = "step",
     ) -> None:
         super().__init__()
-        if test_sigma not in (0, 1):
-            raise UserError(
-                f"comdefend: test_sigma is {test_sigma}: choose 0 (no noise) or 1 (upstream's)"
-            )
-        if width % 2:
-            raise UserError(f"comdefend: width is {width}: choose an even number")
         self.sigma, self.test_sigma, self.code_weight = sigma, test_sigma, code_weight
         self.width, self.code = width, code
         self.recipe = Recipe(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from purifiers.core.choices import Augmentation, Precision, Schedule
 from purifiers.core.component import Method, default_indices
-from purifiers.core.errors import UserError
 from purifiers.core.noise import keys_on, normal_on, uniform_on
 from purifiers.core.ranges import Count, Interior, NonNegative, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
-from purifiers.core.traits import Fit, MethodTraits, Network
+from purifiers.core.traits import Fit, MethodTraits, Network, Rule
 from purifiers.methods import _vp_sde
 from purifiers.methods._ddpmpp import Ddpmpp
 from purifiers.methods._sde_adjoint import Adjoint, solve_back
@@ -90,6 +90,13 @@ class DiffPure(Method):
             passes="steps",
             fit_passes="3 * iterations * batch_size / images",
         ),
+        rules=(
+            Rule(holds="width % 4 == 0", text="width is {width}: choose a multiple of 4"),
+            Rule(
+                when={"sampler": ("ddpm",), "backward": ("adjoint",)},
+                text="sampler ddpm has no adjoint: set backward to exact",
+            ),
+        ),
     )
 
     def __init__(
@@ -112,15 +119,11 @@ class DiffPure(Method):
         warm_up: Whole = 5000,
         gradient_clip: NonNegative = 1.0,
         averaging: Share = 0.9999,
-        schedule: str = "step",
-        augmentation: str = "flip",
-        precision: str = "float32",
+        schedule: Schedule = "step",
+        augmentation: Augmentation = "flip",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
-        if width % 4:
-            raise UserError(f"diff_pure: width is {width}: choose a multiple of 4")
-        if backward == "adjoint" and sampler == "ddpm":
-            raise UserError("diff_pure: sampler ddpm has no adjoint: set backward to exact")
         self.stop_time, self.steps, self.sampler = stop_time, steps, sampler
         self.start, self.surrogate_steps, self.backward = start, surrogate_steps, backward
         self.size = functools.partial(

@@ -12,9 +12,9 @@ from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.core.logits import as_logits
 from purifiers.core.numbers import Length
-from purifiers.core.ranges import Bits, Count, Odd, Share
+from purifiers.core.ranges import Bits, Count, Interior, Odd, Share
 from purifiers.core.recipe import Recipe
-from purifiers.core.traits import Fit, Images, MethodTraits
+from purifiers.core.traits import Fit, Images, MethodTraits, Rule
 from purifiers.methods._squeezers import check_strength, squeezers
 
 
@@ -50,6 +50,12 @@ class FeatureSqueezingDetector(Method):
         provides=("detector_logit", "detected"),
         fit=Fit(passes="4 * validation"),  # the image and at most three squeezed ones
         images=Images(windows=("median", "nlm_search", "nlm_patch")),
+        rules=(
+            Rule(
+                when={"bits": (None,), "median": (1,), "nlm_search": (None,)},
+                text="it has no squeezer: set bits to 5",
+            ),
+        ),
     )
 
     def __init__(
@@ -61,18 +67,11 @@ class FeatureSqueezingDetector(Method):
         nlm_patch: Odd = 3,
         nlm_strength: Length = "2/255",
         false_positive_rate: Share = 0.05,
-        validation: Share = 0.1,
+        validation: Interior = 0.1,
         batch_size: Count = 128,
     ) -> None:
         super().__init__()
         check_strength("feature_squeezing_detector: nlm_strength", nlm_strength)
-        if bits is None and median == 1 and nlm_search is None:
-            raise UserError("feature_squeezing_detector has no squeezer: set bits to 5")
-        if validation == 0.0:
-            raise UserError(
-                "feature_squeezing_detector: validation is 0, but the threshold needs held-out "
-                "images: choose a fraction in (0, 1)"
-            )
         self.bits, self.median = bits, median
         self.nlm_search, self.nlm_patch = nlm_search, nlm_patch
         self.nlm_strength = nlm_strength

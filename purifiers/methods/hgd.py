@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from purifiers.core.errors import check_choice
 from purifiers.core.modes import frozen_meanwhile
 from purifiers.core.noise import derive_seed
 from purifiers.core.traits import Fit, Network
 from purifiers.methods._fitted_autoencoder import FittedAutoencoder, Makers
 from purifiers.methods._unet import DenoisingUnet
-
-GUIDANCES = ("class", "logits")
 
 
 def _dunet(channels: int, width: int, _: float) -> DenoisingUnet:
@@ -50,9 +47,8 @@ class Hgd(FittedAutoencoder):
 
     VARIANTS: ClassVar[Makers] = {**FittedAutoencoder.VARIANTS, "dunet": _dunet}
 
-    def __init__(self, *, guidance: str = "class", **common: Any) -> None:
+    def __init__(self, *, guidance: Literal["class", "logits"] = "class", **common: Any) -> None:
         super().__init__(**common)
-        check_choice("Hgd: guidance", guidance, GUIDANCES)
         self.guidance = guidance
 
     def fit_loss(self, images: Tensor, labels: Tensor, indices: Tensor, seed: int) -> Tensor:

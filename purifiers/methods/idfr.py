@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.attacks.bim import Bim
+from purifiers.core.choices import Schedule
 from purifiers.core.component import Method
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.heads import head_name, split, with_restorer
 from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator, normal
@@ -24,16 +26,14 @@ from purifiers.core.recipe import Recipe
 from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
 from purifiers.core.step_count import StepCount
 from purifiers.core.training_images import Pixels, to_float
-from purifiers.core.traits import Fit, MethodTraits, Network, SecondTraining
+from purifiers.core.traits import Fit, MethodTraits, Network, Rule, SecondTraining
 from purifiers.methods._idfr_mixing import Mixing
 from purifiers.methods._idfr_networks import (
     EMBEDDING,
-    RESIDUALS,
     FeatureRestorer,
     InputDenoiser,
 )
 
-LOSSES = ("cross_entropy", "features")
 RESTORER = "restorer"
 POOL_BATCH = 256
 """Images per batch whose embeddings are computed; affects time and memory only."""
@@ -108,6 +108,30 @@ class Idfr(Method):
             passes="1",
             fit_passes="3 * epochs * (1 + noise_rounds) + 2 * restore",
         ),
+        rules=(
+            Rule(
+                holds="restorer_width >= 8",
+                text=(
+                    "restorer_width is {restorer_width}, but FR's narrowest layer has 1/8 of it: "
+                    "choose at least 8"
+                ),
+            ),
+            Rule(
+                when={"restore": (True,)},
+                holds="snapshots == 0",
+                text=(
+                    "snapshots is {snapshots}, but FR is fitted behind the last ID: set restore to "
+                    "false, or snapshots to 0"
+                ),
+            ),
+            Rule(
+                holds="snapshot <= snapshots",
+                text=(
+                    "snapshot is {snapshot}, but the training keeps {snapshots}: lower it, or "
+                    "raise snapshots and fit again"
+                ),
+            ),
+        ),
     )
 
     copies: Tensor
@@ -116,8 +140,8 @@ class Idfr(Method):
         self,
         *,
         restore: bool = True,
-        residual: str = "none",
-        loss: str = "cross_entropy",
+        residual: Literal["none", "signed", "positive"] = "none",
+        loss: Literal["cross_entropy", "features"] = "cross_entropy",
         width: Count = 32,
         restorer_width: Count = 256,
         eps: Length = "8/255",
@@ -131,28 +155,11 @@ class Idfr(Method):
         restore_epochs: Positive = 80,
         restore_batch_size: Count = 96,
         restore_learning_rate: Positive = 0.01,
-        schedule: str = "step",
+        schedule: Schedule = "step",
         snapshots: Whole = 0,
         snapshot: Whole = 0,
     ) -> None:
         super().__init__()
-        check_choice("idfr: residual", residual, RESIDUALS)
-        check_choice("idfr: loss", loss, LOSSES)
-        if restorer_width < 8:
-            raise UserError(
-                f"idfr: restorer_width is {restorer_width}, but FR's narrowest layer has 1/8 of "
-                "it: choose at least 8"
-            )
-        if snapshots and restore:
-            raise UserError(
-                f"idfr: snapshots is {snapshots}, but FR is fitted behind the last ID: set restore "
-                "to false, or snapshots to 0"
-            )
-        if snapshot > snapshots:
-            raise UserError(
-                f"idfr: snapshot is {snapshot}, but the training keeps {snapshots}: lower it, or "
-                "raise snapshots and fit again"
-            )
         self.restore, self.residual, self.loss = restore, residual, loss
         self.snapshots, self.snapshot = snapshots, snapshot
         self.width, self.restorer_width = width, restorer_width

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from purifiers.core.component import Method
-from purifiers.core.errors import UserError, check_choice
+from purifiers.core.errors import UserError
 from purifiers.core.logits import as_logits
 from purifiers.core.noise import generator
-from purifiers.core.ranges import Count, NonNegative, Positive, Share
+from purifiers.core.ranges import Count, Interior, NonNegative, Positive, Share
 from purifiers.core.recipe import Recipe
 from purifiers.core.traits import Fit, MethodTraits, Network
 from purifiers.methods._autoencoder import Autoencoder
 from purifiers.methods._magnet_autoencoder import (
-    ACTIVATIONS,
     FlatAutoencoder,
     PooledAutoencoder,
 )
 
-VARIANTS = ("two_scale", "single_scale")
 SMALLEST = 1e-12
 """Lower bound of a detector's mark, so that its logarithm is finite; our choice."""
 
@@ -77,25 +76,18 @@ class Magnet(Method):
     def __init__(
         self,
         *,
-        variant: str = "two_scale",
+        variant: Literal["two_scale", "single_scale"] = "two_scale",
         temperatures: Sequence[Positive] = (),
         width: Count = 3,
-        activation: str = "sigmoid",
+        activation: Literal["sigmoid", "relu"] = "sigmoid",
         noise: NonNegative = 0.1,
         drop_rate: Share = 0.001,
-        validation: Share = 0.1,
+        validation: Interior = 0.1,
         epochs: Positive = 100,
         batch_size: Count = 256,
         learning_rate: Positive = 0.001,
     ) -> None:
         super().__init__()
-        check_choice("magnet: variant", variant, VARIANTS)
-        check_choice("magnet: activation", activation, ACTIVATIONS)
-        if validation == 0.0:
-            raise UserError(
-                f"magnet: validation is {validation}, but detectors need held-out images: "
-                "choose a fraction in (0, 1)"
-            )
         self.variant, self.width, self.activation = variant, width, activation
         self.noise, self.drop_rate = noise, drop_rate
         self.temperatures = tuple(temperatures)

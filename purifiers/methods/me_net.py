@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from purifiers.core.choices import CompletionKind
 from purifiers.core.component import Method, default_indices
 from purifiers.core.matrix_completion import Completion, check_chances, drawn_mask
 from purifiers.core.ranges import Chance, Count, Positive
@@ -51,7 +52,7 @@ class MeNet(Method):
     def __init__(
         self,
         *,
-        completion: str = "usvt",
+        completion: CompletionKind = "usvt",
         rank: Count = 25,
         keep_start: Chance = 0.8,
         keep_end: Chance = 1.0,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from purifiers.core.choices import Precision, Schedule
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
@@ -102,13 +103,13 @@ class PixelDefend(Method):
         mixtures: Count = 10,
         dropout: Share = 0.5,
         learning_rate: Positive = 1e-3,
-        schedule: str = "step",
+        schedule: Schedule = "step",
         batch_size: Count = 48,
         epochs: Positive = 5000,
         average: Share = 0.9995,
         validation: Share = 0.0,
         early_stopping: Whole = 0,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self.eps, self.average = eps, average

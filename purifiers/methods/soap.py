@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from purifiers.core.choices import Task
 from purifiers.core.component import Method, default_indices
 from purifiers.core.errors import UserError
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count
-from purifiers.core.self_supervision import Joint, Views, auxiliary_losses, check_task, head_of
+from purifiers.core.self_supervision import Joint, Views, auxiliary_losses, head_of
 from purifiers.core.traits import MethodTraits, TrainedWith
 
 DETECTOR_SCALE = 100.0
@@ -54,13 +55,12 @@ class Soap(Method):
     def __init__(
         self,
         *,
-        task: str = "label_consistency",
+        task: Task = "label_consistency",
         delta: Length = "4/255",
         steps: Count = 5,
         levels: Count = 10,
     ) -> None:
         super().__init__()
-        check_task("soap", task)
         self.task, self.delta = task, delta
         self.steps, self.levels = steps, levels
         self._classifier: list[nn.Module] = []  # in a list, so that it is no submodule

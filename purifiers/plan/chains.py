@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from purifiers.core import registry
-from purifiers.core.errors import UserError
+from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.formula import evaluate
 from purifiers.core.spec import ComponentSpec
+from purifiers.core.traits import IMAGE_SIDES, Taps, check_rules
 from purifiers.plan.resolve import Setting
 
 
@@ -20,7 +21,8 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
         shape: (C, H, W) of the images.
 
     Raises:
-        UserError: the classifier's training, the number of channels or the image size does not fit.
+        UserError: the classifier's training or parts, the number of channels or the image size do
+            not fit.
     """
     traits = registry.method_traits(method.component)
     where = f"{setting.where}: method {name!r}"
@@ -37,6 +39,8 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
                 f"{where} requires a classifier trained with {', '.join(required)}, but "
                 f"{setting.cell['training']!r} is {', '.join(actual)}: choose another training"
             )
+    if traits.taps is not None:
+        _check_taps(setting, traits.taps, method, where)
     images = traits.images
     if images.channels and channels not in images.channels:
         allowed = " or ".join(str(count) for count in images.channels)
@@ -72,10 +76,29 @@ def check_method(setting: Setting, name: str, method: ComponentSpec, shape: Sequ
                 f"{where}: {norm} is {limit:g}, but scores of {height}x{width} images have "
                 f"norms of about {root:.1f} at most, the root of their number of values: lower it"
             )
+    sides = dict(zip(IMAGE_SIDES, (height, width), strict=True))
+    check_rules(images.rules, {**method.parameters, **sides}, where)
     for window in images.windows:
         side = method.parameters[window]
         if side is not None and side > min(height, width):
             raise UserError(
                 f"{where}: {window} is {side}, larger than {height}x{width} images: lower it or "
                 "choose another data set"
+            )
+
+
+def _check_taps(setting: Setting, taps: Taps, method: ComponentSpec, where: str) -> None:
+    """Refuse names that are no part of the classifier, where its source declares its parts.
+
+    A dotted name is checked up to its first dot.
+    """
+    name = setting.cell["classifier"]
+    component = setting.recipe("classifier", name).component
+    parts = registry.describe("classifier", component).parts
+    value = method.parameters[taps.parameter]
+    for tap in (value,) if isinstance(value, str) else value:
+        if parts and tap not in taps.words and tap.partition(".")[0] not in parts:
+            raise UserError(
+                f"{where}: {taps.parameter}: classifier {name!r} has no {tap!r}"
+                f"{did_you_mean(tap, parts)}: choose among {', '.join(parts)}, or parts of these"
             )

@@ -96,6 +96,7 @@ class Setting:
                 if key in layer:
                     value = _changed(described, key, value, layer[key], settings, where)
             resolved[key] = described.checked(key, value, where)
+        described.check_rules(resolved, where)
         return component_spec(kind, component_name, resolved, where)
 
 

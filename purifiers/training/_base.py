@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 from torch import Tensor
 
+from purifiers.core.choices import Augmentation, Decayed, Optimizer, Precision, Schedule
 from purifiers.core.component import Classifier, Component
 from purifiers.core.coreset import Coreset
 from purifiers.core.fitting import Workplace
@@ -48,20 +49,20 @@ class Training(Component):
         epochs: Positive = 205,
         batch_size: Count = 128,
         learning_rate: Positive = 0.1,
-        optimizer: str = "sgd",
+        optimizer: Optimizer = "sgd",
         momentum: Share = 0.9,
         weight_decay: NonNegative = 2e-4,
-        decayed: str = "all",
-        schedule: str = "step",
+        decayed: Decayed = "all",
+        schedule: Schedule = "step",
         milestones: Sequence[Fraction] = (0.5, 0.75),
         learning_rate_decay: Fraction = 0.1,
-        augmentation: str = "none",
+        augmentation: Augmentation = "none",
         crop_padding: Count = 4,
         validation: Share = 0.0,
         patience: Count = 4,
         min_learning_rate: NonNegative = 0.0,
         early_stopping: Whole = 0,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         self.recipe = Recipe(
             epochs=epochs,

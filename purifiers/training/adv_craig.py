@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,15 +13,12 @@ from purifiers.attacks.fast_lpa import FastLpa
 from purifiers.attacks.pgd import Pgd
 from purifiers.core.component import Attack, Classifier
 from purifiers.core.coreset import Coreset, facility_location, shares
-from purifiers.core.errors import UserError, check_choice
 from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator
 from purifiers.core.numbers import Length
-from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share
+from purifiers.core.ranges import Chance, Count, Fraction, NonNegative, Positive, Share
 from purifiers.core.training_images import TrainingImages
 from purifiers.training._perceptual_advex import PerceptualAdvex
-
-OBJECTIVES = ("pgd", "fast_lpa")
 
 
 class AdvCraig(PerceptualAdvex):
@@ -82,8 +79,8 @@ class AdvCraig(PerceptualAdvex):
     def __init__(
         self,
         *,
-        objective: str = "pgd",
-        fraction: Fraction = 0.5,
+        objective: Literal["pgd", "fast_lpa"] = "pgd",
+        fraction: Chance = 0.5,
         select_every: Count = 20,
         eps: Length = "8/255",
         step_size: Length = "1.25/255",
@@ -99,7 +96,6 @@ class AdvCraig(PerceptualAdvex):
         clip_value: NonNegative = 0.0,
         **common: Any,
     ) -> None:
-        check_choice("objective", objective, OBJECTIVES)
         super().__init__(
             epochs=epochs,
             batch_size=batch_size,
@@ -110,8 +106,6 @@ class AdvCraig(PerceptualAdvex):
             clip_value=clip_value,
             **common,
         )
-        if fraction == 0.0:
-            raise UserError("adv_craig: fraction is 0: choose a part of the images, such as 0.5")
         self.fraction, self.select_every = fraction, select_every
         self.attack: Attack = (
             Pgd(eps=eps, steps=steps, step_size=step_size)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core import augmix
+from purifiers.core.choices import Optimizer, Schedule
 from purifiers.core.component import Classifier
 from purifiers.core.ranges import Count, NonNegative, Positive
 from purifiers.training._base import Training
@@ -46,9 +47,9 @@ class Augmix(Training):
         width: Count = 3,
         depth: Count | None = None,
         epochs: Positive = 100,
-        optimizer: str = "nesterov",
+        optimizer: Optimizer = "nesterov",
         weight_decay: NonNegative = 5e-4,
-        schedule: str = "cosine",
+        schedule: Schedule = "cosine",
         min_learning_rate: NonNegative = 1e-6,
         **common: Any,
     ) -> None:

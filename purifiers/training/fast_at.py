@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from purifiers.core.choices import Schedule
 from purifiers.core.component import Classifier
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import NonNegative, Positive
@@ -41,7 +42,7 @@ class FastAt(Training):
         epochs: Positive = 15,
         learning_rate: Positive = 0.2,
         weight_decay: NonNegative = 5e-4,
-        schedule: str = "cyclic",
+        schedule: Schedule = "cyclic",
         **common: Any,
     ) -> None:
         super().__init__(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from purifiers.core.component import Classifier
-from purifiers.core.errors import check_choice
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count, Whole
 from purifiers.core.target import input_gradient
 from purifiers.training.plateau import Plateau
-
-SEED_LABELS = ("dataset", "oracle")
 
 
 class JacobianSubstitute(Plateau):
@@ -66,11 +63,10 @@ class JacobianSubstitute(Plateau):
         rounds: Count = 6,
         augmentation_step: Length = 0.1,
         negative_rounds: Whole = 3,
-        seed_labels: str = "dataset",
+        seed_labels: Literal["dataset", "oracle"] = "dataset",
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        check_choice("seed_labels", seed_labels, SEED_LABELS)
         self.seed_images, self.rounds = seed_images, rounds
         self.augmentation_step = augmentation_step
         self.negative_rounds = negative_rounds

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.attacks.pgd import Pgd
+from purifiers.core.choices import Mode, Statistics
 from purifiers.core.component import Classifier
-from purifiers.core.errors import check_choice
-from purifiers.core.modes import STATISTICS, attack_mode
+from purifiers.core.modes import attack_mode
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Count
 from purifiers.training._base import Training
@@ -52,13 +52,12 @@ class Madry(Training):
         eps: Length = "8/255",
         steps: Count = 10,
         step_size: Length = "2/255",
-        attack_mode: str = "train",
-        statistics: str = "adversarial",
+        attack_mode: Mode = "train",
+        statistics: Statistics = "adversarial",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.attack = Pgd(eps=eps, steps=steps, step_size=step_size)
-        check_choice("statistics", statistics, STATISTICS)
         self.attack_mode, self.statistics = attack_mode, statistics
 
     def adversarial(

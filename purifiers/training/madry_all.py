@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,13 +12,10 @@ from purifiers.attacks.pgd import Pgd
 from purifiers.attacks.pgd_l2 import PgdL2
 from purifiers.attacks.stadv import Stadv
 from purifiers.core.component import Attack, Classifier
-from purifiers.core.errors import check_choice
 from purifiers.core.noise import generator
 from purifiers.core.numbers import Length, Radius
 from purifiers.core.ranges import Count, Positive
 from purifiers.training._perceptual_advex import PerceptualAdvex
-
-MIXTURES = ("random", "average", "maximum")
 
 
 class MadryAll(PerceptualAdvex):
@@ -50,7 +47,7 @@ class MadryAll(PerceptualAdvex):
     def __init__(
         self,
         *,
-        mixture: str = "maximum",
+        mixture: Literal["random", "average", "maximum"] = "maximum",
         eps: Length = "8/255",
         radius: Radius = 1.0,
         bound: Positive = 0.05,
@@ -58,7 +55,7 @@ class MadryAll(PerceptualAdvex):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.mixture = check_choice("mixture", mixture, MIXTURES)
+        self.mixture = mixture
         share = 1 / steps**0.5
         self.attacks: tuple[Attack, ...] = (
             Pgd(eps=eps, steps=steps, step_size=share * eps),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from purifiers.core.choices import CompletionKind
 from purifiers.core.component import Classifier
 from purifiers.core.matrix_completion import (
     Completion,
@@ -61,7 +62,7 @@ class MeNet(Training):
     def __init__(
         self,
         *,
-        completion: str = "usvt",
+        completion: CompletionKind = "usvt",
         rank: Count = 25,
         keep_start: Chance = 0.8,
         keep_end: Chance = 1.0,

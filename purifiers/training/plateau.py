@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from purifiers.core.choices import Optimizer, Schedule
 from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from purifiers.training._base import Training
 from purifiers.training.natural import Natural
@@ -30,9 +31,9 @@ class Plateau(Natural):
         *,
         epochs: Positive = 100,
         learning_rate: Positive = 0.001,
-        optimizer: str = "adam",
+        optimizer: Optimizer = "adam",
         weight_decay: NonNegative = 0.0,
-        schedule: str = "plateau",
+        schedule: Schedule = "plateau",
         learning_rate_decay: Fraction = 0.5,
         validation: Share = 0.1,
         patience: Count = 4,

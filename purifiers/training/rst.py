@@ -16,16 +16,17 @@ from torch.nn import functional
 
 from purifiers.core import fitting
 from purifiers.core.artifacts import read_sealed, write_sealed
+from purifiers.core.choices import Optimizer, Schedule
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError
 from purifiers.core.finite import checked_at_end
 from purifiers.core.loop import Order
 from purifiers.core.modes import evaluation
 from purifiers.core.noise import derive_seed, generator
-from purifiers.core.ranges import Count, Fraction, NonNegative, Positive, Share
+from purifiers.core.ranges import Count, Fraction, Interior, NonNegative, Positive
 from purifiers.core.recipe import Recipe
 from purifiers.core.training_images import Pixels, to_float
-from purifiers.core.traits import Note
+from purifiers.core.traits import Note, Rule
 from purifiers.training.trades import Trades, divergence
 
 TEACHER = "teacher"
@@ -78,19 +79,35 @@ class Rst(Trades):
                 "stand in for the 500,000 pseudo-labelled images",
             ),
         ),
+        rules=(
+            Rule(
+                holds=(
+                    "unlabelled_per_batch * batch_size >= 1 and"
+                    " unlabelled_per_batch * batch_size < batch_size"
+                ),
+                text=(
+                    "unlabelled_per_batch is {unlabelled_per_batch} of a batch of {batch_size}: "
+                    "choose a share that leaves images of both kinds"
+                ),
+            ),
+            Rule(
+                holds="validation == 0",
+                text="validation needs true labels: set validation to 0",
+            ),
+        ),
     )
 
     def __init__(
         self,
         *,
-        unlabelled: Share = 0.5,
+        unlabelled: Interior = 0.5,
         unlabelled_per_batch: Fraction = 0.5,
         teacher_epochs: Positive = 200,
         epochs: Positive = 200,
         batch_size: Count = 256,
-        optimizer: str = "nesterov",
+        optimizer: Optimizer = "nesterov",
         weight_decay: NonNegative = 5e-4,
-        schedule: str = "cosine",
+        schedule: Schedule = "cosine",
         **common: Any,
     ) -> None:
         super().__init__(
@@ -101,17 +118,7 @@ class Rst(Trades):
             schedule=schedule,
             **common,
         )
-        if unlabelled == 0.0:
-            raise UserError("rst: unlabelled is 0: choose a share above 0, or the training trades")
-        drawn = int(unlabelled_per_batch * batch_size)
-        if not 0 < drawn < batch_size:
-            raise UserError(
-                f"rst: unlabelled_per_batch {unlabelled_per_batch:g} takes {drawn} of a batch of "
-                f"{batch_size}: choose a share that leaves images of both kinds"
-            )
-        if self.recipe.validation:
-            raise UserError("rst: validation needs true labels: set validation to 0")
-        self.unlabelled, self.drawn = unlabelled, drawn
+        self.unlabelled, self.drawn = unlabelled, int(unlabelled_per_batch * batch_size)
         self.teacher_recipe = replace(self.recipe, epochs=teacher_epochs)
 
     def loss(

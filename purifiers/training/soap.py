@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from purifiers.core.choices import Task
 from purifiers.core.component import Classifier
 from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.noise import generator
 from purifiers.core.ranges import Fraction, NonNegative, Positive
-from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, check_task, head_of, rotated
+from purifiers.core.self_supervision import NOISE, ROTATIONS, Views, head_of, rotated
 from purifiers.training._base import Training
 
 
@@ -49,7 +50,7 @@ class Soap(Training):
     def __init__(
         self,
         *,
-        task: str = "label_consistency",
+        task: Task = "label_consistency",
         alpha: NonNegative = 1.0,
         epochs: Positive = 100,
         weight_decay: NonNegative = 1e-4,
@@ -57,7 +58,6 @@ class Soap(Training):
         **common: Any,
     ) -> None:
         super().__init__(epochs=epochs, weight_decay=weight_decay, milestones=milestones, **common)
-        check_task("soap", task)
         self.task, self.alpha = task, alpha
 
     def loss(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from purifiers.core.choices import Mode
 from purifiers.core.component import Classifier
 from purifiers.core.modes import attack_mode
 from purifiers.core.noise import normal
@@ -51,7 +52,7 @@ class Trades(Training):
         eps: Length = 0.031,
         steps: Count = 10,
         step_size: Length = 0.007,
-        attack_mode: str = "eval",
+        attack_mode: Mode = "eval",
         **common: Any,
     ) -> None:
         super().__init__(**common)

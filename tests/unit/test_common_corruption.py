@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from purifiers.attacks._cifar10_c import CORRUPTIONS
 from purifiers.attacks._corruptions import MADE, brightness, contrast, pixelate, saturate
 from purifiers.attacks.common_corruption import CommonCorruption
+from purifiers.core.choices import CHOICES
 from purifiers.core.component import build
 from purifiers.core.errors import UserError
 
+CORRUPTIONS = CHOICES["Corruption"]
 RANDOM = np.random.RandomState(0)
 NAMES = sorted(MADE)
 
@@ -116,7 +117,7 @@ def test_what_no_library_makes_is_refused_with_its_file(name: str) -> None:
     [
         ({"corruption": "gaussian_blurr"}, "did you mean 'gaussian_blur'"),
         ({"severity": 6}, "severity is 6, but takes a whole number from 1 to 5"),
-        ({"source": "web"}, "choose made or files"),
+        ({"source": "web"}, "choose one of made, files"),
     ],
 )
 def test_wrong_parameters(wrong: dict, message: str) -> None:

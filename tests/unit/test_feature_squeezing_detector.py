@@ -91,7 +91,7 @@ def test_it_can_be_attacked() -> None:
     ("parameters", "message"),
     [
         ({"bits": None, "median": 1}, "has no squeezer: set bits to 5$"),
-        ({"validation": 0.0}, r"validation is 0, .*: choose a fraction in \(0, 1\)$"),
+        ({"validation": 0.0}, r"validation is 0.0, but takes a number in \(0, 1\)$"),
         ({"nlm_strength": 0.0}, "nlm_strength is 0: choose a number above 0"),
     ],
 )

@@ -15,12 +15,20 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
 
 def check(
-    name: str, shape: tuple[int, ...] = GREY, training: Any = ("natural", {}), **parameters: Any
+    name: str,
+    shape: tuple[int, ...] = GREY,
+    training: Any = ("natural", {}),
+    classifier: str = "wide_resnet",
+    **parameters: Any,
 ) -> None:
     setting = SimpleNamespace(
         where="toy/table_1",
-        cell={"training": "t"},
-        recipe=lambda kind, _: component_spec(kind, training[0], training[1]),
+        cell={"training": "t", "classifier": "c"},
+        recipe=lambda kind, _: (
+            component_spec(kind, classifier, {})
+            if kind == "classifier"
+            else component_spec(kind, training[0], training[1])
+        ),
     )
     check_method(setting, "m", component_spec("method", name, parameters), shape)
 
@@ -70,7 +78,7 @@ def test_atop_masks_whole_blocks_of_images_that_its_discriminator_can_halve() ->
     check("atop", COLOUR, mask_block=8, discriminator_depth=5)
     with pytest.raises(UserError, match=r"^toy/table_1: .* 28x28 .* not multiples of 8 \(mask_b"):
         check("atop", GREY, mask_block=8)
-    smaller = r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* discriminator_"
+    smaller = r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* \(discriminator_"
     with pytest.raises(UserError, match=smaller):
         check("atop", GREY, discriminator_depth=5)
     check("atop", GREY, side=256, mask_block=32, discriminator_depth=6)

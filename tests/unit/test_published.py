@@ -27,7 +27,7 @@ EXPECTED = {
     "atop": "table_1 table_6 table_7 figure_1 figure_3 figure_4a audit audit_autoattack audit_cost "
     "audit_selection",
     "idfr": "table_1 table_2 table_3 table_4 table_5 table_6 table_7 figure_1 figure_2 figure_3 "
-    "audit audit_fast_at audit_leak",
+    "audit audit_diff_pure audit_fast_at audit_leak audit_steps audit_variants",
     "field": "ranking",
 }
 QUOTED = [place for place in PLACES if "quoted" in str(DOCUMENTS[place.values])]

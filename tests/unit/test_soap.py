@@ -392,9 +392,9 @@ def test_bad_trainings_and_networks_are_refused():
         JointTraining(alpha=-1.0)
     with pytest.raises(UserError, match="choose one of"):
         JointTraining(task="jigsaw")
-    with pytest.raises(UserError, match="soap_cae: task is 'rotation'"):
+    with pytest.raises(UserError, match="SoapCae: task is 'rotation'"):
         SoapCae(SHAPE, 3, task="rotation")
-    with pytest.raises(UserError, match="soap_resnet: task is 'reconstruction'"):
+    with pytest.raises(UserError, match="SoapResnet: task is 'reconstruction'"):
         SoapResnet(SHAPE, 3, task="reconstruction")
     with pytest.raises(UserError, match="there is no decoder"):
         SoapCae(SHAPE, 3, width=4, units=8).joint(torch.rand(1, *SHAPE))

@@ -78,7 +78,7 @@ def test_atop_masks_whole_blocks_of_images_that_its_discriminator_can_halve() ->
     check("atop", COLOUR, mask_block=8, discriminator_depth=5)
     with pytest.raises(UserError, match=r"^toy/table_1: .* 28x28 .* not multiples of 8 \(mask_b"):
         check("atop", GREY, mask_block=8)
-    smaller = r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* \(discriminator_"
+    smaller = r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* \(discr"
     with pytest.raises(UserError, match=smaller):
         check("atop", GREY, discriminator_depth=5)
     check("atop", GREY, side=256, mask_block=32, discriminator_depth=6)

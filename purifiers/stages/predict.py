@@ -25,8 +25,8 @@ from purifiers.stages._opening import (
 def run(folder: RunFolder, spec: PredictSpec, context: Context) -> Outcome:
     """Write ``logits.npy``, float32 (n, draws, classes), classified by the original classifier.
 
-    Draws are purified one after another: in one batch they give the same images, but on a processor
-    only batches of a few images are faster so.
+    Draws are purified one by one: each has a seed of its own, and a method takes one per call.
+    On a processor, batching 5 draws of ADP is faster for a few images only, not for 25 or 125.
 
     Draw 0 is the draw that the stages ``purify`` and ``score`` use. With ``all_steps`` the logits
     are (n, draws, states, classes).

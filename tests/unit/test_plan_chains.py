@@ -78,12 +78,43 @@ def test_atop_masks_whole_blocks_of_images_that_its_discriminator_can_halve() ->
     check("atop", COLOUR, mask_block=8, discriminator_depth=5)
     with pytest.raises(UserError, match=r"^toy/table_1: .* 28x28 .* not multiples of 8 \(mask_b"):
         check("atop", GREY, mask_block=8)
-    smaller = r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* \(discr"
+    smaller = (
+        r"^toy/table_1: method 'm': 28x28 images are smaller than 32 \(2 \*\* \(discriminator_"
+    )
     with pytest.raises(UserError, match=smaller):
         check("atop", GREY, discriminator_depth=5)
     check("atop", GREY, side=256, mask_block=32, discriminator_depth=6)
     with pytest.raises(UserError, match="sides of 256x256 images are not multiples of 7"):
         check("atop", GREY, side=256, mask_block=7)
+
+
+def test_atop_without_a_discriminator_has_no_depth() -> None:
+    check("atop", GREY, discriminator_depth=6, gan_weight=0)
+
+
+def test_atop_masks_at_least_one_block() -> None:
+    check("atop", COLOUR, mask_share=1 / 64)
+    with pytest.raises(
+        UserError, match=r"a share of 0\.015 of 32x32 images is less than a block of"
+    ):
+        check("atop", COLOUR, mask_share=0.015)
+    with pytest.raises(UserError, match="32x32 images have less than 5 blocks of mask_block 16"):
+        check("atop", COLOUR, mask_block=16, mask_share=0.5, masks=5)
+
+
+def test_taps_are_parts_of_the_classifier() -> None:
+    check("aid", COLOUR, taps=["conv1", "stage2.0", "head"])
+    check("aid", COLOUR, classifier="vgg", taps=["stage5"])
+    check("aid", COLOUR, classifier="robustbench", taps=["layer.0"])  # unknown until it is built
+    check("nrp", COLOUR)
+    check("nrp", COLOUR, classifier="resnet18", tap="stage4")
+    missing = (
+        r"^toy/table_1: method 'm': taps: classifier 'c' has no 'conv1': choose among stage1, "
+    )
+    with pytest.raises(UserError, match=missing):
+        check("aid", COLOUR, classifier="vgg")
+    with pytest.raises(UserError, match=r"tap: .* has no 'stage9' \(did you mean 'stage3'\?\)"):
+        check("nrp", COLOUR, tap="stage9")
 
 
 def test_others_take_what_comes() -> None:

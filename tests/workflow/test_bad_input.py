@@ -86,6 +86,17 @@ def assert_one_line(err: str, *parts: str) -> None:
         (PAPER, "eps: 0.15", "eps: 8", ["eps is 8", "write 8/255 for 8 grey levels"]),
         (PAPER, "eps: $eps", "eps: $epz", ["settings has no 'epz' (did you mean 'eps'?)"]),
         (PAPER, "iterations: 10", "iteration: 10", ["(did you mean 'iterations'?)"]),
+        (PAPER, "depth: 10", "depth: 11", ["classifier.small: depth is 11, but must be 6 n + 4"]),
+        (
+            PAPER,
+            "aid, width: 16",
+            "aid, taps: [conv1, foo]",
+            ["'small' has no 'foo': choose among"],
+        ),
+        (
+            *(PAPER, "{component: aid, width: 16", "{component: aid, mixing: avmix"),
+            ["mixing is 'avmix': choose one of avmixup, mixup, av, none (did you mean 'avmixup'?)"],
+        ),
         (PAPER, "digits:", "mnist:", ["settings has no row for data set 'digits'"]),
         (SCALE, "seeds:", "seedz:", ["tiny.yaml", "unknown key 'seedz' (did you mean 'seeds'?)"]),
         (SCALE, "device: cpu", "device: gpu", ["device: 'gpu' is not one of cpu, cuda, auto"]),

@@ -29,7 +29,7 @@ Stop = Literal["never", "success"]
 AttackLabels = Literal["true", "predicted"]
 """The labels that an attack moves away from."""
 
-Mode = Literal["train", "eval"]
+Mode = Literal["eval", "train"]
 """Of a network while it is attacked, see :func:`purifiers.core.modes.attack_mode`."""
 
 Statistics = Literal["adversarial", "clean"]

@@ -86,7 +86,10 @@ def declared_traits(kind: str, chain: list[ClassSource], parameters: Mapping[str
                 hint = did_you_mean(parameter, parameters)
                 raise UserError(f"{path}: traits.{field}: {owner} has no {parameter!r}{hint}")
     for field, formula in traits.formulas().items():
-        check_formula(formula, (*parameters, "images", *IMAGE_SIDES), f"{path}: traits.{field}")
+        check_formula(formula, (*parameters, "images"), f"{path}: traits.{field}")
+    images = getattr(traits, "images", None)
+    for rule in images.rules if images else ():
+        check_formula(rule.holds, (*parameters, *IMAGE_SIDES), f"{path}: traits.images.rules")
     return traits
 
 

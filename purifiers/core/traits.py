@@ -273,8 +273,6 @@ class MethodTraits(Traits):
         formulas = {**super().formulas(), "passes": self.passes, "states": self.states}
         formulas["images.side_multiple"] = self.images.side_multiple
         formulas["images.smallest_side"] = self.images.smallest_side
-        for number, rule in enumerate(self.images.rules):
-            formulas[f"images.rules[{number}].holds"] = rule.holds
         if self.fit is not None:
             formulas["fit.passes"] = self.fit.passes
         if self.network is not None:

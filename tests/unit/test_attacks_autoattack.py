@@ -214,7 +214,7 @@ def test_unknown_version():
 def test_l2_parameters_and_images():
     with pytest.raises(UserError, match="AutoattackL2: radius is 0, but"):
         AutoattackL2(radius=0.0)
-    with pytest.raises(UserError, match="autoattack_l2: version is 'random'"):
+    with pytest.raises(UserError, match="AutoattackL2: version is 'random'"):
         AutoattackL2(version="random")
     with pytest.raises(UserError, match="images are 4x8, but"):
         AutoattackL2(**BUDGET)(lambda x: x.flatten(1), torch.zeros(1, 1, 4, 8), torch.tensor([0]))

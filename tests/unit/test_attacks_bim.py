@@ -45,5 +45,5 @@ def test_defaults_are_the_papers():
 def test_wrong_parameters_are_refused():
     with pytest.raises(UserError, match="Bim: steps is 0"):
         Bim(steps=0)
-    with pytest.raises(UserError, match=r"bim: stop is 'always'"):
+    with pytest.raises(UserError, match=r"Bim: stop is 'always'"):
         Bim(stop="always")

@@ -352,8 +352,8 @@ def test_a_killed_fit_ends_with_the_same_average(tmp_path):
         ({"stop_time": 0.0}, r"stop_time is 0.0, but takes a number in \(0, 1\)"),
         ({"stop_time": 1}, "stop_time is 1"),
         ({"steps": 0}, "steps is 0"),
-        ({"sampler": "heun"}, "sampler is 'heun', but takes one of sde, ode, ddpm"),
-        ({"start": "none"}, "start is 'none', but takes one of continuous, discrete"),
+        ({"sampler": "heun"}, "sampler is 'heun': choose one of sde, ode, ddpm"),
+        ({"start": "none"}, "start is 'none': choose one of continuous, discrete"),
     ],
 )
 def test_wrong_parameters_are_refused_when_planned(parameters, told):

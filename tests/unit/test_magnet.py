@@ -217,7 +217,7 @@ def test_gradients_reach_the_image_through_the_reformer(images):
         ({"activation": "tanh"}, "choose one of sigmoid, relu"),
         ({"drop_rate": 1.0}, r"drop_rate is .*, but takes a number in \[0, 1\)"),
         ({"drop_rate": -0.1}, r"drop_rate is .*, but takes a number in \[0, 1\)"),
-        ({"validation": 0.0}, "need held-out images"),
+        ({"validation": 0.0}, r"validation is 0.0, but takes a number in \(0, 1\)"),
         ({"noise": -0.1}, "noise is -0.1, but takes a number of at least 0"),
         (
             {"temperatures": [10.0, 0.0]},

@@ -122,10 +122,10 @@ def test_published_recipe():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"unlabelled": 0.0}, "rst: unlabelled is 0: .* the training trades"),
-        ({"unlabelled_per_batch": 0.0}, "takes 0 of a batch of 256"),
-        ({"unlabelled_per_batch": 1.0}, "takes 256 of a batch of 256"),
-        ({"batch_size": 1}, "takes 0 of a batch of 1"),
+        ({"unlabelled": 0.0}, r"unlabelled is 0.0, but takes a number in \(0, 1\)"),
+        ({"unlabelled_per_batch": 0.0}, "unlabelled_per_batch is 0.0 of a batch of 256: choose"),
+        ({"unlabelled_per_batch": 1.0}, "unlabelled_per_batch is 1.0 of a batch of 256: choose"),
+        ({"batch_size": 1}, "unlabelled_per_batch is 0.5 of a batch of 1: choose"),
         ({"validation": 0.1}, "rst: validation needs true labels"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from purifiers.core import registry
 from purifiers.core.component import build
+from purifiers.core.formula import evaluate
 
 SETTINGS = {
     "fgsm": {"eps": 0.1},
@@ -134,7 +135,7 @@ def test_the_file_declares_its_price(name):
     described = registry.describe("attack", name)
     assert not described.required
     assert set(described.traits.budget) <= set(described.parameters)
-    passes = eval(described.traits.passes, {}, described.parameters)
+    passes = evaluate(described.traits.passes, described.parameters)
     assert passes > 0
 
 
@@ -151,5 +152,5 @@ def test_price_is_not_exceeded(victim, name):
     attack = make(name)
     attack(counted, victim.images, victim.labels)
     described = registry.describe("attack", name)
-    passes = eval(described.traits.passes, {}, vars(attack))
+    passes = evaluate(described.traits.passes, vars(attack))
     assert forwards <= passes * len(victim.images)

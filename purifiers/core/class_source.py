@@ -112,7 +112,7 @@ def _declared_fields(chain: list[ClassSource], kind: str) -> dict[str, Any] | No
 
 
 def declared_parts(chain: list[ClassSource]) -> tuple[str, ...]:
-    """Outer parts of a classifier: its ``TAPS``, then all other attributes that it assigns.
+    """Outer parts of a classifier: its ``TAPS``, then all other public attributes that it assigns.
 
     Empty if no class of the chain declares ``TAPS`` as a literal: then nothing is known.
     """
@@ -127,7 +127,9 @@ def declared_parts(chain: list[ClassSource]) -> tuple[str, ...]:
         inside.attr
         for node in nodes
         for inside in ast.walk(node)
-        if isinstance(inside, ast.Attribute) and isinstance(inside.ctx, ast.Store)
+        if isinstance(inside, ast.Attribute)
+        and isinstance(inside.ctx, ast.Store)
+        and not inside.attr.startswith("_")
     )
     return tuple(dict.fromkeys((*taps, *assigned))) if taps else ()
 

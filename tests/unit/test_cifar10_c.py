@@ -120,7 +120,7 @@ def test_images_and_labels_of_two_sizes(official: Path) -> None:
 
 
 def test_wrong_parameters() -> None:
-    with pytest.raises(UserError, match=r"cifar10_c: .*'snwo'.*did you mean 'snow'"):
+    with pytest.raises(UserError, match=r"Cifar10C: corruption is 'snwo': choose one of .*snow"):
         purifiers.attack("cifar10_c", corruption="snwo")
     with pytest.raises(UserError, match=r"Cifar10C: severity is 6, but takes .* from 1 to 5"):
         purifiers.attack("cifar10_c", severity=6)

@@ -140,16 +140,18 @@ def test_what_needs_no_fit_does_not_care(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classifier", "names", "listed"), [("x", ["x", "a"], "x, a"), ("a", ["x"], "x")]
+    ("classifier", "names", "listed", "taps"),
+    [("x", ["x", "a"], "x, a", ["conv1", "stage3"]), ("a", ["x"], "x", ["dense1", "dense2"])],
 )
 def test_a_method_that_listens_to_its_classifier_is_fitted_on_no_other(
-    make: Make, classifier: str, names: list[str], listed: str
+    make: Make, classifier: str, names: list[str], listed: str, taps: list[str]
 ) -> None:
-    cell = {"methods": ["aid"], "classifier": classifier, "fit_classifiers": names}
+    override = {"method.aid": {"taps": taps}}
+    cell = {"methods": ["aid"], "classifier": classifier, "override": override}
     with pytest.raises(UserError, match=rf"'aid' can only be fitted on .*not on {listed}: remove"):
-        make(row=cell)
+        make(row={**cell, "fit_classifiers": names})
     own = {**cell, "fit_classifiers": [classifier]}
-    told, unsaid = make(row=own), make(row={"methods": ["aid"], "classifier": classifier})
+    told, unsaid = make(row=own), make(row=cell)
     assert behind(told, "purifier") == behind(unsaid, "purifier")
 
 

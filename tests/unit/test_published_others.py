@@ -29,6 +29,9 @@ NOT_PRINTED = {
     "attacked_images_have_larger_scores",  # ADP's Figure 9
     "joint_attacks_hide_their_norm",
     *("atop_costs_training", "complex_purifiers_cost_more_training"),
+    "vanilla_model_has_no_robustness",  # Table 1 has words, Figure 4a no values
+    *("adversarial_training_costs_most_clean_accuracy", "purification_costs_clean_accuracy"),
+    *("purification_is_weaker_on_known_attacks", "purification_generalises"),
 }
 """Claims over cells for which the seed documents have no values."""
 
@@ -379,9 +382,12 @@ def test_the_papers_own_numbers_bear_its_claims(paper: str, claim: Json) -> None
     for part in parts_of(claim):
         if "of" in part:
             value = published_cell(paper, part["of"])
-            assert value is not None
-            below = "at_most" in part
-            margins.append(part["at_most"] - value if below else value - part["at_least"])
+            if value is None:
+                margins.append(None)
+            elif "at_most" in part:
+                margins.append(part["at_most"] - value)
+            else:
+                margins.append(value - part["at_least"])
             continue
         better, than = (published_mean(paper, part[side]) for side in ("better", "than"))
         assert "times" not in part

@@ -81,7 +81,7 @@ def test_the_plan_has_one_first_training(scale: str) -> None:
     data = len({run.spec.data for run in fits})  # CIFAR-10 and MNIST, or digits for both
     # RT1 to RT3 on the ResNet-18, and RT2 on the ResNet-50 for CIFAR-10
     assert len(tuned) == (3 * data + 1) * seeds
-    assert len({run.spec.first for run in tuned}) == 3 * data * seeds
+    assert len({run.spec.first for run in tuned}) == 2 * data * seeds  # RT2 and RT3 share theirs
     for run in tuned:
         first = by_id[run.spec.first]
         assert first.spec.classifier is None

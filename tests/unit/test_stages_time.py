@@ -258,7 +258,7 @@ def test_minutes_of_training(
     row, noted = report(tmp_path.name, "train_minutes", unit="minutes")
     if minutes is None:
         assert row["verdict"] == "not run" and pd.isna(row["reproduced"])
-        assert noted[-1] == "1 not run: fitted before training times were recorded"
+        assert noted[-1] == "all cells: not run: fitted before training times were recorded"
     else:
         assert row["verdict"] == "not comparable" and row["reproduced"] == minutes
         assert row["flags"] == ("on a card; trained on a card" if summaries else "on a card")

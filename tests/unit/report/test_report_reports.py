@@ -21,7 +21,8 @@ def test_stand_ins_are_named_where_there_are_some(paper, told, tmp_path):
     (tmp_path / "workflow").symlink_to(ROOT / "workflow")
     declared = tmp_path / "benchmarks" / paper
     declared.mkdir(parents=True)
-    for file in ("paper.yaml", "table_1.yaml", "audit_precision.yaml"):  # desk names the last
+    named = ("audit_precision.yaml", "audit_diff_pure.yaml")  # by desk
+    for file in ("paper.yaml", "table_1.yaml", *named):
         (declared / file).symlink_to(ROOT / "benchmarks" / paper / file)
     write_reports(tmp_path, "desk", [paper])
     index = (tmp_path / "results/tables/desk" / paper / "README.md").read_text()

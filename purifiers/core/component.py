@@ -208,7 +208,8 @@ class Method(Component, nn.Module):
         needs_binding: whether the class overrides :meth:`bind`; such a method refuses to purify
             before it is bound. Set by the base class.
         is_bound: whether :meth:`bind` was called. Set by the base class.
-        bound_channels: channels of the images that it was bound for; None: not bound.
+        bound_channels: number of image channels passed to :meth:`bind`; None before it. Set by the
+            base class.
         stored_examples: adversarial examples of all training images, float32 (n, C, H, W), for each
             classifier that the method is fitted on. Empty: the method generates them when needed.
         recipe: training settings of its weights (fitted methods only).

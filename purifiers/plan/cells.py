@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -227,6 +228,14 @@ class Document:
     axis: str = ""
     images: ImageGrid | None = None
     choose_on: int = 0
+
+
+def by_block(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Group cells by block; blocks and cells keep their order."""
+    blocks: dict[str, list[Cell]] = {}
+    for cell in cells:
+        blocks.setdefault(cell.block, []).append(cell)
+    return blocks
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from purifiers.core.ancestry import image_history
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.spec import ScoreSpec
-from purifiers.plan.cells import Cell, Document, ScaleInfo
+from purifiers.plan.cells import Cell, Document, ScaleInfo, by_block
 from purifiers.report.figures import save
 from purifiers.report.layout import heading, stamp
 from purifiers.report.results import Results, ScoreRun
@@ -95,11 +95,8 @@ def write_images(
 
 def _blocks(document: Document) -> Iterable[list[list[Cell]]]:
     """Group the cells to draw by block, and blocks with the same runs together."""
-    blocks: dict[str, list[Cell]] = {}
-    for cell in _cells_to_draw(document):
-        blocks.setdefault(cell.block, []).append(cell)
     alike: dict[Any, list[list[Cell]]] = {}
-    for cells in blocks.values():
+    for cells in by_block(_cells_to_draw(document)).values():
         alike.setdefault(tuple(cell.scores for cell in cells), []).append(cells)
     return alike.values()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from purifiers.plan.cells import Cell, Document, Flag, FlagKind, ScaleInfo
+from purifiers.plan.cells import Cell, Document, Flag, FlagKind, ScaleInfo, by_block
 from purifiers.report.compare import (
     DIFFERS,
     ELSEWHERE,
@@ -74,21 +74,17 @@ def blocks(document: Document, frame: pd.DataFrame) -> list[Block]:
     """Lay out a document's blocks in order; ``frame`` is its aggregate, one row per cell."""
     bare = all(cell.published is None for cell in document.cells)
     grids: dict[str, dict[tuple[str, str], str]] = {}
-    cells: dict[str, list[Cell]] = {}
     for cell, row in zip(document.cells, frame.to_dict("records"), strict=True):
         grids.setdefault(cell.block, {})[cell.row, cell.column] = cell_text(cell, row, bare)
-        cells.setdefault(cell.block, []).append(cell)
     result = []
-    for name, grid in grids.items():
-        rows = {cell.row: cell.row_label for cell in cells[name]}
-        columns = {cell.column: cell.column_label for cell in cells[name]}
+    for name, cells in by_block(document.cells).items():
+        rows = {cell.row: cell.row_label for cell in cells}
+        columns = {cell.column: cell.column_label for cell in cells}
         texts_by_row = tuple(
-            (label, tuple(grid.get((row, column), "") for column in columns))
+            (label, tuple(grids[name].get((row, column), "") for column in columns))
             for row, label in rows.items()
         )
-        result.append(
-            Block(name, cells[name][0].block_label, tuple(columns.values()), texts_by_row)
-        )
+        result.append(Block(name, cells[0].block_label, tuple(columns.values()), texts_by_row))
     return result
 
 
@@ -209,17 +205,15 @@ def places(document: Document, cells: Collection[Cell]) -> str:
     that hold in every block have no block. Too long a list is the number of cells.
     """
     members = {(cell.block, cell.row, cell.column) for cell in cells}
-    by_block: dict[str, list[Cell]] = {}
-    for cell in document.cells:
-        by_block.setdefault(cell.block, []).append(cell)
+    blocks = by_block(document.cells)
     named: dict[str, list[str]] = {}
-    for block in by_block.values():
+    for block in blocks.values():
         of_block = [cell for cell in block if (cell.block, cell.row, cell.column) in members]
         for text in _within(block, of_block):
             named.setdefault(text, []).append(block[0].block_label)
     texts = []
     for text, labels in named.items():
-        prefixes = [""] if len(labels) == len(by_block) else labels
+        prefixes = [""] if len(labels) == len(blocks) else labels
         texts += [" / ".join(filter(None, (prefix, text))) or "all cells" for prefix in prefixes]
     text = "; ".join(texts)
     return text if len(text) <= LONGEST else f"{len(members)} cells (column flags of the CSV)"
@@ -231,12 +225,9 @@ def same_runs(document: Document) -> list[str]:
     Used at reduced scales, whose limits make different declarations the same, such as 20 and 1,000
     steps. One line per group, such as ``PGD-20, PGD-1000: the same runs at this scale``.
     """
-    by_block: dict[str, list[Cell]] = {}
-    for cell in document.cells:
-        if cell.identity:
-            by_block.setdefault(cell.block, []).append(cell)
+    blocks = by_block(cell for cell in document.cells if cell.identity)
     lines = []
-    for cells in by_block.values():
+    for cells in blocks.values():
         for axis, other in (("column", "row"), ("row", "column")):
             runs: dict[str, dict[str, str]] = {}
             labels: dict[str, str] = {}
@@ -247,7 +238,7 @@ def same_runs(document: Document) -> list[str]:
             groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
             for name, identities in runs.items():
                 groups.setdefault(tuple(identities.items()), []).append(labels[name])
-            prefix = f"{cells[0].block_label} / " if len(by_block) > 1 else ""
+            prefix = f"{cells[0].block_label} / " if len(blocks) > 1 else ""
             lines += [
                 f"{prefix}{', '.join(group)}: the same runs at this scale"
                 for group in groups.values()

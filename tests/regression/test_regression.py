@@ -178,10 +178,10 @@ def test_what_is_broken_turns_it_red(
     if images.run is not None:
         shutil.rmtree(spoiled / images.stage / images.run)
     fault(monkeypatch, spoiled)
-    found = compute([run], plan, spoiled)
-    lines = differences(expected, {**recomputed, **found}, same_fingerprint)
-    assert len(lines) == 1, (expected, found)
-    assert lines[0].startswith(*found)
+    counts = compute([run], plan, spoiled)
+    lines = differences(expected, {**recomputed, **counts}, same_fingerprint)
+    assert len(lines) == 1, (expected, counts)
+    assert lines[0].startswith(*counts)
 
 
 def test_the_bound() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from purifiers.plan.plan import Plan
+from purifiers.plan.scale import load_scale
 from purifiers.report import reports
 from purifiers.report.reports import STATUS, TRAITS, write_status
 
@@ -28,9 +29,9 @@ def test_a_new_table_makes_the_status_out_of_date(
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
     shutil.copy(ROOT / TRAITS.page, tmp_path)
     (tmp_path / "benchmarks/aid").mkdir(parents=True)
-    named = ("audit_precision.yaml", "audit_diff_pure.yaml")  # by desk
-    for file in ("paper.yaml", "table_1.yaml", *named):
-        shutil.copy(ROOT / "benchmarks/aid" / file, tmp_path / "benchmarks/aid")
+    documents = load_scale(ROOT, "desk").declared["papers"]["aid"]["documents"]
+    for name in ("paper", "table_1", *documents):
+        shutil.copy(ROOT / f"benchmarks/aid/{name}.yaml", tmp_path / "benchmarks/aid")
     page = tmp_path / STATUS.page
     page.write_text(f"before\n{STATUS.start}\nold\n{STATUS.end}\nafter\n")
     assert write_status(tmp_path, check=False) == 0

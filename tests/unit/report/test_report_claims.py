@@ -262,8 +262,8 @@ def test_a_mean_of_norms_is_decided_over_images(
         table = pd.DataFrame({"index": range(40), "label": 1, "score_norm": norms + change})
         table.to_parquet(folder.path / "scores.parquet")
         folder.finish(spec, ["scores.parquet"], {"n": 40}, 1.5, {})
-    given = {"metric": "score_norm", "unit": "norm", "seeds": (0,)}
-    rows = a_document(*(a_cell(row=row, scores=((row,),), **given) for row in PLACES_IN_ORDER))
+    fields = {"metric": "score_norm", "unit": "norm", "seeds": (0,)}
+    rows = a_document(*(a_cell(row=row, scores=((row,),), **fields) for row in PLACES_IN_ORDER))
     row = judge(part("aid", "madry"), other=rows)
     assert row["verdict"] == "supported"
     assert row["evidence"].endswith(": better by +1 [+1, +1] norm (40 images x 1 seed)")

@@ -108,10 +108,10 @@ class TestPicture:
         score("jpeg_a", [1] * 30 + [0] * 10), score("jpeg_b", [1] * 20 + [0] * 20)
         score("idfr_a", [1] * 40), score("idfr_b", [1] * 30 + [0] * 10)
         cells = [
-            a_cell(row=row, row_label=row, block=block, block_label=block, **told)
+            a_cell(row=row, row_label=row, block=block, block_label=block, **fields)
             for block in ("vgg", "resnet")
             for row in ("jpeg", "idfr", "tvm")
-            for told in (
+            for fields in (
                 {"column": "a", "scores": ((f"{row}_a",),), "seeds": (0,)},
                 {"scores": ((f"{row}_a", f"{row}_b"),), "seeds": (0,), "combine": MEAN},
             )

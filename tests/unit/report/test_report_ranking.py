@@ -162,10 +162,10 @@ def test_reports_of_an_attacks_package_mark_a_row(
     )
     worst = field.cells[place]
     field.cells[place] = replace(worst, scores=((*worst.scores[0], "extra"),))
-    found = ranked()
-    assert "reports" not in found["none-natural"].warnings
+    by_row = ranked()
+    assert "reports" not in by_row["none-natural"].warnings
     expected = "autoattack reports: it seems to be a randomized defense"
-    assert expected in found["aid-natural"].warnings
+    assert expected in by_row["aid-natural"].warnings
 
 
 def test_data_sets_with_the_same_runs_are_ranked_once(field: Field, ranked: Any) -> None:

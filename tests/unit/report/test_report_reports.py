@@ -21,12 +21,13 @@ def test_stand_ins_are_named_where_there_are_some(paper, told, tmp_path):
     (tmp_path / "workflow").symlink_to(ROOT / "workflow")
     declared = tmp_path / "benchmarks" / paper
     declared.mkdir(parents=True)
-    named = ("audit_precision.yaml", "audit_diff_pure.yaml")  # by desk
-    for file in ("paper.yaml", "table_1.yaml", *named):
+    scale = load_scale(ROOT, "desk")
+    for name in ("paper", "table_1", *scale.declared["papers"][paper]["documents"]):
+        file = f"{name}.yaml"
         (declared / file).symlink_to(ROOT / "benchmarks" / paper / file)
     write_reports(tmp_path, "desk", [paper])
     index = (tmp_path / "results/tables/desk" / paper / "README.md").read_text()
-    note = load_scale(ROOT, "desk").info().stand_in_note
+    note = scale.info().stand_in_note
     assert note
     assert (note in index) == told
 

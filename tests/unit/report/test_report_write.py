@@ -196,9 +196,9 @@ def test_curves_name_their_axis_and_each_line_once(a_cell: Make, a_document: Mak
 def test_a_row_looks_the_same_in_all_panels(a_cell: Make, a_document: Make) -> None:
     """Twelve rows, of which the second panel has the last two."""
     rows = [f"row {k}" for k in range(12)]
-    told = [("mnist", row) for row in rows] + [("svhn", row) for row in rows[-2:]]
-    cells = [a_cell(block=block, row=row, row_label=row, published=None) for block, row in told]
-    frame = pd.DataFrame(told, columns=["block", "row"]).assign(
+    places = [("mnist", row) for row in rows] + [("svhn", row) for row in rows[-2:]]
+    cells = [a_cell(block=block, row=row, row_label=row, published=None) for block, row in places]
+    frame = pd.DataFrame(places, columns=["block", "row"]).assign(
         column="pgd", reproduced=50.0, ci_low=40.0, ci_high=60.0, published=float("nan")
     )
     picture = _curves(a_document(*cells), frame.assign(suspicious=False))

@@ -112,7 +112,7 @@ def test_a_table_through_slurm(workspace: Any, undisturbed: Any, slurm: Any) -> 
             assert request(slurm, job, r"mem=(\d+)M") == str(12002 * attempt)
 
         # the head is killed; a job that lives on is not executed a second time
-        (orphan,) = wait_for("purifier", jobs("purifier", 1, "RUNNING"), head, log)
+        orphan, *_ = wait_for("purifier", jobs("purifier", 1, "RUNNING"), head, log)
         sleeping = computing(orphan)  # before its first checkpoint: it may end soon after
         wait_for("work", lambda: [*workspace.runs.glob("purifier/*/checkpoint")], head, log)
         sleeping.suspend()
@@ -122,7 +122,8 @@ def test_a_table_through_slurm(workspace: Any, undisturbed: Any, slurm: Any) -> 
             path: path.read_text() for path in (workspace.path / "results/logs").rglob("*.log")
         }
         head = start(workspace, slurm)
-        wait_for("duplicate", lambda: slurm.jobs("FAILED"), head, log)
+        held = rf"error: \S+: Slurm job {orphan} on \S+ executes this run already"
+        wait_for("duplicate's error", lambda: re.search(held, log.read_text()), head, log)
         sleeping.resume()
         assert head.wait(timeout=300) == 0, log.read_text()
         for path, text in before.items():
@@ -130,8 +131,6 @@ def test_a_table_through_slurm(workspace: Any, undisturbed: Any, slurm: Any) -> 
     finally:
         head.kill()
         head.wait()
-    held = rf"error: \S+: Slurm job {orphan} on \S+ executes this run already"
-    assert re.search(held, log.read_text()), "the head does not show why the duplicate failed"
     expected, found = undisturbed.results(), workspace.results()
     assert expected.keys() == found.keys()
     assert [name for name in expected if found[name] != expected[name]] == []

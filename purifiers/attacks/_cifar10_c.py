@@ -16,12 +16,17 @@ from purifiers.core.data import data_root
 from purifiers.core.errors import UserError
 
 FOLDER = "CIFAR-10-C"
-ORIGIN = "unpack CIFAR-10-C.tar (https://zenodo.org/records/2535967) into the data folder"
 SEVERITIES = 5
 
 
 def read(
-    corruption: str, severity: int, images: Tensor, labels: Tensor, indices: Tensor, remedy: str
+    corruption: str,
+    severity: int,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    origin: str,
+    remedy: str,
 ) -> npt.NDArray:
     """Corrupted images, uint8 (n, C, H, W).
 
@@ -29,12 +34,14 @@ def read(
         images: the clean images (n, C, H, W); only their shape is compared.
         labels: int64 (n,).
         indices: the images' indices in the test split, int64 (n,).
+        origin: how the user gets missing files.
         remedy: ends the error messages; what else the user can do.
 
     Raises:
         UserError: a file is missing or no file of CIFAR-10-C, or the images are others.
     """
-    stored, official_labels = (_open(name, remedy) for name in (corruption, "labels"))
+    origin = f"{origin}, or {remedy}"
+    stored, official_labels = (_open(name, origin) for name in (corruption, "labels"))
     if len(stored) != len(official_labels):
         raise UserError(
             f"{data_root() / FOLDER}: {len(stored)} images in {corruption}.npy, but "
@@ -56,10 +63,10 @@ def read(
     return stored[where + n_images * (severity - 1)].transpose(0, 3, 1, 2)
 
 
-def _open(name: str, remedy: str) -> npt.NDArray:
+def _open(name: str, origin: str) -> npt.NDArray:
     path = data_root() / FOLDER / f"{name}.npy"
     if not path.exists():
-        raise UserError(f"{path} is missing: {ORIGIN}, or {remedy}")
+        raise UserError(f"{path} is missing: {origin}")
     try:
         stored: npt.NDArray = np.load(path, mmap_mode="r", allow_pickle=False)
         content = f"{stored.dtype} {stored.shape}"

@@ -38,7 +38,15 @@ class Cifar10C(Attack):
         model_free=True,  # checks for weak attacks do not apply
         float32_only=True,
         images_of="cifar10",
-        reads=(Layout(files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy")),),
+        reads=(
+            Layout(
+                files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy"),
+                origin=(
+                    "unpack CIFAR-10-C.tar (https://zenodo.org/records/2535967) into the data "
+                    "folder"
+                ),
+            ),
+        ),
     )
 
     def __init__(
@@ -53,6 +61,12 @@ class Cifar10C(Attack):
         if not len(images):
             return images
         pixels = _cifar10_c.read(
-            self.corruption, self.severity, images, labels, indices, "use common_corruption"
+            self.corruption,
+            self.severity,
+            images,
+            labels,
+            indices,
+            origin=self.traits.reads[0].origin,
+            remedy="use common_corruption",
         )
         return torch.from_numpy(pixels).to(images.device).float() / 255

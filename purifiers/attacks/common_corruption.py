@@ -53,6 +53,10 @@ class CommonCorruption(Attack):
             Layout(
                 files=("CIFAR-10-C/{corruption}.npy", "CIFAR-10-C/labels.npy"),
                 when={"source": ("files",)},
+                origin=(
+                    "unpack CIFAR-10-C.tar (https://zenodo.org/records/2535967) into the data "
+                    "folder"
+                ),
             ),
         ),
         refused=(
@@ -98,7 +102,13 @@ class CommonCorruption(Attack):
             return images
         if self.source == "files":
             pixels = _cifar10_c.read(
-                self.corruption, self.severity, images, labels, indices, "set source: made"
+                self.corruption,
+                self.severity,
+                images,
+                labels,
+                indices,
+                origin=self.traits.reads[0].origin,
+                remedy="set source: made",
             )
         else:
             rows = zip(images.cpu().double().numpy(), indices.tolist(), strict=True)

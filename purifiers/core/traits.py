@@ -107,6 +107,7 @@ class Layout(_Declared):
     columns: str = ""  # pattern of folders of parquet, arrow or npz files, see core/data_layouts.py
     verified: bool = False  # loading refuses files that are not the official ones
     when: Condition = field(default_factory=dict)  # the parameter values under which it is read
+    origin: str = ""  # how the user gets files that nothing downloads
 
     def parameter_names(self) -> tuple[str, ...]:
         """The parameters in the condition and in the patterns."""

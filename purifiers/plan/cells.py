@@ -15,6 +15,7 @@ STAGE_OF = {
     "attacked_distance": "trace",
     "purified_distance": "trace",
     "smoothed_accuracy": "smooth",
+    "smoothed_prediction": "smooth",
     "certified_radius": "smooth",
     "seconds_per_image": "time",
     "seconds_per_image_batched": "time",

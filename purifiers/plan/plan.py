@@ -11,6 +11,7 @@ from typing import Any
 from purifiers.core.artifacts import RunFolder, read_json, short_hash, write_json
 from purifiers.core.errors import UserError, did_you_mean
 from purifiers.core.files import remembered
+from purifiers.core.recorded_csv import is_intact
 from purifiers.core.spec import SPECS
 from purifiers.plan.batches import Batch, gather, write_specs
 from purifiers.plan.cells import Document
@@ -83,20 +84,21 @@ class Plan:
     def _write_report_spec(self, name: str) -> None:
         """Rewrite the spec if the declarations changed, or while manifests or tables are missing.
 
-        Snakemake treats an existing table as finished, even one written early or after an error,
-        unless an input is newer and has other content.
+        Snakemake treats an existing table as finished, even one written early or after an error, or
+        damaged since, unless an input is newer and has other content.
         """
         path = self.root / self.report_spec(name)
         spec = {"made_from": self.manifests(name), "declared": self._declared(name)}
         tables = self.root / "results" / "tables" / self.scale.name
-        needed = [self.root / manifest for manifest in spec["made_from"]]
-        needed += [
+        manifests = [self.root / manifest for manifest in spec["made_from"]]
+        csvs = [
             tables / document.paper / f"{document.document}.csv"
             for document in self.of(name)
             if any(cell.scores for cell in document.cells)
         ]
         stored = read_json(path) if path.exists() else {}
-        if {**stored, **spec} != stored or not all(file.exists() for file in needed):
+        finished = all(path.exists() for path in manifests) and all(map(is_intact, csvs))
+        if {**stored, **spec} != stored or not finished:
             write_json(path, {**spec, "asked_ns": time.time_ns()})
 
     def _declared(self, name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.spec import ClassifierSpec, PurifierSpec, SubstituteSpec
 from purifiers.plan.graph import Run, with_ancestors
+from purifiers.plan.missing_files import missing_files
 from purifiers.plan.plan import Plan
 from purifiers.plan.throughput import Throughput
 
@@ -112,6 +113,7 @@ def describe_price(plan: Plan, device: str = "", rate: float | None = None) -> s
         lines.append(
             f"+ {total.unknown} runs are not counted: the throughput of their networks is unknown."
         )
+    lines += missing_files(plan)
     return "\n".join(lines)
 
 

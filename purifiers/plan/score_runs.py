@@ -21,7 +21,7 @@ from purifiers.core.spec import (
     Timing,
     TraceSpec,
 )
-from purifiers.core.votes import fewest_for_certificate
+from purifiers.core.votes import fewest_for_certificate, fewest_for_prediction
 from purifiers.plan.attack_runs import PlannedImages, attacked_images
 from purifiers.plan.cost import added, float_bytes, network_of, own_network_key, purify_cost, times
 from purifiers.plan.fit_runs import defended, fitted_method, slug_of
@@ -258,8 +258,8 @@ def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
     """Plan the run that predicts and certifies by randomised smoothing.
 
     Raises:
-        UserError: the cell has no ``smoothing``, too few votes to certify anything, or a method
-            that adapts to its batches.
+        UserError: the cell has no ``smoothing``, too few votes to certify or predict anything, or a
+            method that adapts to its batches.
     """
     metric = setting.cell["metric"]
     if "smoothing" not in setting.cell:
@@ -274,10 +274,10 @@ def smooth_run(graph: Graph, setting: Setting, seed: int) -> Run:
                 f"metric {metric} needs votes of one fixed classifier: correct `methods`"
             )
     smoothing = Smoothing.from_json({**SMOOTHING, **setting.cell["smoothing"]}, setting.where)
-    fewest = fewest_for_certificate(smoothing.alpha)
+    fewest = max(fewest_for_certificate(smoothing.alpha), fewest_for_prediction(smoothing.alpha))
     if smoothing.estimation < fewest:
         raise UserError(
-            f"{setting.where}: {smoothing.estimation} votes cannot certify at alpha "
+            f"{setting.where}: {smoothing.estimation} votes cannot certify and predict at alpha "
             f"{smoothing.alpha:g}, even if all agree: set `estimation` to at least {fewest}"
         )
     attacked = attacked_images(graph, setting, defence, seed)

@@ -13,11 +13,12 @@ import numpy as np
 
 from purifiers.core.artifacts import short_hash
 from purifiers.core.errors import UserError
+from purifiers.core.recorded_csv import write_recorded
 from purifiers.plan.cells import Cell, Document, ScaleInfo
 from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
 from purifiers.report.claim_parts import Question, contrast, name_of, questions_of
-from purifiers.report.earlier import read_rows, write_rows
+from purifiers.report.earlier import read_rows
 from purifiers.report.results import COUNTED, LENGTHS, MEANS, FailureOf, Results
 from purifiers.report.shared_images import combined, on_shared_images
 
@@ -124,7 +125,7 @@ def write_claims(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_rows(out_path, text.getvalue(), {})
+    write_recorded(out_path, text.getvalue(), {})
 
 
 def _identity(claim: Mapping[str, Any], questions: Sequence[Question]) -> str:

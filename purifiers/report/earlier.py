@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from purifiers.core.artifacts import read_json, sha256, write_json, write_text
 from purifiers.core.errors import UserError
+from purifiers.core.recorded_csv import DIGEST, is_intact, provenance_path
 from purifiers.plan.cells import Cell, Document, Flag, ScaleInfo
 from purifiers.report.aggregate import COUNTS, judged
 from purifiers.report.results import FLAGS
@@ -29,22 +28,6 @@ PLACE = ("block", "row", "column", "identity")
 """Columns by which a row of an earlier report is found again."""
 
 
-DIGEST = "csv_sha256"
-"""Key of a provenance file with the SHA-256 of the CSV beside it."""
-
-
-def provenance_path(path: Path) -> Path:
-    """The provenance file beside a CSV."""
-    return path.with_suffix(".provenance.json")
-
-
-def write_rows(path: Path, text: str, provenance: Mapping[str, Any]) -> None:
-    """Write a CSV, and its provenance with the digest by which :func:`read_rows` checks it."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_text(path, text)
-    write_json(provenance_path(path), {**provenance, DIGEST: digest})
-
-
 def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     """Rows of an earlier CSV, as texts; none if there is no file or it lacks a column.
 
@@ -53,13 +36,11 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     """
     if not path.exists():
         return []
-    recorded = provenance_path(path)
-    provenance = read_json(recorded) if recorded.exists() else {}
-    if provenance.get(DIGEST) != sha256(path):
+    if not is_intact(path):
         raise UserError(
-            f"{path}: its SHA-256 is not the {DIGEST} in {recorded.name}, so its values are not "
-            "kept; restore both files with git checkout, or delete the CSV to report only the runs "
-            "that are here"
+            f"{path}: its SHA-256 is not the {DIGEST} in {provenance_path(path).name}, so its "
+            "values are not kept; restore both files with git checkout, or delete the CSV to "
+            "report only the runs that are here"
         )
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)

@@ -8,8 +8,8 @@ from typing import Any
 
 from purifiers.core.ancestry import records_upstream
 from purifiers.core.artifacts import Record, read_json
+from purifiers.core.recorded_csv import DIGEST
 from purifiers.core.spec import Upstream
-from purifiers.report.earlier import DIGEST
 
 KEYS = ("git", "torch", "device", "processor")
 

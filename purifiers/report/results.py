@@ -27,8 +27,8 @@ from purifiers.plan.cells import Cell, Flag
 FailureOf = Callable[[str], str | None]
 """Maps the id of a score run to why it or one of its ancestors failed, or None."""
 
-COUNTED = ("accuracy", "smoothed_accuracy")
-"""Metrics that are shares of correct images, in percent."""
+COUNTED = ("accuracy", "smoothed_accuracy", "smoothed_prediction")
+"""Metrics that are shares of correct images, in percent; of smoothing by CERTIFY and by PREDICT."""
 
 MEANS = {
     "mean_l2": "attack_l2",
@@ -246,7 +246,7 @@ class Results:
         failures: list[Flag] = []
         for seed, ids in zip(cell.seeds, cell.scores, strict=True):
             runs = {run_id: self.score(run_id, cell.stage) for run_id in ids}
-            finished = tuple(run for run in runs.values() if run is not None)
+            finished = tuple(_judged_by(run, cell) for run in runs.values() if run is not None)
             if ids and len(finished) == len(runs):
                 seeds[seed] = finished
                 continue
@@ -283,6 +283,27 @@ class Results:
             self._reported[spec.classifier] = summary.get("reported_elsewhere")
         line = self._reported[spec.classifier]
         return () if line is None else (Flag("run", line["sentence"]),)
+
+
+@dataclass(frozen=True)
+class Predicted(ScoreRun):
+    """A run of the stage ``smooth``, with images as correct if PREDICT returns their label."""
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        frame = super().scores
+        if "predict_correct" not in frame:
+            raise UserError(
+                f"{self.folder}: has no predictions of PREDICT, an older version made it; delete "
+                "the folder and start the command again"
+            )
+        return frame.assign(correct=frame["predict_correct"])
+
+
+def _judged_by(run: ScoreRun, cell: Cell) -> ScoreRun:
+    if cell.metric == "smoothed_prediction":
+        return Predicted(run.id, run.folder, run.record)
+    return run
 
 
 @dataclass(frozen=True)

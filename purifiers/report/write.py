@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from purifiers.core.artifacts import write_text
+from purifiers.core.recorded_csv import provenance_path, write_recorded
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.earlier import provenance_path, with_earlier, write_rows
+from purifiers.report.earlier import with_earlier
 from purifiers.report.figures import FROM_ROWS, write_picture
 from purifiers.report.images import write_images
 from purifiers.report.latex import latex_text
@@ -89,7 +90,7 @@ def write_document(
     if kept:
         print(f"{base}: {kept} values kept from an earlier report, their runs are not here")
         provenance = with_earlier_reports(provenance, provenance_path(earlier))
-    write_rows(earlier, csv_text(frame), provenance)
+    write_recorded(earlier, csv_text(frame), provenance)
     return document, reproduced
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from purifiers.attacks._cifar10_c import FOLDER, ORIGIN
 from purifiers.core import registry
 from purifiers.core.component import build
 from purifiers.core.data import data_root
 from purifiers.core.data_layouts import SPLITS
 from purifiers.core.errors import UserError
-from purifiers.core.spec import AttackSpec
-from purifiers.core.traits import met
 from purifiers.datasets._base import Dataset
-from purifiers.plan.plan import Plan, make_plan
+from purifiers.plan.missing_files import files_read, missing_files
+from purifiers.plan.plan import make_plan
 from purifiers.plan.scale import Scale, load_scale
 
 
@@ -22,8 +20,8 @@ def fetch_data(folder: Path, scale_name: str) -> int:
     """Read every data set of a scale completely; download official files that are missing.
 
     Prints one line per data set: present or downloaded, with layout and exactness; or missing, with
-    where to get it. Goes on after a data set that fails. CIFAR-10-C is one of them if a table reads
-    its files.
+    where to get it. Goes on after a data set that fails. Then one line per folder with files that
+    attacks read, such as those of CIFAR-10-C.
 
     Args:
         folder: the repository.
@@ -46,32 +44,19 @@ def fetch_data(folder: Path, scale_name: str) -> int:
         print(f"{name}: {line}", flush=True)
     if failed and any(_needs_files_to_plan(name) for name, _ in _used(scale)):
         return failed
-    if corruptions := _corruptions(make_plan(folder, scale_name)):
-        names = [f"{name}.npy" for name in (*corruptions, "labels")]
-        missing = [name for name in names if not (root / FOLDER / name).is_file()]
-        line = f"missing: {', '.join(missing)} in {root / FOLDER}: {ORIGIN}"
-        print(f"{FOLDER}: {line if missing else 'present, without a checksum'}", flush=True)
-        failed += bool(missing)
-    return failed
+    plan = make_plan(folder, scale_name)
+    missing = missing_files(plan)
+    for line in missing:
+        print(line, flush=True)
+    for place in sorted({path.parent for path in files_read(plan)}):
+        if all(path.exists() for path in files_read(plan) if path.parent == place):
+            print(f"{place.name}: present, without a checksum", flush=True)
+    return failed + len(missing)
 
 
 def _needs_files_to_plan(name: str) -> bool:
     traits = registry.dataset_traits(name)
     return traits.train is None or traits.test is None
-
-
-def _corruptions(plan: Plan) -> list[str]:
-    """The corruptions that the runs of a plan read from files."""
-    specs = [run.spec.attack for run in plan.runs.values() if isinstance(run.spec, AttackSpec)]
-    described = {spec.component: registry.describe("attack", spec.component) for spec in specs}
-    return sorted(
-        {
-            spec.parameters["corruption"]
-            for spec in specs
-            for layout in described[spec.component].traits.reads
-            if met(layout.when, {**described[spec.component].parameters, **spec.parameters})
-        }
-    )
 
 
 def _used(scale: Scale) -> list[tuple[str, dict[str, Any]]]:

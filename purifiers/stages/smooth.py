@@ -13,7 +13,7 @@ from purifiers.core.component import equipped
 from purifiers.core.evaluation import finite_logits
 from purifiers.core.noise import derive_seed, keys_on, normal_on
 from purifiers.core.shards import fill
-from purifiers.core.smoothing import cast_votes, certify
+from purifiers.core.smoothing import cast_votes, certify, predict
 from purifiers.core.spec import SmoothSpec
 from purifiers.stages._context import SCORES, Context, Outcome, save_rows
 from purifiers.stages._opening import open_classifier, open_images, open_method
@@ -23,8 +23,9 @@ def run(folder: RunFolder, spec: SmoothSpec, context: Context) -> Outcome:
     """Write ``scores.parquet``, one row per image.
 
     The columns are index, label, prediction (-1: abstained), correct and ``radius``, the certified
-    L2 radius. Each vote adds Gaussian noise to the image, without clipping, and classifies it
-    behind the methods.
+    L2 radius, of CERTIFY; and ``predict_correct``, whether PREDICT returns the label for the votes
+    of the estimation. Each vote adds Gaussian noise to the image, without clipping, and classifies
+    it behind the methods.
 
     Raises:
         RuntimeError: the logits are not finite.
@@ -61,6 +62,7 @@ def run(folder: RunFolder, spec: SmoothSpec, context: Context) -> Outcome:
     selection, estimation = np.load(path).transpose(1, 0, 2)
     certified = certify(selection, estimation, smoothing.sigma, smoothing.alpha)
     correct = certified.predictions == images.labels
+    predicted = predict(estimation, smoothing.alpha)
     table = pa.table(
         {
             "index": images.indices,
@@ -68,6 +70,7 @@ def run(folder: RunFolder, spec: SmoothSpec, context: Context) -> Outcome:
             "prediction": certified.predictions,
             "correct": correct,
             "radius": np.where(correct, certified.radii, 0.0),
+            "predict_correct": predicted == images.labels,
         }
     )
     save_rows(table, folder)

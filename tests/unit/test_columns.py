@@ -10,9 +10,9 @@ import pytest
 from workspace import ROOT
 
 from purifiers.core.artifacts import read_json, sha256
+from purifiers.core.recorded_csv import DIGEST, provenance_path
 from purifiers.report import claims
 from purifiers.report.aggregate import COLUMNS
-from purifiers.report.earlier import DIGEST, provenance_path
 from purifiers.report.ranking import Ranked
 
 TABLES = ROOT / "results" / "tables"

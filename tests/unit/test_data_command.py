@@ -20,6 +20,8 @@ from purifiers.core import registry
 from purifiers.datasets._download import Remote
 from purifiers.datasets._template import Template
 from purifiers.datasets.mnist import Mnist
+from purifiers.plan.plan import make_plan
+from purifiers.plan.price import describe_price
 
 from .test_datasets import sha256, tiny_mnist
 
@@ -127,20 +129,25 @@ def test_present_downloaded_and_missing(served, data, lines, monkeypatch):
     assert status == 1 and "mnist: missing or damaged: " in printed[1] and path.name in printed[1]
 
 
-def test_the_files_of_cifar_10_c(data, lines, monkeypatch):
+def test_the_files_of_cifar_10_c(data, lines, tmp_path, monkeypatch):
     real = registry.load
     monkeypatch.setattr(
         registry, "load", lambda kind, name: Template if name == "cifar10" else real(kind, name)
     )
     cifar = {"cifar10": {"use": "cifar10", "train": 4, "test": 2}}
     status, printed = lines(cifar, corrupted=True)
-    assert status == 1 and printed[-1].startswith("CIFAR-10-C: missing: snow.npy, labels.npy in ")
-    assert "zenodo.org" in printed[-1] and str(data / "CIFAR-10-C") in printed[-1]
+    missing = (
+        f"{data / 'CIFAR-10-C'}: missing: labels.npy, snow.npy; without them cells of toy/table_1 "
+        "fail: unpack CIFAR-10-C.tar (https://zenodo.org/records/2535967) into the data folder"
+    )
+    assert status == 1 and printed[-1] == missing
+    assert describe_price(make_plan(tmp_path, "tiny")).splitlines()[-1] == missing
     (data / "CIFAR-10-C").mkdir()
     for name in ("snow", "labels"):
         (data / "CIFAR-10-C" / f"{name}.npy").write_bytes(b"x")
     status, printed = lines(cifar, corrupted=True)
     assert status == 0 and printed[-1] == "CIFAR-10-C: present, without a checksum"
+    assert "missing" not in describe_price(make_plan(tmp_path, "tiny"))
 
 
 def test_an_unreadable_file_does_not_end_the_others(data, lines, monkeypatch):

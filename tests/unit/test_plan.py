@@ -10,6 +10,7 @@ import pytest
 
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.errors import UserError
+from purifiers.core.recorded_csv import write_recorded
 from purifiers.plan.graph import component_spec, with_ancestors
 from purifiers.plan.plan import make_plan
 from purifiers.plan.resolve import merge
@@ -213,10 +214,10 @@ def finish(root: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (root / name).write_text("{}")
     table = root / "results" / "tables" / "smoke" / "aid" / "table_11b.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.touch()
+    write_recorded(table, "row\n1\n", {})
 
 
-@pytest.mark.parametrize("change", ["nothing", "label", "published", "table gone"])
+@pytest.mark.parametrize("change", ["nothing", "label", "published", "table gone", "table damaged"])
 def test_a_table_is_written_anew_when_it_would_say_something_else(
     root: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +232,8 @@ def test_a_table_is_written_anew_when_it_would_say_something_else(
         edit(path, ("34.86", "34.9"))
     elif change == "table gone":
         (root / "results" / "tables" / "smoke" / "aid" / "table_11b.csv").unlink()
+    elif change == "table damaged":
+        (root / "results" / "tables" / "smoke" / "aid" / "table_11b.csv").write_text("row\n2\n")
     after = report_specs(root, "aid/table_11b")
     assert (after == before) == (change == "nothing")
 

@@ -148,7 +148,7 @@ def test_a_misspelt_value_is_refused_by_the_schema(
         ({"metric": "smoothed_accuracy"}, "needs the noise: add `smoothing"),
         (
             {"metric": "smoothed_accuracy", "smoothing": {"sigma": 0.1, "estimation": 5}},
-            "5 votes cannot certify at alpha 0.001, even if all agree: set `estimation`",
+            "5 votes cannot certify and predict at alpha 0.001, even if all agree: set ",
         ),
     ],
 )

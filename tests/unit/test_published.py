@@ -23,7 +23,8 @@ EXPECTED = {
     "advae": "table_1 table_2 table_3 table_4 audit audit_strong audit_eps audit_distance "
     "audit_diff_pure audit_variants audit_precision",
     "adp": "table_5 table_6 table_7 table_8 table_9 table_10 table_11 figure_5 figure_6 figure_7 "
-    "figure_8 figure_9 figure_10 audit audit_diff_pure audit_strength audit_variants certified",
+    "figure_8 figure_9 figure_10 audit audit_diff_pure audit_strength audit_variants certified "
+    "predicted",
     "atop": "table_1 table_6 table_7 figure_1 figure_3 figure_4a audit audit_autoattack audit_cost "
     "audit_selection",
     "idfr": "table_1 table_2 table_3 table_4 table_5 table_6 table_7 figure_1 figure_2 figure_3 "

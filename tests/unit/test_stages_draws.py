@@ -195,6 +195,7 @@ def test_smoothing_without_noise_certifies_every_prediction(stages: Stages) -> N
     # p = alpha^(1/n) = 0.7943, whose normal quantile is 0.8215
     assert rows["radius"].to_numpy() == pytest.approx(np.where(correct, 0.8215e-6, 0.0), rel=1e-3)
     assert outcome.summary["n_correct"] == correct.sum()
+    assert rows["predict_correct"].tolist() == correct.tolist()
 
 
 def adp(**parameters: Any) -> MethodSpec:

@@ -10,6 +10,7 @@ from purifiers.core.errors import UserError
 from purifiers.core.future_dates import date_back
 from purifiers.core.stale_lock import remove_stale_lock
 from purifiers.plan import cluster
+from purifiers.plan.missing_files import missing_files
 from purifiers.plan.plan import make_plan, requested_documents
 from purifiers.plan.workload import Workload
 
@@ -53,6 +54,8 @@ def plan(scale):
     try:
         result = make_plan(ROOT, scale, requested_targets().get(scale, ()))
         result.write_specs()
+        for line in missing_files(result):
+            print(f"note: {line}", file=sys.stderr)
         if DISPLAYED:
             logger.info(None, extra={"workload": Workload.of(result)})
         if CLUSTER:

@@ -16,6 +16,13 @@ KEYS = ("table", "figure", "block", "row", "column")
 BOUNDS = ("at_most", "at_least")
 """Keys of a part that bounds one accuracy."""
 
+QUANTITY = {
+    "purified_score_norm": "score_norm",
+    "purified_distance": "attacked_distance",
+    "smoothed_prediction": "smoothed_accuracy",
+}
+"""Metric to another one that a comparison may set it against."""
+
 Side = tuple[Cell, ...]
 """One side of a comparison: a cell, or several whose mean counts."""
 
@@ -103,7 +110,7 @@ def _side(
 def _check_alike(question: Question, where: str) -> None:
     first, *others = question.cells
     for other in others:
-        if (first.dataset, first.metric) != (other.dataset, other.metric):
+        if (first.dataset, _quantity(first)) != (other.dataset, _quantity(other)):
             raise UserError(
                 f"{where}: {name_of(first)} and {name_of(other)} differ in data set or metric: "
                 "compare cells that share both"
@@ -115,6 +122,10 @@ def _check_alike(question: Question, where: str) -> None:
                     f"{where}: a mean over cells includes {name_of(cell)}, which is a minimum "
                     "over several attacks: name the attacks' own cells"
                 )
+
+
+def _quantity(cell: Cell) -> str:
+    return QUANTITY.get(cell.metric, cell.metric)
 
 
 def _cell(reference: Mapping[str, Any], cells: Sequence[Cell], where: str) -> Cell:

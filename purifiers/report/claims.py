@@ -19,8 +19,8 @@ from purifiers.report.aggregate import stand_in
 from purifiers.report.bootstrap import paired_difference
 from purifiers.report.claim_parts import Question, contrast, name_of, questions_of
 from purifiers.report.earlier import read_rows
-from purifiers.report.results import COUNTED, LENGTHS, MEANS, FailureOf, Results
-from purifiers.report.shared_images import combined, on_shared_images
+from purifiers.report.results import COUNTED, LENGTHS, FailureOf, Results
+from purifiers.report.shared_images import column_of, combined, on_shared_images
 
 COLUMNS = ("id", "text", "where", "verdict", "evidence", "scale", "stand_in", "identity")
 
@@ -173,7 +173,7 @@ def _bound(question: Question, results: Results) -> Part:
         )
     runs = [results.find(cell).seeds]
     seeds = sorted(runs[0])
-    (correct,), images = on_shared_images((cell,), runs, seeds, "correct")
+    (correct,), images = on_shared_images((cell,), runs, seeds)
     bound = [np.full((1, len(images)), question.by / 100) for _ in seeds]
     above = paired_difference(correct, bound)
     value, low, high = (question.by + 100 * end for end in (above.estimate, above.low, above.high))
@@ -200,10 +200,10 @@ def _compare(question: Question, results: Results) -> Part:
         return Part("not run", f"{label}: not run, at this scale both sides are the same runs")
     if metric not in (*COUNTED, *LENGTHS):
         return _compare_values(question, by_cell, seeds, label, factors)
-    column = MEANS.get(metric, "correct")
-    if any(column not in run.scores for runs in by_cell for seed in seeds for run in runs[seed]):
-        return Part("not run", f"{label}: not run, {metric} was not measured")
-    per_cell, images = on_shared_images(question.cells, by_cell, seeds, column)
+    for cell, runs in zip(question.cells, by_cell, strict=True):
+        if any(column_of(cell) not in run.scores for seed in seeds for run in runs[seed]):
+            return Part("not run", f"{label}: not run, {cell.metric} was not measured")
+    per_cell, images = on_shared_images(question.cells, by_cell, seeds)
     if images.empty:
         return Part("not run", f"{label}: not run, the two sides have no image in common")
     if metric in LENGTHS:

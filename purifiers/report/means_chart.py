@@ -86,7 +86,7 @@ def _rows(entries: Sequence[tuple[Cell, SeedRuns]]) -> list[MeanRow]:
 
 
 def _mean(cell: Cell, runs: SeedRuns) -> Difference:
-    (correct,), images = on_shared_images([cell], [runs], sorted(runs), "correct")
+    (correct,), images = on_shared_images([cell], [runs], sorted(runs))
     return paired_difference(
         [100 * seed for seed in correct], [np.zeros((1, len(images))) for _ in correct]
     )
@@ -97,7 +97,7 @@ def _margin(best: tuple[Cell, SeedRuns], other: tuple[Cell, SeedRuns]) -> Differ
     seeds = sorted(runs.keys() & other_runs.keys())
     if not seeds:
         return None
-    sides, images = on_shared_images([cell, other_cell], [runs, other_runs], seeds, "correct")
+    sides, images = on_shared_images([cell, other_cell], [runs, other_runs], seeds)
     if images.empty:
         return None
     return paired_difference(*([100 * seed for seed in side] for side in sides))

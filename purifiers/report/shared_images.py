@@ -8,22 +8,21 @@ import numpy as np
 import pandas as pd
 
 from purifiers.plan.cells import Cell
-from purifiers.report.results import ScoreRun
+from purifiers.report.results import MEANS, ScoreRun
 
 SeedRuns = Mapping[int, tuple[ScoreRun, ...]]
 """The runs of a cell, by seed."""
 
 
 def on_shared_images(
-    cells: Sequence[Cell], runs: Sequence[SeedRuns], seeds: Sequence[int], column: str
+    cells: Sequence[Cell], runs: Sequence[SeedRuns], seeds: Sequence[int]
 ) -> tuple[list[list[np.ndarray]], pd.Index]:
-    """Read a column of the scores on the images that all runs of these seeds share.
+    """Read what the cells measure, on the images that all runs of these seeds share.
 
     Args:
         cells: the cells.
         runs: the runs of each cell.
         seeds: seeds that all cells have.
-        column: column of ``scores.parquet``, such as ``correct``.
 
     Returns:
         Per cell and seed an array (runs, images), see :func:`combined`; and the indices of the
@@ -35,12 +34,17 @@ def on_shared_images(
         images = images.intersection(other.index)
     arrays = [
         [
-            np.stack([run.scores[column].loc[images].to_numpy() for run in of_cell[seed]])
+            np.stack([run.scores[column_of(cell)].loc[images].to_numpy() for run in of_cell[seed]])
             for seed in seeds
         ]
-        for of_cell in runs
+        for cell, of_cell in zip(cells, runs, strict=True)
     ]
     return [combined(cell, of) for cell, of in zip(cells, arrays, strict=True)], images
+
+
+def column_of(cell: Cell) -> str:
+    """The column of ``scores.parquet`` that a cell's metric is made from."""
+    return MEANS.get(cell.metric, "correct")
 
 
 def combined(cell: Cell, seeds: list[np.ndarray]) -> list[np.ndarray]:

@@ -18,6 +18,7 @@ from purifiers.core.spec import (
     Subset,
     TimeSpec,
     Timing,
+    TraceSpec,
 )
 from purifiers.plan.cells import Combine, Document, ScaleInfo
 from purifiers.report.claims import COLUMNS, write_claims
@@ -271,6 +272,30 @@ def test_a_mean_of_norms_is_decided_over_images(
     assert judge({**part("aid", "madry"), "by": 2}, other=rows)["verdict"] == "contradicted"
     row = judge(part("noise", "madry"), other=rows)
     assert row["verdict"] == "undecided" and " [-2." in row["evidence"]
+
+
+def test_a_distance_before_purification_against_one_after(
+    judge: Judge, runs_root: Path, a_cell: Make, a_document: Make
+) -> None:
+    """One run measures both, each in its own column."""
+    spec = TraceSpec(
+        images=ImagesSpec(data="mnist-1", subset=Subset(split="test", n=40, seed=0), run=None),
+        classifier="cnn",
+        method=MethodSpec(component="adp", version=1, parameters={}, run=None),
+        seed=0,
+    )
+    folder = RunFolder(runs_root, "trace", "one")
+    folder.path.mkdir(parents=True)
+    attacked = np.linspace(5, 50, 40)
+    table = pd.DataFrame({"index": range(40), "attacked": attacked, "purified": attacked - 2})
+    table.to_parquet(folder.path / "scores.parquet")
+    folder.finish(spec, ["scores.parquet"], {"n": 40}, 1.5, {})
+    fields = {"scores": (("one",),), "seeds": (0,), "unit": "L2"}
+    before = a_cell(row="aid", metric="attacked_distance", **fields)
+    cells = a_document(before, a_cell(row="madry", metric="purified_distance", **fields))
+    row = judge(part("aid", "madry"), other=cells)
+    assert row["verdict"] == "supported"
+    assert row["evidence"].endswith(": better by +2 [+2, +2] L2 (40 images x 1 seed)")
 
 
 def test_less_time_is_better_and_one_seed_decides_nothing(

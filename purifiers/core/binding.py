@@ -51,8 +51,9 @@ def guard(cls: Any) -> None:
 def _noting(bind: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(bind)
     def noted(self: Any, *arguments: Any, **named: Any) -> None:
-        bind(self, *arguments, **named)
         shape = named["shape"] if "shape" in named else arguments[1]
+        self.check_shape(shape)
+        bind(self, *arguments, **named)
         self.is_bound, self.bound_channels = True, shape[0]
 
     return noted

@@ -244,7 +244,22 @@ class Method(Component, nn.Module):
         return self.traits.is_random({name: getattr(self, name) for name in names})
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
-        """Build the parts that depend on the frozen classifier or on the image shape (C, H, W)."""
+        """Build the parts that depend on the frozen classifier or on the image shape (C, H, W).
+
+        Raises:
+            UserError: see :meth:`check_shape`, which is called before every override.
+        """
+        self.check_shape(shape)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Check the shape (C, H, W) of the images against the trait ``images``.
+
+        Raises:
+            UserError: the number of channels or the size does not fit.
+        """
+        images = self.traits.images
+        parameters = {name: getattr(self, name) for name in images.parameter_names()}
+        images.check(shape, parameters, component_name(type(self)))
 
     def fit_on(self, classifiers: Sequence[nn.Module], images: int) -> None:
         """Prepare a fit on ``classifiers``; called before fitting.

@@ -7,6 +7,7 @@ the same object. CONTRIBUTING.md lists all fields in a table made from the comme
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
@@ -216,6 +217,77 @@ class Images(_Declared):
     resized_to: str = ""  # parameter: both sides of the image as the method sees it; null: as it is
     rules: tuple[Rule, ...] = ()  # also of image_height and image_width, as the method sees it
 
+    def parameter_names(self) -> tuple[str, ...]:
+        """The method's parameters that decide which images it takes."""
+        return (
+            *(*self.windows, *((self.resized_to,) if self.resized_to else ())),
+            *(name for norm in self.norms for name in norm),
+            *(*names_in(self.side_multiple), *names_in(self.smallest_side)),
+            *self.named_in_rules(),
+        )
+
+    def named_in_rules(self) -> tuple[str, ...]:
+        """The parameters in the rules."""
+        names = (name for rule in self.rules for name in rule.parameter_names())
+        return tuple(name for name in names if name not in IMAGE_SIDES)
+
+    def check(self, shape: Sequence[int], parameters: Mapping[str, Any], where: str) -> None:
+        """Check images against the parameters in :meth:`parameter_names`.
+
+        Args:
+            shape: (C, H, W) of the images.
+            parameters: parameter to value.
+            where: begins the error message; names the method.
+
+        Raises:
+            UserError: the number of channels or the size does not fit.
+        """
+        channels, height, width = shape
+        if self.channels and channels not in self.channels:
+            allowed = " or ".join(str(count) for count in self.channels)
+            raise UserError(
+                f"{where} takes images of {allowed} channels; these have {channels}: "
+                "choose other images"
+            )
+        above = self.square_above
+        if above is not None and (height != width or height <= above):
+            raise UserError(
+                f"{where} has no network for {height}x{width} images, only for square images above "
+                f"{above}x{above}: choose other images"
+            )
+        if self.resized_to and (side := parameters[self.resized_to]) is not None:
+            height = width = side
+        multiple = int(evaluate(self.side_multiple, parameters))
+        if height % multiple or width % multiple:
+            raise UserError(
+                f"{where}: the sides of {height}x{width} images are not multiples of {multiple} "
+                f"({self.side_multiple}): change these parameters or choose other images"
+            )
+        smallest = evaluate(self.smallest_side, parameters)
+        if min(height, width) < smallest:
+            raise UserError(
+                f"{where}: {height}x{width} images are smaller than {smallest:g} "
+                f"({self.smallest_side}): change these parameters or choose other images"
+            )
+        root = math.sqrt(math.prod(shape))
+        for norm, used_by in self.norms:
+            limit = parameters[norm]
+            if parameters[used_by] and limit >= root:
+                raise UserError(
+                    f"{where}: {norm} is {limit:g}, but scores of {height}x{width} images have "
+                    f"norms of about {root:.1f} at most, the root of their number of values: lower "
+                    "it"
+                )
+        sides = dict(zip(IMAGE_SIDES, (height, width), strict=True))
+        check_rules(self.rules, {**parameters, **sides}, where)
+        for window in self.windows:
+            side = parameters[window]
+            if side is not None and side > min(height, width):
+                raise UserError(
+                    f"{where}: {window} is {side}, larger than {height}x{width} images: lower it "
+                    "or choose other images"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedWith(_Declared):
@@ -284,12 +356,7 @@ class MethodTraits(Traits):
     def parameter_names(self) -> dict[str, tuple[str, ...]]:
         named = super().parameter_names()
         named["images.windows"] = self.images.windows
-        named["images.rules"] = tuple(
-            name
-            for rule in self.images.rules
-            for name in rule.parameter_names()
-            if name not in IMAGE_SIDES
-        )
+        named["images.rules"] = self.images.named_in_rules()
         named["images.resized_to"] = (self.images.resized_to,) if self.images.resized_to else ()
         if self.fit is not None:
             named["fit.inference_only"] = self.fit.inference_only

@@ -25,13 +25,11 @@ from purifiers.core.snapshots import load_weights, numbers_by_step, weights_of
 from purifiers.core.step_count import StepCount
 from purifiers.core.training_images import Pixels
 from purifiers.core.traits import Fit, Images, MethodTraits, Network, Rule, SecondTraining
-from purifiers.methods._block_masks import FIXED, block_masks, masked_blocks
+from purifiers.methods._block_masks import FIXED, block_masks
 from purifiers.methods._deepfill import Discriminator, Generator, generative_loss
 
 BETAS = (0.5, 0.999)
 """Adam's betas for both networks (`glin2022/atop`, ``configs/train.yaml``)."""
-SMALLEST_SIDE = 8
-"""Smallest side of an image in pixels: contextual attention needs a map of 2x2."""
 
 
 class Atop(Method):
@@ -145,6 +143,13 @@ class Atop(Method):
             smallest_side="2 ** (discriminator_depth * (gan_weight > 0))",
             resized_to="side",
             rules=(
+                Rule(
+                    holds="image_height >= 8 and image_width >= 8",
+                    text=(
+                        "contextual attention needs a map of 2x2, which {image_height}x"
+                        "{image_width} images do not leave: set side to at least 8"
+                    ),
+                ),
                 Rule(
                     holds="mask_share * image_height * image_width >= mask_block ** 2",
                     text=(
@@ -266,7 +271,6 @@ class Atop(Method):
             UserError: sides that are too small or no multiple of ``mask_block``, a mask without a
                 block, or a discriminator that is too deep.
         """
-        self._check(shape)
         self._classifier = [] if classifier is None else [classifier]
         self._prepared = []
         self.generator = Generator(shape[0], self.width)
@@ -278,28 +282,6 @@ class Atop(Method):
             copies = weights_of(self.generator).repeat(self.snapshots, 1)
             self.register_buffer("copies", copies)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _check(self, shape: Sequence[int]) -> None:
-        size = [self.side or side for side in shape[1:]]
-        where = f"atop: images are {size[0]}x{size[1]}"
-        if min(size) < SMALLEST_SIDE:
-            raise UserError(f"{where}: set side to at least {SMALLEST_SIDE}")
-        if any(side % self.mask_block for side in size):
-            raise UserError(
-                f"{where}, but mask_block is {self.mask_block}: choose a divisor of both sides"
-            )
-        blocks = (size[0] // self.mask_block) * (size[1] // self.mask_block)
-        masked = masked_blocks(size, self.mask_block, self.mask_share)
-        if masked < 1 or blocks < self.masks:
-            raise UserError(
-                f"{where} of {blocks} blocks, too few for a share of {self.mask_share:g}: lower "
-                "mask_block"
-            )
-        if self.gan_weight and 2**self.discriminator_depth > min(size):
-            raise UserError(
-                f"{where}, but discriminator_depth {self.discriminator_depth} halves them to less "
-                f"than a pixel: lower it to {int(math.log2(min(size)))}"
-            )
 
     def own_pass(self, images: Tensor) -> Tensor:
         resized = self._resized(images)

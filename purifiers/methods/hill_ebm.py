@@ -150,16 +150,7 @@ class HillEbm(Method):
         self._shape: tuple[int, ...] = ()
 
     def bind(self, classifier: nn.Module | None, shape: Sequence[int]) -> None:
-        """Build U for the shape of the images.
-
-        Raises:
-            UserError: images below 8x8.
-        """
-        if min(shape[1:]) < 2**HALVINGS:
-            raise UserError(
-                f"hill_ebm: images are {shape[1]}x{shape[2]}, but its network halves them three "
-                "times: use images of at least 8x8"
-            )
+        """Build U for the shape of the images."""
         self._shape = tuple(shape)
         self.register_buffer("bank", None)
         self.energy = Energy(shape, self.width)

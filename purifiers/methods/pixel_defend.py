@@ -19,7 +19,7 @@ from purifiers.core.ranges import Count, Positive, Share, Whole
 from purifiers.core.recipe import Recipe
 from purifiers.core.step_count import StepCount
 from purifiers.core.traits import Fit, Images, MethodTraits, Network
-from purifiers.methods._pixel_cnn import PER_MIXTURE, PixelCnn, log_likelihood
+from purifiers.methods._pixel_cnn import PixelCnn, log_likelihood
 from purifiers.methods._pixel_cnn_decoding import decode
 
 BETAS = (0.95, 0.9995)
@@ -134,17 +134,8 @@ class PixelDefend(Method):
         Raises:
             UserError: neither one nor three channels, or sides that cannot be halved often enough.
         """
-        channels, height, width = shape
-        if channels not in PER_MIXTURE:
-            raise UserError(f"pixel_defend: images have {channels} channels; use 1 or 3")
-        coarsest = 2 ** (self.scales - 1)
-        if height % coarsest or width % coarsest:
-            raise UserError(
-                f"pixel_defend: {height}x{width} images cannot be halved for {self.scales} scales; "
-                f"use sides that are multiples of {coarsest}, or fewer scales"
-            )
         self.network = PixelCnn(
-            channels,
+            shape[0],
             scales=self.scales,
             blocks=self.blocks,
             filters=self.filters,

@@ -473,10 +473,13 @@ def test_a_fixed_mask_is_that_of_every_draw_and_image(masks: int) -> None:
         ({"classification_weight": -0.1}, "classification_weight is -0.1"),
         ({"width": 6}, "width is 6"),
         ({"l1_weight": 0.0}, "nothing is reconstructed"),
-        ({"mask_block": 3}, "images are 16x16, but mask_block is 3"),
-        ({"mask_share": 0.05}, "16 blocks, too few for a share of 0.05"),
-        ({"discriminator_depth": 5}, "discriminator_depth 5 .* lower it to 4"),
-        ({"side": 4}, "images are 4x4: set side to at least 8"),
+        ({"mask_block": 3}, "16x16 images are not multiples of 3 .mask_block."),
+        ({"mask_share": 0.05}, "a share of 0.05 of 16x16 images is less than a block"),
+        (
+            {"discriminator_depth": 5},
+            "16x16 images are smaller than 32",
+        ),
+        ({"side": 4}, "needs a map of 2x2, which 4x4 images do not leave: set side to at least 8"),
     ],
 )
 def test_what_makes_no_sense_is_refused(parameters: dict[str, Any], message: str) -> None:

@@ -205,5 +205,5 @@ def test_wrong_values_are_refused_in_one_line():
     for name, value in {"eps": -0.01, "data_noise": -1, "steps": 0, "chains": 0}.items():
         with pytest.raises(UserError, match=rf"^m: {name} is {value}, but takes a "):
             described.checked(name, value, "m")
-    with pytest.raises(UserError, match=r"images are 4x4.*at least 8x8"):
+    with pytest.raises(UserError, match=r"no network for 4x4 images.*above 7x7"):
         made((1, 4, 4))

@@ -13,7 +13,7 @@ from scipy import ndimage
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Tensor
 
-from purifiers.core.component import build
+from purifiers.core.component import Method, build
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
 from purifiers.core.straight_through import with_gradient_of
@@ -237,3 +237,21 @@ def test_windows_larger_than_the_images_are_refused(parameters: dict[str, int]) 
     method = FeatureSqueezing(**parameters)
     with pytest.raises(UserError, match=f"{name} is 7, larger than 9x6 images: lower it$"):
         method.purify(torch.rand(1, 1, 9, 6))
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "message"),
+    [
+        (Jpeg(), (2, 8, 8), r"^jpeg takes images of 1 or 3 channels; these have 2: "),
+        (
+            FeatureSqueezing(median=9),
+            (1, 8, 8),
+            "median is 9, larger than 8x8",
+        ),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_when_bound(
+    method: Method, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        method.bind(None, shape)

@@ -389,7 +389,7 @@ def test_fitting_lowers_the_loss_and_brings_noise_back(tmp_path: Path):
 @pytest.mark.parametrize(
     "shape, message",
     [
-        ((2, 8, 8), "2 channels"),
+        ((2, 8, 8), "1 or 3 channels; these have 2"),
         ((1, 8, 6), r"8x6 images .* multiples of 4"),
         ((1, 7, 8), r"7x8 images .* multiples of 4"),
     ],

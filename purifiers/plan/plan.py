@@ -96,6 +96,8 @@ class Plan:
             for document in self.of(name)
             if any(cell.scores for cell in document.cells)
         ]
+        if "/" not in name:
+            csvs.append(tables / name / "claims.csv")
         stored = read_json(path) if path.exists() else {}
         finished = all(path.exists() for path in manifests) and all(map(is_intact, csvs))
         if {**stored, **spec} != stored or not finished:

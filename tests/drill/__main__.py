@@ -90,9 +90,9 @@ def report(trials: Sequence[Trial], log: Kills, seed: int, minutes: float) -> st
         f"More than {INTERVAL} s (the interval) and {log.allowance:.1f} s (half of the longest "
         "undisturbed run, for the start of a run, a step or batch, and waiting) counts as repeated "
         "too much. A data set is prepared as a whole and not judged.",
-        f"- Damaged files: {', '.join(place for place in damaged if ' bytes' not in place)}. Those "
-        "of tables are written again by `python -m purifiers report`; the workflow alone does not "
-        "read a finished table. With runs elsewhere, the report keeps the values of the CSV.",
+        f"- Damaged files: {', '.join(place for place in damaged if ' bytes' not in place)}. A CSV "
+        "is written again by the same command, what is made from it by `python -m purifiers "
+        "report`. With runs elsewhere, the report keeps the values of the CSV.",
         f"- File too large: a limit below the size of one kind of file, in turn: {', '.join(hit)}.",
         f"- Disk full: evenly spaced sizes; refused at {', '.join(sorted(full)) or 'no file'}.",
         "- Files dated tomorrow: only the dates of finished files, not the clock.",

@@ -62,6 +62,7 @@ class MeNet(Method):
         super().__init__()
         check_chances(keep_start, keep_end)
         self.chance = (keep_start + keep_end) / 2.0
+        self.rank = rank
         self.complete = Completion(completion, rank, nuclear_weight, iterations)
 
     def purify(

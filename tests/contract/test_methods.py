@@ -276,6 +276,16 @@ def test_defaults_make_a_purifier(method):
     assert {"images", "seed", "indices"} <= set(inspect.signature(made.purify).parameters)
 
 
+def test_images_that_it_excludes_are_refused_when_bound(method, victim):
+    """Binding reads the parameters that its trait ``images`` names."""
+    made = method.cls()
+    refuse = made.traits.images.replace(channels=(7,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(made), "traits", made.traits.replace(images=refuse))
+        with pytest.raises(UserError, match="takes images of 7 channels; these have 1"):
+            made.bind(victim.classifier, victim.classifier.shape)
+
+
 def test_unknown_parameter_is_refused(method):
     with pytest.raises(UserError, match="has no parameter 'no_such'"):
         if method.name == "_template":

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from purifiers.core.errors import UserError
-
 KERNEL = 5
 SLOPE = 0.2
 SMALLEST = 4
@@ -139,18 +137,8 @@ class _Deconvolution(nn.ConvTranspose2d):
 
 
 def _sizes(shape: Sequence[int]) -> list[int]:
-    """Heights from that of the images down to 4, each half of the one before, rounded up.
-
-    Raises:
-        UserError: images that are not square, or too small.
-    """
-    _, height, width = shape
-    if height != width or height <= SMALLEST:
-        raise UserError(
-            f"defense_gan: images are {height}x{width}; use square images above "
-            f"{SMALLEST}x{SMALLEST}"
-        )
-    sizes = [height]
+    """Heights from that of the images down to 4, each half of the one before, rounded up."""
+    sizes = [shape[1]]
     while sizes[-1] > SMALLEST:
         sizes.append(-(-sizes[-1] // 2))
     return sizes

@@ -26,6 +26,7 @@ CHOSEN: dict[str, dict[str, tuple[str, ...]]] = {
         "natural_aid": ("clean", "pgd", "df"),
     },
     "aid/audit": {
+        "natural": ("clean", "pgd_oblivious"),
         "natural_identity": ("clean", "pgd_oblivious", "pgd_white_box"),
         "natural_random_sign": ("clean", "pgd_oblivious", "pgd_white_box"),
         "natural_aid": ("pgd_white_box",),

@@ -61,7 +61,7 @@ def recomputed(plan: Plan, runs_root: Path) -> Counts:
 def test_counts_are_the_stored_ones(plan: Plan, stored: dict[str, Any], recomputed: Counts) -> None:
     same = stored["fingerprint"] == fingerprint()
     expected = stored_counts(chosen_runs(plan), plan, stored)
-    assert len(expected) == 40
+    assert len(expected) == 42
     names = [name for run in chosen_runs(plan) for name in keys(plan)[run.id]]
     assert {name.partition("/")[0] for name in names} >= {"aid", "advae", "adp", "atop", "idfr"}
     assert differences(expected, recomputed, same) == []
@@ -76,11 +76,12 @@ def test_identity_changes_nothing(plan: Plan, recomputed: Counts) -> None:
         if names[0] in recomputed
     }
     for bare, control in (
-        ("aid/table_3/svhn/natural/clean/0", "aid/audit/svhn/natural_identity/clean/0"),
-        ("aid/table_3/svhn/natural/pgd/0", "aid/audit/svhn/natural_identity/pgd_oblivious/0"),
-        ("aid/table_3/svhn/natural/pgd/0", "aid/audit/svhn/natural_identity/pgd_white_box/0"),
+        ("clean", "clean"),
+        ("pgd_oblivious", "pgd_oblivious"),
+        ("pgd_oblivious", "pgd_white_box"),
     ):
-        assert by_cell[bare] == by_cell[control]
+        row = "aid/audit/svhn/natural"
+        assert by_cell[f"{row}/{bare}/0"] == by_cell[f"{row}_identity/{control}/0"]
 
 
 Fault = Callable[[pytest.MonkeyPatch, Path], None]

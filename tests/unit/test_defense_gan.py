@@ -439,8 +439,8 @@ def test_bpda_is_the_only_gradient():
             GREY,
             "generator_iterations is 0, but takes a whole number of at least 1",
         ),
-        ({}, (1, 12, 16), "images are 12x16"),
-        ({}, (1, 4, 4), "images are 4x4"),
+        ({}, (1, 12, 16), "no network for 12x16 images"),
+        ({}, (1, 4, 4), "no network for 4x4 images"),
     ],
 )
 def test_what_makes_no_sense_is_refused(parameters, shape, message):

@@ -19,6 +19,10 @@ from purifiers.plan.scale import load_scale, scale_names
 ROOT = Path(__file__).resolve().parents[2]
 
 
+AID = "  aid: {documents: {audit: {images: 24}}}"
+"""What the scale smoke declares of the paper."""
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for folder in ("benchmarks/aid", "workflow"):
@@ -185,7 +189,7 @@ def test_a_whole_number_may_have_a_decimal_point(root: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("test: 64", "test: 6400", r"test is 6400, but there are \d+ images"),
+        ("test: 48", "test: 4800", r"test is 4800, but there are \d+ images"),
         ("use: digits", "use: digits, parameters: {sise: 16}", "has no parameter 'sise'"),
         (
             "use: digits",
@@ -339,8 +343,8 @@ def test_a_data_set_may_have_seeds_of_its_own(root: Path) -> None:
 
 def test_a_document_may_have_seeds_and_images_of_its_own(root: Path) -> None:
     path = root / "workflow" / "scales" / "smoke.yaml"
-    entry = "papers: {aid: {images: 9, documents: {table_11b: {images: 7, seeds: [2, 3]}}}, "
-    edit(path, ("papers: {", entry))
+    entry = "  aid: {images: 9, documents: {table_11b: {images: 7, seeds: [2, 3]}}}"
+    edit(path, (AID, entry))
     plan = make_plan(root, "smoke", ["aid/table_3", "aid/table_11b"])
     for name, images, seeds in (("aid/table_3", 9, (0,)), ("aid/table_11b", 7, (2, 3))):
         for cell in plan.documents[name].cells:
@@ -351,8 +355,8 @@ def test_a_document_may_have_seeds_and_images_of_its_own(root: Path) -> None:
 
 def test_a_row_may_have_seeds_of_its_own(root: Path) -> None:
     path = root / "workflow" / "scales" / "smoke.yaml"
-    entry = "papers: {aid: {documents: {table_3: {seeds: [2]}}, rows: {natural: {seeds: [0, 1]}}}, "
-    edit(path, ("papers: {", entry))
+    entry = "  aid: {documents: {table_3: {seeds: [2]}}, rows: {natural: {seeds: [0, 1]}}}"
+    edit(path, (AID, entry))
     plan = make_plan(root, "smoke", ["aid/table_3"])
     seeds = {(c.row, c.seeds) for c in plan.documents["aid/table_3"].cells if c.scores}
     assert ("natural", (0, 1)) in seeds and ("natural", (2,)) not in seeds
@@ -361,7 +365,7 @@ def test_a_row_may_have_seeds_of_its_own(root: Path) -> None:
 
 def test_a_scale_may_omit_a_document(root: Path) -> None:
     path = root / "workflow" / "scales" / "smoke.yaml"
-    edit(path, ("papers: {", "papers: {aid: {documents: {table_3: {omitted: true}}}, "))
+    edit(path, (AID, "  aid: {documents: {table_3: {omitted: true}}}"))
     plan = make_plan(root, "smoke", ["aid/table_3", "aid/table_10"])
     cells = plan.documents["aid/table_3"].cells
     assert {(c.state, c.reason) for c in cells} == {
@@ -389,7 +393,7 @@ def test_a_document_may_compare_precisions_whatever_the_scale_declares(root: Pat
 )
 def test_an_entry_for_an_unknown_document_or_row(root: Path, entry: str, message: str) -> None:
     path = root / "workflow" / "scales" / "smoke.yaml"
-    edit(path, ("papers: {", f"papers: {{aid: {{{entry}}}, "))
+    edit(path, (AID, f"  aid: {{{entry}}}"))
     with pytest.raises(UserError, match=rf"smoke.yaml: {message} \(did you mean"):
         make_plan(root, "smoke", ["aid/table_3"])
 

@@ -28,6 +28,7 @@ NOT_PRINTED = {
     *("runs_help_up_to_ten", "more_than_ten_runs_change_nothing"),  # ADP's Figure 8
     "attacked_images_have_larger_scores",  # ADP's Figure 9
     "joint_attacks_hide_their_norm",
+    "purification_brings_features_back",  # ADP's Figure 10
     *("atop_costs_training", "complex_purifiers_cost_more_training"),
     "vanilla_model_has_no_robustness",  # Table 1 has words, Figure 4a no values
     *("adversarial_training_costs_most_clean_accuracy", "purification_costs_clean_accuracy"),

@@ -278,12 +278,12 @@ def test_defaults_make_a_purifier(method):
 
 def test_images_that_it_excludes_are_refused_when_bound(method, victim):
     """Binding reads the parameters that its trait ``images`` names."""
-    made = method.cls()
-    refuse = made.traits.images.replace(channels=(7,))
+    purifier = method.cls()
+    refuse = purifier.traits.images.replace(channels=(7,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(made), "traits", made.traits.replace(images=refuse))
+        patch.setattr(type(purifier), "traits", purifier.traits.replace(images=refuse))
         with pytest.raises(UserError, match="takes images of 7 channels; these have 1"):
-            made.bind(victim.classifier, victim.classifier.shape)
+            purifier.bind(victim.classifier, victim.classifier.shape)
 
 
 def test_unknown_parameter_is_refused(method):

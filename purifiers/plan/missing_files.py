@@ -10,7 +10,7 @@ from purifiers.core.artifacts import RunFolder
 from purifiers.core.data import data_root
 from purifiers.core.spec import AttackSpec
 from purifiers.core.traits import Layout, met
-from purifiers.plan.graph import with_ancestors
+from purifiers.plan.graph import Run, with_ancestors
 from purifiers.plan.plan import Plan
 
 
@@ -20,12 +20,9 @@ def missing_files(plan: Plan) -> list[str]:
     readers: dict[tuple[Path, str], set[str]] = defaultdict(set)
     for name in plan.documents:
         for run in with_ancestors(plan.score_runs(name)):
-            if not isinstance(run.spec, AttackSpec):
-                continue
-            if RunFolder(plan.runs_root, run.stage, run.id).complete():
-                continue
-            for layout, path in _read(run.spec):
-                if not path.exists():
+            absent = [(layout, path) for layout, path in _read(run) if not path.exists()]
+            if absent and not RunFolder(plan.runs_root, run.stage, run.id).complete():
+                for layout, path in absent:
                     missing[path.parent, layout.origin].add(path.name)
                     readers[path.parent, layout.origin].add(name)
     return [
@@ -37,13 +34,16 @@ def missing_files(plan: Plan) -> list[str]:
 
 def files_read(plan: Plan) -> list[Path]:
     """Files below the data folder that the attacks of a plan read, by name; there or not."""
-    specs = [run.spec for run in plan.runs.values() if isinstance(run.spec, AttackSpec)]
-    return sorted({path for spec in specs for _, path in _read(spec)})
+    return sorted({path for run in plan.runs.values() for _, path in _read(run)})
 
 
-def _read(spec: AttackSpec) -> list[tuple[Layout, Path]]:
-    described = registry.describe("attack", spec.attack.component)
-    parameters = {**described.parameters, **spec.attack.parameters}
+def _read(run: Run) -> list[tuple[Layout, Path]]:
+    """What a run reads if it is an attack; nothing for the other stages."""
+    if not isinstance(run.spec, AttackSpec):
+        return []
+    attack = run.spec.attack
+    described = registry.describe("attack", attack.component)
+    parameters = {**described.parameters, **attack.parameters}
     return [
         (layout, data_root() / pattern.format(**parameters))
         for layout in described.traits.reads

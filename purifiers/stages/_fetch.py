@@ -48,8 +48,9 @@ def fetch_data(folder: Path, scale_name: str) -> int:
     missing = missing_files(plan)
     for line in missing:
         print(line, flush=True)
-    for place in sorted({path.parent for path in files_read(plan)}):
-        if all(path.exists() for path in files_read(plan) if path.parent == place):
+    read = files_read(plan)
+    for place in sorted({path.parent for path in read}):
+        if all(path.exists() for path in read if path.parent == place):
             print(f"{place.name}: present, without a checksum", flush=True)
     return failed + len(missing)
 

@@ -32,10 +32,10 @@ GUARDED = (
 def guard(cls: Any) -> None:
     """Wrap the functions that the class body of a method defines.
 
-    ``bind`` sets ``is_bound``. The functions in ``GUARDED`` refuse to run before, if the class or a
-    base overrides ``bind``. They refuse NumPy arrays, and images with other channels than they are
-    bound for. Contiguous images stay contiguous. The precision is float32, or that of the attack or
-    training that calls them.
+    ``bind`` checks the images' shape first, and sets ``is_bound``. The functions in ``GUARDED``
+    refuse to run before, if the class or a base overrides ``bind``. They refuse NumPy arrays,
+    and images with other channels than they are bound for. Contiguous images stay contiguous.
+    The precision is float32, or that of the attack or training that calls them.
     """
     body = vars(cls)
     if "bind" in body:

@@ -219,10 +219,12 @@ class Images(_Declared):
 
     def parameter_names(self) -> tuple[str, ...]:
         """The method's parameters that decide which images it takes."""
+        formulas = (self.side_multiple, self.smallest_side)
         return (
-            *(*self.windows, *((self.resized_to,) if self.resized_to else ())),
+            *self.windows,
+            *filter(None, [self.resized_to]),
             *(name for norm in self.norms for name in norm),
-            *(*names_in(self.side_multiple), *names_in(self.smallest_side)),
+            *(name for formula in formulas for name in names_in(formula)),
             *self.named_in_rules(),
         )
 

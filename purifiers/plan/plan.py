@@ -82,9 +82,9 @@ class Plan:
         return f"results/runs/batches/report/{self.scale.name}/{name}.spec.json"
 
     def _write_report_spec(self, name: str) -> None:
-        """Rewrite the spec if the declarations changed, or while manifests or tables are missing.
+        """Rewrite the spec after new declarations, or while manifests or intact tables are missing.
 
-        Snakemake treats an existing table as finished, even one written early or after an error, or
+        Snakemake treats an existing table as finished, even one written early, after an error or
         damaged since, unless an input is newer and has other content.
         """
         path = self.root / self.report_spec(name)

@@ -287,11 +287,17 @@ class Results:
 
 @dataclass(frozen=True)
 class Predicted(ScoreRun):
-    """A run of the stage ``smooth``, with images as correct if PREDICT returns their label."""
+    """A run of the stage ``smooth``, with images as correct if PREDICT returns their label.
+
+    Attributes:
+        run: the run, judged by CERTIFY.
+    """
+
+    run: ScoreRun
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        frame = super().scores
+        frame = self.run.scores
         if "predict_correct" not in frame:
             raise UserError(
                 f"{self.folder}: has no predictions of PREDICT, an older version made it; delete "
@@ -302,7 +308,7 @@ class Predicted(ScoreRun):
 
 def _judged_by(run: ScoreRun, cell: Cell) -> ScoreRun:
     if cell.metric == "smoothed_prediction":
-        return Predicted(run.id, run.folder, run.record)
+        return Predicted(run.id, run.folder, run.record, run)
     return run
 
 

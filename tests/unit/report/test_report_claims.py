@@ -15,6 +15,7 @@ from purifiers.core.spec import (
     ImagesSpec,
     MethodSpec,
     NormSpec,
+    Spec,
     Subset,
     TimeSpec,
     Timing,
@@ -37,6 +38,15 @@ def part(better: str, than: str | list[str], column: str = "pgd") -> dict[str, A
     if isinstance(than, str):
         return {"better": place(better), "than": place(than)}
     return {"better": place(better), "better_than_all": [place(row) for row in than]}
+
+
+def finish(folder: RunFolder, spec: Spec, **columns: np.ndarray) -> None:
+    """Write a finished run with these columns of one row per image."""
+    n = len(next(iter(columns.values())))
+    folder.path.mkdir(parents=True)
+    table = pd.DataFrame({"index": range(n), **columns})
+    table.to_parquet(folder.path / "scores.parquet")
+    folder.finish(spec, ["scores.parquet"], {"n": n}, 1.5, {})
 
 
 @pytest.fixture
@@ -258,11 +268,7 @@ def test_a_mean_of_norms_is_decided_over_images(
     )
     norms = np.linspace(5, 50, 40)
     for run, change in (("aid", np.full(40, 1.0)), ("madry", 0.0), ("noise", np.tile([9, -9], 20))):
-        folder = RunFolder(runs_root, "norm", run)
-        folder.path.mkdir(parents=True)
-        table = pd.DataFrame({"index": range(40), "label": 1, "score_norm": norms + change})
-        table.to_parquet(folder.path / "scores.parquet")
-        folder.finish(spec, ["scores.parquet"], {"n": 40}, 1.5, {})
+        finish(RunFolder(runs_root, "norm", run), spec, score_norm=norms + change)
     fields = {"metric": "score_norm", "unit": "norm", "seeds": (0,)}
     rows = a_document(*(a_cell(row=row, scores=((row,),), **fields) for row in PLACES_IN_ORDER))
     row = judge(part("aid", "madry"), other=rows)
@@ -284,12 +290,9 @@ def test_a_distance_before_purification_against_one_after(
         method=MethodSpec(component="adp", version=1, parameters={}, run=None),
         seed=0,
     )
-    folder = RunFolder(runs_root, "trace", "one")
-    folder.path.mkdir(parents=True)
     attacked = np.linspace(5, 50, 40)
-    table = pd.DataFrame({"index": range(40), "attacked": attacked, "purified": attacked - 2})
-    table.to_parquet(folder.path / "scores.parquet")
-    folder.finish(spec, ["scores.parquet"], {"n": 40}, 1.5, {})
+    folder = RunFolder(runs_root, "trace", "one")
+    finish(folder, spec, attacked=attacked, purified=attacked - 2)
     fields = {"scores": (("one",),), "seeds": (0,), "unit": "L2"}
     before = a_cell(row="aid", metric="attacked_distance", **fields)
     cells = a_document(before, a_cell(row="madry", metric="purified_distance", **fields))
@@ -309,11 +312,7 @@ def test_less_time_is_better_and_one_seed_decides_nothing(
         seed=0,
     )
     for run, seconds in (("aid0", 0.1), ("aid1", 0.11), ("pd0", 4.0), ("pd1", 4.01)):
-        folder = RunFolder(runs_root, "time", run)
-        folder.path.mkdir(parents=True)
-        table = pd.DataFrame({"index": [0], "seconds": [seconds]})
-        table.to_parquet(folder.path / "scores.parquet")
-        folder.finish(spec, ["scores.parquet"], {"n": 1}, 1.5, {})
+        finish(RunFolder(runs_root, "time", run), spec, seconds=np.array([seconds]))
     given = {"metric": "seconds_per_image", "unit": "seconds"}
 
     def cells(seeds: tuple[int, ...]) -> Document:

@@ -6,10 +6,12 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from purifiers.core import registry
 from purifiers.plan.cells import Document
+from purifiers.report.earlier import PLACE
 
 Documents = Mapping[str, Sequence[Document]]
 """All documents by scale, in the order of the columns. All scales have the same documents in the
@@ -24,12 +26,19 @@ Row = Mapping[str, Document]
 TABLES = "results/tables/{scale}"
 """Folder of the committed tables of a scale."""
 
-WORDS = {"not implemented": "missing", "not run": "left out", "quoted": "quoted"}
-"""State of a cell that does not run to its word on the page."""
+WORDS = {
+    "outdated": "outdated",
+    "not implemented": "missing",
+    "not run": "left out",
+    "quoted": "quoted",
+}
+"""State of a cell that does not run, or whose value is an older run's, to its word on the page."""
 
 LEGEND = """\
 - **Cells**: numbers to reproduce; configuration and qualitative documents are not counted.
 - **n of m done**: of m cells that run at this scale, n have a value in `results/tables/<scale>/`.
+- **outdated**: the table has a value that belongs to an older declaration, setting or data set; the
+  next report of the whole paper removes it.
 - **missing**: needs a method, classifier, metric or data file that is not implemented.
 - **left out**: implemented, but its data set is not part of this scale.
 - **quoted**: copied by the paper from another publication; the suite does not measure it.
@@ -136,14 +145,22 @@ def _needed(documents: Documents, components: Components) -> dict[str, dict[str,
 
 
 def _count(root: Path, scale: str, document: Document) -> Counter[str]:
-    """Count the cells of a measured document by state, and ``done`` from its committed table."""
+    """Count the cells of a measured document by state.
+
+    The values of its committed table count as ``done`` if the runs of today's plan measured them,
+    else as ``outdated``.
+    """
     if document.status != "measured":
         return Counter()
     counts = Counter(cell.state for cell in document.cells)
     table = root / TABLES.format(scale=scale) / document.paper / f"{document.document}.csv"
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as lines:
-            counts["done"] = sum(bool(row["reproduced"]) for row in csv.DictReader(lines))
+            rows = [row for row in csv.DictReader(lines) if row["reproduced"]]
+        measured = [tuple(map(row.get, PLACE)) for row in rows]
+        planned = set(map(attrgetter(*PLACE), document.cells))
+        counts["done"] = sum(value in planned for value in measured)
+        counts["outdated"] = len(measured) - counts["done"]
     return counts
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from purifiers.core import registry
-from purifiers.plan.cells import Document
+from purifiers.plan.cells import Cell, Document
+from purifiers.report.earlier import PLACE
 from purifiers.report.status import status_markdown
 
 Make = Callable[..., Any]
@@ -52,6 +53,15 @@ def _commit(root: Path, path: str, text: str = "") -> None:
     (root / path).write_text(text, encoding="utf-8")
 
 
+HEADER = "block,row,column,identity,published,reproduced,flags\n"
+
+
+def _value(cell: Cell, reproduced: str = "1.0", **changes: str) -> str:
+    """A line of a committed table below ``HEADER``."""
+    place = {name: changes.get(name, getattr(cell, name)) for name in PLACE}
+    return ",".join([*place.values(), "60.0", reproduced, '"failed,\ntwice"']) + "\n"
+
+
 def test_counts_without_committed_tables(
     documents: dict[str, list[Document]], tmp_path: Path
 ) -> None:
@@ -77,9 +87,11 @@ def test_counts_without_committed_tables(
 def test_done_cells_are_those_reproduced_in_the_committed_table(
     documents: dict[str, list[Document]], tmp_path: Path
 ) -> None:
-    table = 'row,published,reproduced,flags\na,60.0,0.0,\nb,60.0,,"failed,\ntwice"\nc,,,\nd,1.0,,\n'
+    first, second = documents["smoke"][0].cells[:2]
+    table = HEADER + _value(first, "0.0") + _value(second, "")
     _commit(tmp_path, "results/tables/smoke/aid/table_3.csv", table)
-    _commit(tmp_path, "results/tables/smoke/aid/table_5.csv", "row,reproduced\na,1.0\n")
+    configured = documents["smoke"][2].cells[0]
+    _commit(tmp_path, "results/tables/smoke/aid/table_5.csv", HEADER + _value(configured))
     lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
     assert lines[2].startswith("| aid | 5 | 1 of 3 done, 1 missing, 1 quoted | 0 of 1 done")
     assert lines[4].startswith("| All | 6 | 1 of 3 done,")
@@ -87,11 +99,23 @@ def test_done_cells_are_those_reproduced_in_the_committed_table(
     assert f"| table 3 | Accuracy | 4 | {link} | 1 missing, 2 left out, 1 quoted |" in lines
 
 
+@pytest.mark.parametrize("name", PLACE)
+def test_a_value_of_other_runs_or_of_no_cell_is_outdated(
+    documents: dict[str, list[Document]], tmp_path: Path, name: str
+) -> None:
+    first, second = documents["smoke"][0].cells[:2]
+    table = HEADER + _value(first) + _value(second, **{name: "another"})
+    _commit(tmp_path, "results/tables/smoke/aid/table_3.csv", table)
+    lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
+    assert lines[2].startswith("| aid | 5 | 1 of 3 done, 1 outdated, 1 missing, 1 quoted |")
+
+
 def test_links_only_to_existing_files(documents: dict[str, list[Document]], tmp_path: Path) -> None:
     _commit(tmp_path, "benchmarks/aid/README.md", "# AID-Purifier: a light network\n\nText\n")
     _commit(tmp_path, "results/tables/desk/aid/README.md")
     _commit(tmp_path, "results/tables/desk/aid/table_11a.md")
-    _commit(tmp_path, "results/tables/desk/aid/table_11a.csv", "row,reproduced\na,1.0\n")
+    table = HEADER + _value(documents["desk"][1].cells[0])
+    _commit(tmp_path, "results/tables/desk/aid/table_11a.csv", table)
     lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
     index = "[1 of 1 done](../results/tables/desk/aid/README.md), 1 missing"
     assert lines[2].startswith("| [AID-Purifier](aid/README.md) | 5 | 0 of 3 done,")

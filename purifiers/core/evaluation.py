@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Attack, Method, equipped
 from purifiers.core.defence import Defence
+from purifiers.core.finite import finite
 from purifiers.core.images import check_images
 from purifiers.core.logits import as_logits
 from purifiers.core.noise import derive_seed
@@ -160,10 +161,7 @@ def finite_logits(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor
     """
     with torch.no_grad():
         # a copy, because a network may work in place
-        logits = as_logits(classifier(images.clone()), classifier)
-    if not torch.isfinite(logits).all():
-        raise RuntimeError("the classifier gave logits that are not finite")
-    return logits
+        return finite(as_logits(classifier(images.clone()), classifier))
 
 
 def distances(images: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

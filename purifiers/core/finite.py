@@ -60,4 +60,4 @@ def checked_at_end(device: torch.device) -> Iterator[None]:
 
 
 def _message(kind: str) -> str:
-    return f"the attacked model gave {kind} that are not finite"
+    return f"the model gave {kind} that are not finite"

@@ -11,6 +11,7 @@ from torch import Tensor
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import equipped
 from purifiers.core.evaluation import finite_logits
+from purifiers.core.finite import checked_at_end
 from purifiers.core.noise import derive_seed, keys_on, normal_on
 from purifiers.core.shards import fill
 from purifiers.core.smoothing import cast_votes, certify, predict
@@ -51,7 +52,7 @@ def run(folder: RunFolder, spec: SmoothSpec, context: Context) -> Outcome:
         def estimated(clean: Tensor, draw: int) -> Tensor:
             return logits(clean, smoothing.selection + draw)
 
-        with torch.no_grad():
+        with torch.no_grad(), checked_at_end(batch.device):
             selection = cast_votes(logits, batch, smoothing.selection, images.classes)
             estimation = cast_votes(estimated, batch, smoothing.estimation, images.classes)
         return np.stack([selection, estimation], axis=1)

@@ -239,7 +239,7 @@ def test_a_single_row_that_does_not_fit_is_an_error(tmp_path):
 
 
 def test_other_errors_halve_nothing(tmp_path):
-    work = Hungry(3, RuntimeError("the attacked model gave logits that are not finite"))
+    work = Hungry(3, RuntimeError("the model gave logits that are not finite"))
     with pytest.raises(RuntimeError, match="not finite"):
         make(tmp_path / "rows.npy", work)
     assert work.asked == [(0, 5)]

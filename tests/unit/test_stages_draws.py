@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
+from purifiers.classifiers.wide_resnet import WideResnet
+from purifiers.core import active
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import build, frozen
 from purifiers.core.errors import UserError
@@ -35,6 +37,8 @@ from purifiers.plan.graph import component_spec
 from purifiers.stages import norm, predict, purify, score, smooth, trace
 from purifiers.stages._context import Context, Outcome
 from purifiers.stages._opening import open_classifier, open_images
+
+from .host_reads import host_reads
 
 IMAGES = ImagesSpec(data="digits", subset=Subset(split="test", n=24, seed=0), run=None)
 
@@ -196,6 +200,32 @@ def test_smoothing_without_noise_certifies_every_prediction(stages: Stages) -> N
     assert rows["radius"].to_numpy() == pytest.approx(np.where(correct, 0.8215e-6, 0.0), rel=1e-3)
     assert outcome.summary["n_correct"] == correct.sum()
     assert rows["predict_correct"].tolist() == correct.tolist()
+
+
+def test_the_host_does_not_wait_for_votes(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(active, "reads_are_free", lambda device: False)
+    reads = []
+    for votes in (20, 40):
+        smoothing = Smoothing(sigma=0.1, selection=votes, estimation=votes, alpha=0.01)
+        spec = SmoothSpec(images=IMAGES, classifier="one", methods=(), smoothing=smoothing, seed=5)
+        with host_reads(monkeypatch) as counted:
+            stages.run(smooth, spec, f"of {votes} votes")
+        reads.append(sum(counted.values()))
+    assert reads[0] == reads[1]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_votes_of_a_broken_network_are_refused(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    monkeypatch.setattr(active, "reads_are_free", lambda device: free)
+    monkeypatch.setattr(
+        WideResnet, "forward", lambda _, images: images.new_full((16, 10), torch.nan)
+    )
+    smoothing = Smoothing(sigma=0.1, selection=20, estimation=20, alpha=0.01)
+    spec = SmoothSpec(images=IMAGES, classifier="one", methods=(), smoothing=smoothing, seed=5)
+    with pytest.raises(RuntimeError, match="the model gave logits that are not finite"):
+        stages.run(smooth, spec, "broken")
 
 
 def adp(**parameters: Any) -> MethodSpec:

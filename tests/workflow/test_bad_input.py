@@ -452,7 +452,7 @@ def test_network_without_numbers_gets_no_score(
     with monkeypatch.context() as patched:
         patched.setattr(WideResnet, "forward", forward)
         err = refused_job(finished, command, "score")
-    assert "the classifier gave logits that are not finite" in err.splitlines()[-1]
+    assert "the model gave logits that are not finite" in err.splitlines()[-1]
     assert not (score / "scores.parquet").exists()
 
 

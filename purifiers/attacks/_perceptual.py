@@ -85,4 +85,4 @@ class Perception:
         """Embeddings (n, d) and logits (n, classes) of one pass, for a ``bare`` model."""
         assert self._network is not None
         activations, output = features_and_logits(self._network, images, self._taps)
-        return embedding(activations), self._target.logits_of(output)
+        return embedding(activations), self._target.logits_of(output, images)

@@ -28,6 +28,7 @@ from purifiers.core.evaluation import (
     attacked,
     attacked_defence,
     distances,
+    finite_logits,
     predicted,
     purified,
     unprepared,
@@ -35,7 +36,6 @@ from purifiers.core.evaluation import (
 from purifiers.core.foreign import Foreign, measure_traits
 from purifiers.core.formula import evaluate
 from purifiers.core.images import check_images, check_labels
-from purifiers.core.logits import as_logits
 from purifiers.core.modes import refuse_training_mode
 from purifiers.core.probe import PROBED_IMAGES, probe
 from purifiers.core.progress import Progress, duration
@@ -273,8 +273,7 @@ def _title(part: nn.Module) -> str:
 
 def _classes(classifier: nn.Module, images: Tensor) -> int:
     """The number of classes; refuses a classifier that is random itself."""
-    with torch.no_grad():
-        first, second = (as_logits(classifier(images[:8]), classifier) for _ in range(2))
+    first, second = (finite_logits(classifier, images[:8]) for _ in range(2))
     if not torch.equal(first, second):
         raise UserError(
             "audit: two calls of the classifier give other logits: move its random part into a "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from purifiers.core.errors import UserError
-from purifiers.core.images import refuse_array
+from purifiers.core.images import check_type
 from purifiers.core.memory_layout import as_laid_out
 from purifiers.core.precision import computing
 
@@ -28,13 +28,17 @@ GUARDED = (
 )
 """Functions of a method that use the parts built by ``bind``."""
 
+OF_IMAGES = ("purify", "step", "unrolled", "fit_loss", "detector_logit", "detected", "score")
+"""Those whose first parameter is images."""
+
 
 def guard(cls: Any) -> None:
     """Wrap the functions that the class body of a method defines.
 
     ``bind`` checks the images' shape first, and sets ``is_bound``. The functions in ``GUARDED``
-    refuse to run before, if the class or a base overrides ``bind``. They refuse NumPy arrays,
-    and images with other channels than they are bound for. Contiguous images stay contiguous.
+    refuse to run before, if the class or a base overrides ``bind``. They refuse what is no tensor
+    of images, and images with other channels than they are bound for. Contiguous images stay
+    contiguous.
     The precision is float32, or that of the attack or training that calls them.
     """
     body = vars(cls)
@@ -66,9 +70,9 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
         if self.needs_binding and not self.is_bound:
             then = "" if self.traits.fit is None else ", then fit it or load its weights"
             raise UserError(f"{name}: not bound; call .bind(classifier, shape){then}")
-        images = arguments[0] if arguments else named.get("images")
-        refuse_array(images, name)
-        if isinstance(images, Tensor) and images.ndim == 4:
+        images: Any = arguments[0] if arguments else named.get("images")
+        if function.__name__ in OF_IMAGES:
+            check_type(images, name)
             _check_channels(images, self.bound_channels, name)
         with computing(None, getattr(images, "device", "cpu")):
             return function(self, *arguments, **named)

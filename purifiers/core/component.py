@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from purifiers.core.binding import component_name, guard
 from purifiers.core.errors import UserError
 from purifiers.core.finite import checked_at_end
-from purifiers.core.images import check_images, check_labels
-from purifiers.core.modes import attackable, refuse_training_mode
+from purifiers.core.images import check_images, check_input, check_labels
+from purifiers.core.modes import attackable, refuse_training_mode, types_explained
 from purifiers.core.noise import derive_seed
 from purifiers.core.parameters import alternatives, checked, is_restricted
 from purifiers.core.precision import computing
@@ -130,7 +130,7 @@ class Attack(Component):
         with attackable(), computing(precision, images.device):
             # copies, because a model may work in place and the caller's images stay
             images, labels = images.detach().clone(), labels.clone()
-            with checked_at_end(images.device):
+            with checked_at_end(images.device), types_explained(target.model, name):
                 adversarial = self.perturb(target, images, labels, seed, rows).detach()
             self._check(images, adversarial)
         self.step_path = target.step_path
@@ -232,7 +232,11 @@ class Method(Component, nn.Module):
         """Purified images; a random method draws fresh noise at every call.
 
         The noise is reproducible from the number of calls. :meth:`purify` takes a seed instead.
+
+        Raises:
+            UserError: see :func:`purifiers.core.images.check_input`.
         """
+        check_input(images, component_name(type(self)))
         self._calls = getattr(self, "_calls", 0) + 1
         return self.purify(images, derive_seed("call", self._calls))
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from purifiers.core.component import Method, default_indices, equipped
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.images import check_input
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import as_logits, check_model
+from purifiers.core.modes import types_explained
 from purifiers.core.noise import derive_seed
 from purifiers.core.precision import computing
 from purifiers.core.straight_through import with_gradient_of
@@ -73,6 +74,7 @@ class Defence(nn.Module):
         auxiliary: Method | None = None,
         network: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        check_model(classifier)
         check_choice("gradient", gradient, GRADIENTS)
         check_choice("eot_combine", eot_combine, COMBINES)
         if eot_samples < 1:
@@ -206,12 +208,13 @@ class Defence(nn.Module):
             indices: the images' indices in their data set; None: fresh noise.
 
         Raises:
-            UserError: the images require gradients and ``gradient`` is ``"none"``; or, without
+            UserError: the images require gradients and ``gradient`` is ``"none"``; the classifier
+                has parameters of another type than float32 and cannot take the images; or, without
                 ``indices``, they are clearly not in [0, 1].
         """
         if indices is None:  # not the suite's own attacks, which check their images once
             check_input(images, "Defence")
-        with computing(None, images.device):
+        with computing(None, images.device), types_explained(self.classifier, "Defence"):
             return self._logits(images, indices)
 
     def _logits(self, images: Tensor, indices: Sequence[int] | Tensor | None) -> Tensor:

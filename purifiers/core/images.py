@@ -24,19 +24,10 @@ def check_images(images: Any, where: str) -> None:
     Raises:
         UserError: wrong type, layout or range, or values that are not finite.
     """
-    refuse_array(images, where)
-    if not isinstance(images, Tensor):
-        raise UserError(
-            f"{where}: images is a {type(images).__name__}; use a float32 tensor (n, C, H, W) with "
-            "values in [0, 1]"
-        )
+    check_type(images, where)
     shape = tuple(images.shape)
-    if images.dtype != torch.float32 or images.dim() != 4 or _channels_last(shape):
-        dtype = str(images.dtype).removeprefix("torch.")
-        layout = ", which looks like NHWC" if _channels_last(shape) else ""
-        raise UserError(
-            f"{where}: images must be float32 NCHW, got {dtype} {shape}{layout}; use {_fix(images)}"
-        )
+    if images.dtype != torch.float32 or _channels_last(shape):
+        _refuse(images, where)
     if images.numel() == 0:
         return
     low, high = (float(value) for value in images.detach().aminmax())
@@ -52,14 +43,29 @@ def check_images(images: Any, where: str) -> None:
     raise UserError(f"{where}: images must lie in [0, 1], got [{low:g}, {high:g}]; {hint}")
 
 
-def refuse_array(images: Any, where: str) -> None:
-    """Raise an error if ``images`` is a NumPy array.
+def check_type(images: Any, where: str) -> None:
+    """Raise an error unless ``images`` is a tensor (n, C, H, W) of floating-point numbers.
 
     Raises:
-        UserError: it is one.
+        UserError: a NumPy array, another object, integers or other dimensions.
     """
     if isinstance(images, np.ndarray):
         raise UserError(f"{where}: images is a NumPy array; use {_fix(images)}")
+    if not isinstance(images, Tensor):
+        raise UserError(
+            f"{where}: images is a {type(images).__name__}; use a float32 tensor (n, C, H, W) with "
+            "values in [0, 1]"
+        )
+    if images.dim() != 4 or not images.is_floating_point():
+        _refuse(images, where)
+
+
+def _refuse(images: Tensor, where: str) -> None:
+    shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    layout = ", which looks like NHWC" if _channels_last(shape) else ""
+    raise UserError(
+        f"{where}: images must be float32 NCHW, got {dtype} {shape}{layout}; use {_fix(images)}"
+    )
 
 
 def check_input(images: Any, where: str) -> None:
@@ -69,14 +75,11 @@ def check_input(images: Any, where: str) -> None:
     only type and dimensions are checked, because the range would have to wait for the device.
 
     Raises:
-        UserError: a NumPy array, integers, other dimensions, another range or NaN.
+        UserError: another type, other dimensions, another range or NaN.
     """
-    refuse_array(images, where)
-    if images.dim() != 4 or not images.is_floating_point():
-        dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
-        raise UserError(
-            f"{where}: images must be float32 NCHW, got {dtype} {shape}; use {_fix(images)}"
-        )
+    check_type(images, where)
+    if images.dtype != torch.float32:
+        _refuse(images, where)
     if images.is_cuda or not images.numel():
         return
     low, high = (float(value) for value in images.detach().aminmax())

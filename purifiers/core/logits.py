@@ -9,6 +9,19 @@ from torch import Tensor
 from purifiers.core.errors import UserError
 
 
+def check_model(model: object) -> None:
+    """Raise an error unless ``model`` can be called.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not callable(model):
+        raise UserError(
+            f"the classifier is a {type(model).__name__}, but must be a network or another "
+            "function of images to logits"
+        )
+
+
 def as_logits(output: Any, model: object) -> Tensor:
     """The tensor that ``model`` returned, or the attribute ``logits`` of its output.
 

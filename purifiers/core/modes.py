@@ -74,6 +74,31 @@ def frozen_meanwhile(network: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def types_explained(model: object, where: str) -> Iterator[None]:
+    """Explain the error of a network whose parameters have another type than the images.
+
+    Args:
+        model: what receives float32 images; its parameters are looked at if it is a module.
+        where: begins the error message.
+
+    Raises:
+        UserError: torch refuses to combine both types.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        parameters = model.parameters() if isinstance(model, nn.Module) else ()
+        types = {p.dtype for p in parameters if p.is_floating_point()} - {torch.float32}
+        if not types or "type" not in str(error):
+            raise
+        other = str(types.pop()).removeprefix("torch.")
+        raise UserError(
+            f"{where}: images are float32, but {type(model).__name__} has {other} parameters: call "
+            f".float() on it, or use lambda images: model(images.to(torch.{other}))"
+        ) from error
+
+
+@contextlib.contextmanager
 def attack_mode(network: nn.Module, mode: str) -> Iterator[None]:
     """Set the mode for an attack on a network in training, and restore the network afterwards.
 

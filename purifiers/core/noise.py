@@ -11,16 +11,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from purifiers.core.errors import UserError
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed derived from integers and strings; the same on every machine.
 
     Integers of NumPy and torch count as Python's.
+
+    Raises:
+        UserError: a part is another number.
     """
-    plain = (part if isinstance(part, str) else operator.index(part) for part in parts)
+    plain = (part if isinstance(part, str) else _whole(part) for part in parts)
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in plain)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _whole(part: int) -> int:
+    try:
+        return operator.index(part)
+    except TypeError:
+        raise UserError(f"seed is {part!r}, but takes a whole number") from None
 
 
 def generator(*parts: int | str) -> torch.Generator:

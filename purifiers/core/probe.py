@@ -12,6 +12,9 @@ from purifiers.core.target import Target, as_target
 PROBED_IMAGES = 64
 """Images to probe, the first of a set; our choice: an eighth of a set of 512 costs little."""
 
+SUM_TOLERANCE = 1e-3
+"""Largest distance to 1 of the sum of an image's probabilities; our choice, as bfloat16 rounds."""
+
 
 def probe(
     defence: Defence, clean: Tensor, adversarial: Tensor, labels: Tensor, indices: Tensor
@@ -30,6 +33,8 @@ def probe(
         - ``correct``: number of images that are classified correctly before the attack;
         - ``moved``: number of these that the attack changed (some attacks return the clean image
           if they do not succeed);
+        - ``probabilities``: number of images at which the model returns probabilities in place of
+          logits;
         - ``zero_gradient``, ``nonfinite_gradient``: number of images with such a gradient, None if
           the attacker takes no gradients;
         - ``loss_clean``, ``loss_adversarial``: mean cross entropy;
@@ -43,12 +48,15 @@ def probe(
         _probe(target, with_gradient, *part)
         for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     ]
-    correct, zero, nonfinite, before, after = (torch.cat(part) for part in zip(*parts, strict=True))
+    correct, shares, zero, nonfinite, before, after = (
+        torch.cat(part) for part in zip(*parts, strict=True)
+    )
     changed = (adversarial != clean).flatten(1).any(dim=1)
     return {
         "images": len(clean),
         "correct": int(correct.sum()),
         "moved": int((correct & changed).sum()),
+        "probabilities": int(shares.sum()),
         "zero_gradient": int(zero.sum()) if with_gradient else None,
         "nonfinite_gradient": int(nonfinite.sum()) if with_gradient else None,
         "loss_clean": float(before.mean()),
@@ -64,8 +72,8 @@ def _probe(
     adversarial: Tensor,
     labels: Tensor,
     indices: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Per image (n,): correct, gradient zero, gradient not finite, loss before, loss after."""
+) -> tuple[Tensor, ...]:
+    """Per image (n,): correct, probabilities, gradient zero, not finite, loss before and after."""
 
     def losses(logits: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, reduction="none")
@@ -79,4 +87,6 @@ def _probe(
     with torch.no_grad():
         after = losses(target(adversarial, indices))
     flat, correct = gradient.flatten(1), logits.argmax(dim=1) == labels
-    return correct, (flat == 0).all(dim=1), ~torch.isfinite(flat).all(dim=1), before.detach(), after
+    shares = (logits >= 0).all(dim=1) & ((logits.sum(dim=1) - 1).abs() < SUM_TOLERANCE)
+    zero, nonfinite = (flat == 0).all(dim=1), ~torch.isfinite(flat).all(dim=1)
+    return correct, shares, zero, nonfinite, before.detach(), after

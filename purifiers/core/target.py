@@ -13,7 +13,7 @@ from torch import Tensor
 from purifiers.core.active import selected
 from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import as_logits, check_model
 from purifiers.core.precision import at_least_float32, computing, declared
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -50,10 +50,11 @@ class Target:
             number is not checked.
 
     Raises:
-        UserError: the model adapts to its queries (``batch_dependent``).
+        UserError: the model is not callable, or adapts to its queries (``batch_dependent``).
     """
 
     def __init__(self, model: Callable[..., Tensor]) -> None:
+        check_model(model)
         if getattr(model, "batch_dependent", False):
             raise UserError(
                 "the attacked defence adapts its classifier to each batch of queries: attack the "
@@ -80,7 +81,7 @@ class Target:
 
     def draw(self, images: Tensor, indices: Tensor) -> Tensor:
         """Logits (n, classes) of one draw."""
-        return self.logits_of(self._query(self.model, images, indices))
+        return self.logits_of(self._query(self.model, images, indices), images)
 
     def purify(self, images: Tensor, indices: Tensor) -> Tensor:
         """Images purified in one draw; the images themselves if the model does not purify."""
@@ -107,7 +108,7 @@ class Target:
     def classify(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of images that are purified already."""
         bare: Callable[[Tensor], Tensor] = getattr(self.model, "classify", self.model)
-        return self.logits_of(bare(images.clone()))
+        return self.logits_of(bare(images.clone()), images)
 
     def judge(self) -> Target:
         """The target that decides about success: the original model, if this one is prepared."""
@@ -175,9 +176,10 @@ class Target:
     def _expected(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         draws = self.eot_samples
         if draws == 1:
-            return self.logits_of(self._query(query, images, indices))
+            return self.logits_of(self._query(query, images, indices), images)
         copies = images.repeat(draws, 1, 1, 1)
-        return _mean(self.logits_of(self._query(query, copies, indices.repeat(draws))), draws)
+        output = self._query(query, copies, indices.repeat(draws))
+        return _mean(self.logits_of(output, images), draws)
 
     def _repeated(self, query: Callable[..., Tensor], images: Tensor, indices: Tensor) -> Tensor:
         """The same with the draws of the last query, so that later queries draw as without it."""
@@ -191,16 +193,26 @@ class Target:
             for back in range(draws)
             for index in indices.tolist()
         ]
-        logits = self.logits_of(query(images.repeat(draws, 1, 1, 1), torch.tensor(rows)))
+        logits = self.logits_of(query(images.repeat(draws, 1, 1, 1), torch.tensor(rows)), images)
         return logits if draws == 1 else _mean(logits, draws)
 
-    def logits_of(self, output: Any) -> Tensor:
+    def logits_of(self, output: Any, images: Tensor) -> Tensor:
         """Logits (n, classes), at least float32, in what the attacked model returned.
 
+        Args:
+            images: those that the model received.
+
         Raises:
-            UserError: there are none, or they do not cover the labels.
+            UserError: there are none, or they do not cover the labels, or do not depend on images
+                that require gradients.
         """
         logits = at_least_float32(as_logits(output, self.model))
+        if images.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise UserError(
+                "this attack takes gradients, but none leads from the attacked model's logits to "
+                "its images: remove torch.no_grad, detach or numpy from it, or choose an attack "
+                "on scores, such as square"
+            )
         if self.largest_label < 0:
             return logits
         if logits.dim() != 2:

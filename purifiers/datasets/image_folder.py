@@ -14,13 +14,17 @@ from purifiers.core.traits import DatasetTraits, Layout
 from purifiers.datasets import _images
 from purifiers.datasets._base import Dataset, Source
 
+UNREAD = (".avif", ".gif", ".heic", ".jp2", ".npy", ".tif", ".tiff")
+"""Endings of other images: they are refused, because whoever put them there wants them read."""
+
 
 class ImageFolder(Dataset):
     """Images in one folder per split and, within it, one folder per class.
 
     Classes are numbered in the order of the training folders' names. Images are ordered by class,
     then file name; each is resized to cover the shape and its centre is cropped. Hidden files and
-    files with other endings are ignored. The content of the images is part of a run's identity.
+    files whose ending is no image's are ignored. The content of the images is part of a run's
+    identity.
 
     Args:
         path: folder with ``train/`` and ``test/``, below the data folder.
@@ -28,7 +32,7 @@ class ImageFolder(Dataset):
 
     Raises:
         UserError: a shape with other channels or sides below 1. On reading: a folder in a class's
-            folder, or a file that cannot be read as an image.
+            folder, an image in no class's folder, or a file that cannot be read as an image.
     """
 
     traits = DatasetTraits(
@@ -88,6 +92,11 @@ def _check_class(folder: Path) -> None:
                 f"{path}: is a folder in a class's folder, and would be left out: move its images "
                 f"to {folder}, or remove it"
             )
+        if path.suffix.lower() in UNREAD:
+            raise UserError(
+                f"{path}: is in a format that is not read ({' '.join(layout.endings)}), and would "
+                "be left out: convert or remove it"
+            )
         if is_image:
             check_readable(path)
             images += 1
@@ -106,6 +115,13 @@ def _class_names(folder: Path) -> list[str]:
     names = [path.name for path in _visible(folder) if path.is_dir()]
     if not names:
         raise UserError(f"{folder} holds no class folders; put the images in {folder}/<class>/")
+    (layout,) = ImageFolder.traits.reads
+    for path in _visible(folder):
+        if path.suffix.lower() in (*layout.endings, *UNREAD) and not path.is_dir():
+            raise UserError(
+                f"{path}: is in no class's folder, and would be left out: move it to one of "
+                f"{folder}/<class>/, or remove it"
+            )
     return names
 
 

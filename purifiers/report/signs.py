@@ -87,8 +87,9 @@ class AttackedRun:
             ``zero_gradient`` and ``nonfinite_gradient``: images with such an input gradient before
             the attack (None: the attack takes no gradients). ``loss_clean`` and
             ``loss_adversarial``: mean loss of the attacked model. ``loss_rose``: images whose loss
-            rose. ``correct`` (where recorded): images that the attacked model classified correctly.
-            ``moved`` (where recorded): those of them that the attack changed.
+            rose. Where recorded: ``probabilities``: images at which the model returned
+            probabilities; ``correct``: images that the attacked model classified correctly;
+            ``moved``: those of them that the attack changed.
         scores: indexed by the image's index; columns ``label`` and ``correct``.
     """
 
@@ -145,9 +146,26 @@ def signs(cell: Attacked, document: Sequence[Attacked]) -> Signs:
     """
     probes = [run.probe for run in cell.seeds.values() if run.probe is not None]
     others = [other for other in document if other is not cell]
-    texts = [*_gradients(probes), *_losses(probes), *_beaten(cell, others), *_rising(cell, others)]
+    texts = [
+        *_probabilities(probes),
+        *_gradients(probes),
+        *_losses(probes),
+        *_beaten(cell, others),
+        *_rising(cell, others),
+    ]
     texts += [*_unbounded(cell), *_without_eot(cell)]
     return Signs(tuple(texts), probed=len(probes) == len(cell.seeds))
+
+
+def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a sign for a model that returns probabilities: attacks take their losses for logits'.
+
+    AutoAttack warns of the same (Croce & Hein 2020, `fra31/auto-attack`, ``checks.py``).
+    """
+    found = sum(probe.get("probabilities", 0) for probe in probes)
+    if found:
+        images = sum(probe["images"] for probe in probes)
+        yield f"probabilities in place of logits at {found} of {images} probed images"
 
 
 def _gradients(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -45,6 +45,12 @@ def test_an_honest_gradient_shows_nothing(victim, methods):
     assert found["loss_adversarial"] > found["loss_clean"] + 1
 
 
+def test_probabilities_in_place_of_logits_are_counted(victim):
+    defence = Defence(lambda images: victim.model(images).softmax(dim=1))
+    assert probed(victim, defence)["probabilities"] == 64
+    assert probed(victim, Defence(victim.model))["probabilities"] == 0
+
+
 def test_a_gradient_that_is_not_finite_is_counted(victim):
     """The square root has none at black pixels, of which every digit has some but these."""
 

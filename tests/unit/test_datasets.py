@@ -685,6 +685,23 @@ def test_image_folder_errors_are_clear(tmp_path):
         ImageFolder(shape=(2, 8, 8))
 
 
+@pytest.mark.parametrize("name", ["2.tif", "2.GIF", "2.npy", "2.heic"])
+def test_image_folder_refuses_images_that_it_would_leave_out(tmp_path, name):
+    write_image(tmp_path / "mine/train/cat/1.png", pixels(8, 8, 3))
+    (tmp_path / "mine/train/cat" / name).write_bytes(b"an image")
+    with pytest.raises(UserError, match=r"format that is not read \(.png .*convert or remove it"):
+        ImageFolder(path="mine").load("train", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["2.png", "2.tiff"])
+def test_image_folder_refuses_an_image_without_a_class(tmp_path, name):
+    write_image(tmp_path / "mine/train/cat/1.png", pixels(8, 8, 3))
+    (tmp_path / "mine/train/notes.txt").write_text("passed over")
+    write_image(tmp_path / "mine/train" / name, pixels(8, 8, 3))
+    with pytest.raises(UserError, match=rf"{name}: is in no class's folder.*move it"):
+        ImageFolder(path="mine").load("train", tmp_path)
+
+
 def test_image_folder_refuses_more_than_eight_bits(tmp_path):
     """Pillow clips 16-bit grey values to 255: nearly white images."""
     path = tmp_path / "mine/train/cat/1.png"

@@ -20,6 +20,7 @@ from purifiers.core import registry
 from purifiers.core.component import Method, frozen
 from purifiers.core.defence import Defence
 from purifiers.core.errors import UserError
+from purifiers.core.evaluation import predicted
 from purifiers.core.prepare import Prepared
 from purifiers.core.target import Target
 from purifiers.methods.identity import Identity
@@ -46,10 +47,10 @@ def refusal(act: Callable[[], Any]) -> str:
     return message
 
 
-def network() -> nn.Sequential:
+def network(classes: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, classes)
     )
 
 
@@ -192,6 +193,102 @@ def test_one_logit_per_image(attack, images):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).eval()
     message = refusal(lambda: purifiers.attack(attack)(model, images, LABELS * 0))
     assert "one logit per image" in message and "torch.cat([-logit, logit], dim=1)" in message
+
+
+GRADIENT_ATTACKS = ("pgd", "cw_l2", "deepfool_linf", "stadv", "autoattack", "apgd", "fast_lpa")
+
+
+def gives_no_gradient(form: str) -> nn.Module:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(classes=10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            if form == "no_grad":
+                with torch.no_grad():
+                    return self.network(images)
+            if form == "detach":
+                return self.network(images.detach())
+            return torch.from_numpy(self.network(images).detach().numpy())
+
+    return frozen(Model())
+
+
+@pytest.mark.parametrize("form", ["no_grad", "detach", "numpy"])
+def test_a_model_that_gives_no_gradient(form, images):
+    message = refusal(lambda: Pgd()(gives_no_gradient(form), images, LABELS))
+    assert "none leads from the attacked model's logits to its images" in message
+    assert "torch.no_grad, detach or numpy" in message and "square" in message
+
+
+@pytest.mark.parametrize("name", GRADIENT_ATTACKS)
+def test_every_gradient_attack_refuses_it(name, images):
+    model = gives_no_gradient("detach")
+    attack = purifiers.attack(name, **({"taps": ["network.0"]} if name == "fast_lpa" else {}))
+    labels = predicted(model, images)  # AutoAttack skips misclassified images
+    message = refusal(lambda: attack(model, images, labels))
+    assert "none leads from" in message
+
+
+def test_attacks_on_scores_need_no_gradient(images):
+    model = gives_no_gradient("numpy")
+    for attack in ("square", "spsa"):
+        purifiers.attack(attack)(model, images, LABELS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type(dtype, images):
+    model = frozen(network()).to(dtype)
+    message = refusal(lambda: Pgd()(model, images, LABELS))
+    cast = f"lambda images: model(images.to({dtype}))"
+    assert message.startswith("Pgd: images are float32, but Sequential has ") and cast in message
+    assert refusal(lambda: predicted(model, images)).startswith("scoring: images are float32")
+    defence = purifiers.defend(model, [])
+    assert refusal(lambda: defence(images)).startswith("Defence: images are float32")
+    assert "images are float32" in refusal(lambda: purifiers.audit(defence, images, LABELS))
+    Pgd()(lambda images: model(images.to(dtype)), images, LABELS)
+
+
+def test_another_error_of_such_a_network_stays(images):
+    model = frozen(nn.Sequential(nn.Flatten(), nn.Linear(63, 3))).double()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Pgd()(lambda images: model(images.double()), images, LABELS)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Pgd()(frozen(nn.Sequential(nn.Flatten(), nn.Linear(63, 3))), images, LABELS)
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", {"weight": 1}])
+def test_a_model_that_cannot_be_called(model, images):
+    for act in (lambda: Pgd()(model, images, LABELS), lambda: purifiers.defend(model, [])):
+        assert f"the classifier is a {type(model).__name__}, but must be" in refusal(act)
+
+
+@pytest.mark.parametrize("seed", [1.5, 3.0, None, np.float32(3)])
+def test_a_seed_that_is_no_whole_number(seed, images):
+    message = refusal(lambda: Pgd()(frozen(network()), images, LABELS, seed=seed))
+    assert message == f"seed is {seed!r}, but takes a whole number"
+
+
+UNFIT = {
+    "uint8": lambda images: (images * 255).byte(),
+    "numpy": lambda images: images.numpy(),
+    "single": lambda images: images[0],
+    "list": lambda images: [images],
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_method_refuses_what_is_no_batch_of_images(kind, images):
+    method = purifiers.method("jpeg")
+    for act in (method, method.purify, method.step, method.unrolled):
+        assert refusal(lambda act=act: act(UNFIT[kind](images))).startswith("jpeg: images ")
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 255, lambda x: x * torch.nan, Tensor.double])
+def test_a_called_method_and_a_defence_refuse_other_values(change, images):
+    for act in (purifiers.method("jpeg"), purifiers.defend(frozen(network()), [])):
+        assert "images must " in refusal(lambda act=act: act(change(images)))
 
 
 # what a model returns

@@ -112,7 +112,7 @@ def test_an_honest_attack_has_none() -> None:
 
 def test_masked_gradients_show_every_sign() -> None:
     probe = {
-        **{"images": 64, "zero_gradient": 64, "nonfinite_gradient": 2},
+        **{"images": 64, "probabilities": 60, "zero_gradient": 64, "nonfinite_gradient": 2},
         **{"loss_clean": 0.4, "loss_adversarial": 0.4, "loss_rose": 0},
     }
     masked = {"probe": probe, "stochastic": True}
@@ -123,6 +123,7 @@ def test_masked_gradients_show_every_sign() -> None:
         attacked("Square", 150, threat_model="black_box", component="square", gradient="none"),
     ]
     assert found_in(cell, document) == [
+        "probabilities in place of logits at 60 of 64 probed images",
         "zero gradient at 64 of 64 probed images",
         "NaN gradient at 2 of 64 probed images",
         "loss does not rise: 0.4 on clean and 0.4 on adversarial images, higher on 0 of 64",

@@ -15,7 +15,7 @@ from purifiers.core import registry
 from purifiers.core.artifacts import RunFolder
 from purifiers.core.component import build
 from purifiers.core.image_file import read_image_file
-from purifiers.core.spec import AttackSpec, ImagesSpec, PurifySpec, ScoreSpec
+from purifiers.core.spec import AttackSpec, MethodSpec, PurifySpec, ScoreSpec
 from purifiers.stages import attack, purify, score
 from purifiers.stages._context import Context
 from purifiers.stages._opening import open_classifier, open_images, open_method
@@ -28,33 +28,51 @@ def stage_count(module: Any, folder: RunFolder, spec: Any, context: Context) -> 
     return outcome.summary.get("n_correct", -1)
 
 
-@pytest.mark.parametrize("gradient", ["bpda", "exact", "second_order"])
-def test_the_audit_equals_the_stages(finished: Any, gradient: str) -> None:
+GRADIENTS = ("bpda", "exact", "second_order")
+
+
+def white_box_count(
+    context: Context, oblivious: AttackSpec, method: MethodSpec, gradient: str
+) -> int:
+    """Correct images after the chain of a white-box cell, stage by stage."""
+    root, name = context.runs_root, f"own-{gradient}"
+    white_box = dataclasses.replace(oblivious, methods=(method,), gradient=gradient)
+    stage_count(attack, RunFolder(root, "attack", name), white_box, context)
+    attacked = dataclasses.replace(oblivious.images, run=name, stage="attack")
+    assert oblivious.classifier is not None
+    purification = PurifySpec(
+        images=attacked, classifier=oblivious.classifier, method=method, seed=oblivious.seed
+    )
+    stage_count(purify, RunFolder(root, "purify", name), purification, context)
+    scored = ScoreSpec(
+        images=dataclasses.replace(oblivious.images, run=name, stage="purify"),
+        classifier=oblivious.classifier,
+        attack=oblivious.attack,
+    )
+    return stage_count(score, RunFolder(root, "score", name), scored, context)
+
+
+def test_the_audit_equals_the_stages(finished: Any) -> None:
     root: Path = finished.runs
     context = Context(root, "cpu", 1, 64, 60.0)
     oblivious = RunFolder(root, "attack", finished.folder("attack", "*natural-pgd*").name)
     spec = oblivious.record().spec_as(AttackSpec)
+    assert spec.classifier is not None
     purifications = [
         RunFolder(root, "purify", path.name).record().spec_as(PurifySpec)
         for path in (root / "purify").glob("*natural-pgd*")
     ]
     (method,) = [s.method for s in purifications if s.images.run == oblivious.id]
-
-    # the chain of a white-box cell, stage by stage
-    white_box = dataclasses.replace(spec, methods=(method,), gradient=gradient)
-    stage_count(attack, RunFolder(root, "attack", "own"), white_box, context)
-    images = dataclasses.replace(spec.images, run="own", stage="attack")
-    assert spec.classifier is not None
-    purification = PurifySpec(
-        images=images, classifier=spec.classifier, method=method, seed=spec.seed
-    )
-    stage_count(purify, RunFolder(root, "purify", "own"), purification, context)
-    scored = ScoreSpec(
-        images=ImagesSpec(data=images.data, subset=images.subset, run="own", stage="purify"),
-        classifier=spec.classifier,
-        attack=spec.attack,
-    )
-    expected = stage_count(score, RunFolder(root, "score", "own"), scored, context)
+    stored = {
+        (record.attack.component if record.attack else "clean", record.images.stage): summary
+        for record, summary in (
+            (run.spec_as(ScoreSpec), run.summary["n_correct"])
+            for run in (
+                RunFolder(root, "score", path.name).record()
+                for path in (root / "score").glob("*natural*")
+            )
+        )
+    }
 
     classifier = open_classifier(context, spec.classifier)
     defence = purifiers.defend(classifier, [open_method(context, method, classifier)])
@@ -70,18 +88,10 @@ def test_the_audit_equals_the_stages(finished: Any, gradient: str) -> None:
         progress=False,
     )
     frame = report.to_frame().set_index(["threat_model", "gradient"])["n_correct"]
-    assert frame["white_box", gradient] == expected
-    stored = {
-        (record.attack.component if record.attack else "clean", record.images.stage): summary
-        for record, summary in (
-            (run.spec_as(ScoreSpec), run.summary["n_correct"])
-            for run in (
-                RunFolder(root, "score", path.name).record()
-                for path in (root / "score").glob("*natural*")
-                if path.name != "own"
-            )
-        )
-    }
+    assert set(frame["white_box"].index) == set(GRADIENTS)
+    for gradient in GRADIENTS:
+        count = white_box_count(context, spec, method, gradient)
+        assert frame["white_box", gradient] == count, gradient
     assert frame["oblivious", "exact"] == stored["pgd", "purify"]
     assert frame["clean", ""] == stored["clean", "purify"]
     undefended = report.to_frame().query("threat_model == 'undefended'")["n_correct"].tolist()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,18 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
         reader = csv.DictReader(file)
         rows = list(reader)
     return rows if set(needed) <= set(reader.fieldnames or ()) else []
+
+
+def counted(document: Document, rows: Iterable[Mapping[str, str]]) -> tuple[int, int]:
+    """Count the values in the rows of an earlier report.
+
+    Returns:
+        The number that today's runs measured, and the number of all others.
+    """
+    places = [tuple(map(row.get, PLACE)) for row in rows if row["reproduced"]]
+    planned = set(map(attrgetter(*PLACE), document.cells))
+    current = sum(place in planned for place in places)
+    return current, len(places) - current
 
 
 def with_earlier(

@@ -6,12 +6,11 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
 
 from purifiers.core import registry
 from purifiers.plan.cells import Document
-from purifiers.report.earlier import PLACE
+from purifiers.report.earlier import counted
 
 Documents = Mapping[str, Sequence[Document]]
 """All documents by scale, in the order of the columns. All scales have the same documents in the
@@ -156,11 +155,7 @@ def _count(root: Path, scale: str, document: Document) -> Counter[str]:
     table = root / TABLES.format(scale=scale) / document.paper / f"{document.document}.csv"
     if table.is_file():
         with table.open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row["reproduced"]]
-        measured = [tuple(map(row.get, PLACE)) for row in rows]
-        planned = set(map(attrgetter(*PLACE), document.cells))
-        counts["done"] = sum(value in planned for value in measured)
-        counts["outdated"] = len(measured) - counts["done"]
+            counts["done"], counts["outdated"] = counted(document, csv.DictReader(lines))
     return counts
 
 

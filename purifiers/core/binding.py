@@ -36,10 +36,10 @@ def guard(cls: Any) -> None:
     """Wrap the functions that the class body of a method defines.
 
     ``bind`` checks the images' shape first, and sets ``is_bound``. The functions in ``GUARDED``
-    refuse to run before, if the class or a base overrides ``bind``. They refuse what is no tensor
-    of images, and images with other channels than they are bound for. Contiguous images stay
-    contiguous.
-    The precision is float32, or that of the attack or training that calls them.
+    refuse to run before, if the class or a base overrides ``bind``; those in ``OF_IMAGES`` refuse
+    what is no tensor of images, and images with other channels than they are bound for. Contiguous
+    images stay contiguous. The precision is float32, or that of the attack or training that calls
+    them.
     """
     body = vars(cls)
     if "bind" in body:

@@ -158,6 +158,7 @@ def finite_logits(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor
     """Logits (n, classes), without gradients.
 
     Raises:
+        UserError: see :func:`purifiers.core.modes.types_explained`.
         RuntimeError: the logits are not finite.
     """
     with torch.no_grad(), types_explained(classifier, "scoring"):

@@ -12,6 +12,7 @@ from purifiers.core.allocation import in_slurm_job
 from purifiers.core.artifacts import RunFolder, read_json, write_json
 from purifiers.core.errors import UserError
 from purifiers.core.gpu_slot import claim_gpu
+from purifiers.core.parameters import argument
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,14 +23,16 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="execute the runs of one job")
     run.add_argument("spec", type=Path)
     run.add_argument("manifest", type=Path)
-    run.add_argument("--threads", type=int, default=1)
+    run.add_argument("--threads", type=argument("Count"), default=1)
     run.set_defaults(function=_run)
 
     plan = commands.add_parser("plan", help="show the runs to execute and their cost")
     plan.add_argument("--scale", default="smoke")
     plan.add_argument("documents", nargs="*", help="such as aid/table_3 or aid; all by default")
     plan.add_argument("--card", default="", help="device kind of the prices, such as h200 or cpu")
-    plan.add_argument("--rate", type=float, help="price of a device-hour, to show money")
+    plan.add_argument(
+        "--rate", type=argument("NonNegative"), help="price of a device-hour, to show money"
+    )
     plan.set_defaults(function=_plan)
 
     data = commands.add_parser("data", help="fetch and check the data sets of a scale")

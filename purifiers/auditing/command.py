@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
@@ -18,6 +17,8 @@ from purifiers.auditing.protocol import BUDGETS, NORMS
 from purifiers.core.artifacts import write_text
 from purifiers.core.component import Classifier, Method
 from purifiers.core.errors import UserError
+from purifiers.core.parameters import argument
+from purifiers.stages.job import choose_device
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,19 +41,26 @@ def main(arguments: Sequence[str]) -> int:
         help="a purifier and its parameters, such as 'random_sign eps=8/255', or <name>=<folder of "
         "its run>; repeat it for a chain",
     )
-    add("--fit", type=int, default=0, metavar="N", help="fit the methods on N training images")
+    add(
+        "--fit",
+        type=argument("Whole"),
+        default=0,
+        metavar="N",
+        help="fit the methods on N training images",
+    )
     add("--eps", default="8/255", help="radius of the perturbation (default 8/255)")
     add("--norm", default="linf", choices=NORMS)
     add("--budget", default="quick", choices=tuple(BUDGETS))
-    add("--n", type=int, default=256, help="number of test images (default 256)")
+    add("--n", type=argument("Count"), default=256, help="number of test images (default 256)")
     add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="auto", help="cpu, cuda or auto (the default)")
     add("--out", type=Path, help="folder for audit.csv, audit.txt and audit.png")
     return _run(parser.parse_args(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     """Audit, print the report and write its files."""
+    arguments.device = choose_device(arguments.device)
     test = _images(arguments, "test", arguments.n)
     classifier = _classifier(arguments, test).to(arguments.device)
     train = _images(arguments, "train", arguments.fit) if arguments.fit else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -91,6 +92,26 @@ def checked(types: Types, value: Any, where: str) -> Any:
     number = number_in(value)
     hint = "" if number is None else f" (text; write {number})"
     raise UserError(f"{where} is {value!r}{hint}, but takes {expected}")
+
+
+def argument(name: str) -> Callable[[str], Any]:
+    """A ``type`` for :mod:`argparse`: the number in a word, in the range ``name``.
+
+    Args:
+        name: an annotation such as ``"Count"``.
+    """
+    range_ = RANGES[name]
+
+    def read(word: str) -> Any:
+        try:
+            value = range_.converted(float(word))
+        except ValueError:
+            value = word
+        if value not in range_:
+            raise argparse.ArgumentTypeError(f"is {word!r}, but takes {range_.expected}")
+        return value
+
+    return read
 
 
 def _fits(name: str, value: Any) -> bool:

@@ -154,7 +154,9 @@ def make_plan(root: Path, scale_name: str, names: Sequence[str] = ()) -> Plan:
             stems = stems_of.get(name)
             for stem in stems or ():
                 if stem not in declared.documents:
-                    hint = did_you_mean(stem, declared.documents)
+                    table = f"table_{stem}"  # as in make's T=aid/3
+                    meant = table if table in declared.documents else stem
+                    hint = did_you_mean(meant, declared.documents)
                     raise UserError(f"paper {name!r} declares no {stem!r}{hint}")
             for stem in declared.documents:
                 if stems is None or stem in stems:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from purifiers.core.artifacts import write_json
-from purifiers.core.errors import UserError
+from purifiers.core.parameters import argument
 from purifiers.core.sources import PACKAGE
 from purifiers.selfcheck import parity, speed, strength, table, throughput
 from purifiers.selfcheck.checks import FAIL, PASS, SKIP, Check, Line, run_section, screen
@@ -35,22 +35,18 @@ section leaves goes to the next ones."""
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns 1 if a check failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m purifiers selfcheck", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (the default)")
     parser.add_argument("--out", type=Path, default=Path("selfcheck.json"))
-    parser.add_argument("--minutes", type=float, default=4.0, help="time limit (default 4)")
+    parser.add_argument(
+        "--minutes", type=argument("Positive"), default=4.0, help="time limit (default 4)"
+    )
     parser.add_argument("--size", choices=tuple(SIZES), help="default: full on cuda, tiny on cpu")
     parser.add_argument("--section", action="append", choices=tuple(SECTIONS), help="repeatable")
     options = parser.parse_args(arguments)
-    device = _device(options.device)
+    device = choose_device(options.device)
     size = SIZES[options.size or ("full" if device == "cuda" else "tiny")]
     report = selfcheck(device, Context(device, size), options.minutes, options.out, options.section)
     return int(report["counts"][FAIL] > 0)
-
-
-def _device(requested: str) -> str:
-    if requested not in ("cpu", "cuda"):
-        raise UserError(f"selfcheck: --device is {requested!r}; use cpu or cuda")
-    return choose_device(requested)
 
 
 def selfcheck(

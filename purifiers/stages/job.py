@@ -15,7 +15,7 @@ import torch
 
 from purifiers.core.allocation import driver_version, in_slurm_job, this_process, visible_gpus
 from purifiers.core.artifacts import RunFolder, RunHeld, write_json
-from purifiers.core.errors import UserError
+from purifiers.core.errors import UserError, check_choice
 from purifiers.core.files import remembered
 from purifiers.core.fitting import EXAMPLES, PHASES
 from purifiers.core.precision import computing
@@ -123,9 +123,10 @@ def choose_device(requested: str) -> str:
     """The device ``cpu`` or ``cuda``; ``auto`` selects CUDA if the process may use a GPU.
 
     Raises:
-        UserError: ``cuda`` is requested but not available; or ``auto``, and torch cannot use the
-            GPU that there is.
+        UserError: another name; or ``cuda`` is requested but not available; or ``auto``, and torch
+            cannot use the GPU that there is.
     """
+    check_choice("device", requested, ("auto", "cpu", "cuda"))
     if requested == "cpu" or torch.cuda.is_available():
         return "cpu" if requested == "cpu" else "cuda"
     gpus = visible_gpus()

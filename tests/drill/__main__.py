@@ -19,6 +19,7 @@ from drill.artefacts import artefacts, tables, unfinished
 from drill.kills import INTERVAL, PAPERS, Kills, allowance, kills
 from drill.surroundings import surroundings
 from drill.trials import GOOD, Outcome, Trial
+from purifiers.core.parameters import argument
 
 NUMBERS = (".csv", ".md", ".tex", ".parquet")
 """Endings of the files that hold numbers of the tables."""
@@ -114,8 +115,8 @@ def _spread(seconds: Sequence[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--disks", type=int, default=8, help="number of full disks")
+    parser.add_argument("--kills", type=argument("Count"), default=50)
+    parser.add_argument("--disks", type=argument("Whole"), default=8, help="number of full disks")
     arguments = parser.parse_args()
     log, trials, began = Kills(allowance=0.0), list[Trial](), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

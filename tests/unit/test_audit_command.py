@@ -80,6 +80,7 @@ def test_a_method_is_fitted_on_request(
         (["--model", "wide_resnet depth=10 widen_factor=1"], "weights are untrained"),
         (["--model", "mine.py:make"], "mine.py"),
         (["--data", "digitz"], "did you mean 'digits'"),
+        (["--device", "tpu"], "device is 'tpu': choose one of auto, cpu, cuda"),
     ],
 )
 def test_mistakes_are_one_line(

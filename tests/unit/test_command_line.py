@@ -33,6 +33,34 @@ def test_outside_a_checkout(
     assert error.count("\n") == 1 and "start the command in the repository" in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["plan", "--rate", "-3"], "argument --rate: is '-3', but takes a number of at least 0"),
+        (["plan", "--rate", "nan"], "argument --rate: is 'nan', but takes a number of at least 0"),
+        (["run", "a.spec.json", "b.json", "--threads", "0"], "argument --threads: is '0'"),
+        (["run", "a.spec.json", "b.json", "--threads", "1.5"], "argument --threads: is '1.5'"),
+        (["audit", "--model", "m", "--data", "d", "--n", "0"], "argument --n: is '0'"),
+        (["audit", "--model", "m", "--data", "d", "--fit", "-1"], "argument --fit: is '-1'"),
+        (["selfcheck", "--minutes", "0"], "argument --minutes: is '0', but takes a number above 0"),
+    ],
+)
+def test_a_number_out_of_range(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert told in capsys.readouterr().err
+
+
+def test_a_table_named_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "aid/3"]) == 2
+    assert "declares no '3' (did you mean 'table_3'?)" in capsys.readouterr().err
+
+
 def test_a_reader_that_has_enough() -> None:
     command = f"{sys.executable} -m purifiers plan advae | head -1"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)

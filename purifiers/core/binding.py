@@ -37,9 +37,9 @@ def guard(cls: Any) -> None:
 
     ``bind`` checks the images' shape first, and sets ``is_bound``. The functions in ``GUARDED``
     refuse to run before, if the class or a base overrides ``bind``; those in ``OF_IMAGES`` refuse
-    what is no tensor of images, and images with other channels than they are bound for. Contiguous
-    images stay contiguous. The precision is float32, or that of the attack or training that calls
-    them.
+    what is no tensor of images, and images with other channels than they are bound for. Purified
+    images of contiguous ones are contiguous, and those of none are none. The precision is float32,
+    or that of the attack or training that calls them.
     """
     body = vars(cls)
     if "bind" in body:
@@ -48,7 +48,7 @@ def guard(cls: Any) -> None:
     for name in GUARDED:
         if name in body:
             purifies = name in ("purify", "step", "unrolled")
-            function = _laid_out(body[name]) if purifies else body[name]
+            function = _purifying(body[name]) if purifies else body[name]
             setattr(cls, name, _refusing(function))
 
 
@@ -88,15 +88,18 @@ def _check_channels(images: Tensor, bound: int | None, name: str) -> None:
         )
 
 
-def _laid_out(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a purification so that contiguous images stay contiguous.
+def _purifying(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a purification so that contiguous images stay contiguous, and no images are returned.
 
-    A classifier that comes after it may flatten with ``view``, which needs contiguous tensors.
+    A classifier that comes after it may flatten with ``view``, which needs contiguous tensors. Many
+    a computation fails for no images.
     """
 
     @functools.wraps(function)
     def kept(self: Any, *arguments: Any, **named: Any) -> Any:
         images = arguments[0] if arguments else named["images"]
+        if not len(images):
+            return images.clone()
         return as_laid_out(function(self, *arguments, **named), images)
 
     return kept

@@ -20,9 +20,13 @@ class Foreign(Method):
     generators, which are seeded from the seed and the batch's indices and restored afterwards.
 
     Args:
-        purifier: images to images of the same shape, float32 (n, C, H, W) in [0, 1].
+        purifier: images to images of the same shape, float32 (n, C, H, W) in [0, 1]; it may work in
+            place.
         random: whether two calls may differ; an attribute that may be set later.
         differentiable: whether the output has a useful gradient; likewise.
+
+    Raises:
+        UserError: when called: the purifier returned something else than such images.
     """
 
     traits = MethodTraits(version=1, random=True)
@@ -43,12 +47,28 @@ class Foreign(Method):
         self, images: Tensor, seed: int = 0, indices: Sequence[int] | Tensor | None = None
     ) -> Tensor:
         if not self.random:
-            return self.purifier(images)
+            return self._called(images)
         rows = default_indices(images, indices).tolist()
         devices = [images.device] if images.is_cuda else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(derive_seed(seed, "foreign", *rows))
-            return self.purifier(images)
+            return self._called(images)
+
+    def _called(self, images: Tensor) -> Tensor:
+        output = self.purifier(images.clone())  # it may work in place
+        shape = getattr(output, "shape", None)
+        if (
+            not isinstance(output, Tensor)
+            or shape != images.shape
+            or not output.is_floating_point()
+        ):
+            kind = str(getattr(output, "dtype", type(output).__name__)).removeprefix("torch.")
+            name = getattr(self.purifier, "__name__", type(self.purifier).__name__)
+            raise UserError(
+                f"{name} returned {kind} {tuple(shape or ())}: return images as it gets them, "
+                f"float32 {tuple(images.shape)}"
+            )
+        return output.to(images.dtype)
 
 
 def as_method(purifier: Method | Callable[[Tensor], Tensor]) -> Method:

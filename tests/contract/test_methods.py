@@ -43,6 +43,14 @@ def test_images_are_images(method, ready, victim):
     assert torch.equal(victim.images, given), "purify wrote into the images it was given"
 
 
+def test_no_images_are_no_images(method, ready, victim):
+    none = victim.images[:0]
+    made = ready(method)
+    for purified in (made.purify(none, 1, victim.indices[:0]), made.unrolled(none), made(none)):
+        assert purified.shape == none.shape and purified.dtype == torch.float32
+    assert Defence(victim.classifier, [made])(none).shape == (0, 10)
+
+
 def test_same_seed_same_images(method, ready, victim):
     """Whatever the global generator holds, which stays untouched."""
     first = ready(method).purify(victim.images, 1, victim.indices)

@@ -291,6 +291,42 @@ def test_a_called_method_and_a_defence_refuse_other_values(change, images):
         assert "images must " in refusal(lambda act=act: act(change(images)))
 
 
+# what a purifier returns
+
+OUTPUTS = {
+    "NoneType ()": lambda images: None,
+    "list ()": lambda images: [images],
+    "float32 (6, 8, 8)": lambda images: images[:, 0],
+    "float32 (5, 1, 8, 8)": lambda images: images[1:],
+    "uint8 (6, 1, 8, 8)": lambda images: (images * 255).byte(),
+    "float32 (6, 8, 8, 1)": lambda images: images.permute(0, 2, 3, 1).numpy(),
+}
+
+
+@pytest.mark.parametrize("told", OUTPUTS)
+def test_an_own_purifier_that_returns_no_images(told, images):
+    defence = purifiers.defend(frozen(network()), [OUTPUTS[told]])
+    message = refusal(lambda: defence(images))
+    assert message == (
+        f"<lambda> returned {told}: return images as it gets them, float32 (6, 1, 8, 8)"
+    )
+
+
+def test_an_own_purifier_that_works_in_place(images):
+    given = images.clone()
+    defence = purifiers.defend(frozen(network()), [lambda images: images.mul_(0.5)])
+    assert torch.equal(defence(images), defence.classifier(0.5 * given))
+    leaf = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(defence(leaf).sum(), leaf)
+    assert gradient.any()
+    assert torch.equal(images, given)
+
+
+def test_an_own_purifier_in_half_precision(images):
+    defence = purifiers.defend(frozen(network()), [lambda images: images.half()])
+    assert torch.equal(defence(images), defence.classifier(images.half().float()))
+
+
 # what a model returns
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from purifiers.core.component import Method, default_indices, equipped
 from purifiers.core.errors import UserError, check_choice
 from purifiers.core.images import check_input
-from purifiers.core.logits import as_logits, check_model
+from purifiers.core.logits import check_model, queried
 from purifiers.core.modes import types_explained
 from purifiers.core.noise import derive_seed
 from purifiers.core.precision import computing
@@ -144,7 +144,7 @@ class Defence(nn.Module):
         """
         self._refuse_gradient(images)
         with computing(None, images.device):
-            return as_logits(self.network(images), self.classifier)
+            return queried(self.network, images, self.classifier)
 
     def detector_logit(self, images: Tensor) -> Tensor:
         """Logit (n,) of the first detector among ``auxiliary`` and ``methods``.
@@ -223,7 +223,7 @@ class Defence(nn.Module):
             with torch.no_grad():
                 purified = self.purify(images.detach(), indices)
             purified = with_gradient_of(purified, images)
-            return as_logits(self.network(purified), self.classifier)
+            return queried(self.network, purified, self.classifier)
         how = {"one_step": "step", "second_order": "unrolled"}.get(self.gradient, "purify")
         purified = self._pass(how, images, indices)
-        return as_logits(self.network(purified), self.classifier)
+        return queried(self.network, purified, self.classifier)

@@ -17,7 +17,7 @@ from purifiers.core.component import Attack, Method, equipped
 from purifiers.core.defence import Defence
 from purifiers.core.finite import finite
 from purifiers.core.images import check_images
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import queried
 from purifiers.core.modes import types_explained
 from purifiers.core.noise import derive_seed
 from purifiers.core.prepare import Prepared
@@ -162,8 +162,7 @@ def finite_logits(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor
         RuntimeError: the logits are not finite.
     """
     with torch.no_grad(), types_explained(classifier, "scoring"):
-        # a copy, because a network may work in place
-        return finite(as_logits(classifier(images.clone()), classifier))
+        return finite(queried(classifier, images))
 
 
 def distances(images: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,20 @@ def check_model(model: object) -> None:
             f"the classifier is a {type(model).__name__}, but must be a network or another "
             "function of images to logits"
         )
+
+
+def queried(model: Callable[[Tensor], Any], images: Tensor, named: object = None) -> Tensor:
+    """Logits (n, classes) of a model, which receives a copy of the images: it may work in place.
+
+    Args:
+        model: images to logits, or to an object with them.
+        images: float32 (n, C, H, W).
+        named: what the error message names; None: ``model``.
+
+    Raises:
+        UserError: see :func:`as_logits`.
+    """
+    return as_logits(model(images.clone()), model if named is None else named)
 
 
 def as_logits(output: Any, model: object) -> Tensor:

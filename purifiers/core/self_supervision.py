@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from purifiers.core.errors import UserError
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import queried
 from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.noise import generator, normal, uniform
 
@@ -168,7 +168,7 @@ def auxiliary_losses(
     """
     if head is None:
         assert views is not None
-        logits, other = (as_logits(classifier(x), classifier) for x in (images, views(images)))
+        logits, other = (queried(classifier, x) for x in (images, views(images)))
         return (logits - other).square().mean(dim=1)
     if head.task == "reconstruction":
         return (head.joint(as_taken_by(head, images))[1] - images).square().flatten(1).mean(dim=1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Classifier
 from purifiers.core.errors import UserError, did_you_mean
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import as_logits, queried
 from purifiers.core.memory_layout import as_taken_by
 from purifiers.core.modes import evaluation
 
@@ -68,7 +68,7 @@ def features_and_logits(
     network = _uncompiled(classifier)
     parts = dict(network.named_modules(remove_duplicate=False))
     if own_taps(classifier, taps) and not set(taps) <= set(parts):
-        return tapped_features(classifier, images, taps), classifier(images)
+        return tapped_features(classifier, images, taps), queried(classifier, images)
     features, output = _hooked(network, images, taps, to_the_end=True)
     return features, as_logits(output, network)
 
@@ -95,7 +95,7 @@ def _hooked(
 
     result = None
     with _hooks({tap: parts[tap] for tap in taps}, store), contextlib.suppress(_AllTapped):
-        result = network(images)
+        result = network(images.clone())  # it may work in place
     for tap in taps:
         if tap not in outputs:
             raise UserError(

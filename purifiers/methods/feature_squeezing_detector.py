@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import queried
 from purifiers.core.numbers import Length
 from purifiers.core.ranges import Bits, Count, Interior, Odd, Share
 from purifiers.core.recipe import Recipe
@@ -129,7 +129,7 @@ class FeatureSqueezingDetector(Method):
         (classifier,) = self._classifier
 
         def prediction(batch: Tensor) -> Tensor:
-            return as_logits(classifier(batch), classifier).softmax(dim=1)
+            return queried(classifier, batch).softmax(dim=1)
 
         original = prediction(images)
         moved = [(prediction(x) - original).abs().sum(dim=1) for x in self.squeezed(images)]

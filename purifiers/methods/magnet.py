@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from purifiers.core.component import Method
 from purifiers.core.errors import UserError
-from purifiers.core.logits import as_logits
+from purifiers.core.logits import queried
 from purifiers.core.noise import generator
 from purifiers.core.ranges import Count, Interior, NonNegative, Positive, Share
 from purifiers.core.recipe import Recipe
@@ -158,7 +158,7 @@ class Magnet(Method):
         marks = [error.flatten(1).mean(dim=1) for error in errors]
         if self.temperatures:
             (classifier,) = self._classifier
-            pair_of_logits = [as_logits(classifier(x), classifier) for x in (images, reformed)]
+            pair_of_logits = [queried(classifier, x) for x in (images, reformed)]
             marks += [
                 divergence(*(logits / t for logits in pair_of_logits)) for t in self.temperatures
             ]

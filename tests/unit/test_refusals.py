@@ -322,6 +322,45 @@ def test_an_own_purifier_that_works_in_place(images):
     assert torch.equal(images, given)
 
 
+class InPlace(nn.Module):
+    """A network that clips its images in place, or, to compare, a copy of them."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.network, self.in_place = network(), in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.clamp_(0.2, 0.8) if self.in_place else images.clamp(0.2, 0.8)
+        return self.network(images)
+
+
+@pytest.mark.parametrize("methods", [(), ("identity",)])
+@pytest.mark.parametrize("attack", ["pgd", "square", "deepfool_linf"])
+def test_a_defended_network_that_works_in_place(attack, methods, images):
+    given = images.clone()
+    found = []
+    for in_place in (True, False):
+        made = [purifiers.method(name) for name in methods]
+        defence = purifiers.defend(frozen(InPlace(in_place)), made, gradient="bpda")
+        found += [defence(images), purifiers.attack(attack)(defence, images, LABELS, seed=1)]
+        assert torch.equal(images, given)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("name", ["soap", "magnet", "feature_squeezing_detector"])
+def test_a_bound_network_that_works_in_place(name, images):
+    parameters = {"soap": {"steps": 1}, "magnet": {"temperatures": [1.0]}}.get(name, {})
+    given, found = images.clone(), []
+    for in_place in (True, False):
+        torch.manual_seed(0)
+        method = purifiers.method(name, **parameters)
+        method.bind(frozen(InPlace(in_place)), (1, 8, 8))
+        act = method.purify if name == "soap" else method.detector_logit
+        found.append(act(images))
+        assert torch.equal(images, given)
+    assert torch.equal(*found)
+
+
 def test_an_own_purifier_in_half_precision(images):
     defence = purifiers.defend(frozen(network()), [lambda images: images.half()])
     assert torch.equal(defence(images), defence.classifier(images.half().float()))

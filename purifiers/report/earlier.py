@@ -25,6 +25,9 @@ TEXTS = ("worst_attack", "flags", "warnings")
 MEASURED = (*COUNTS, "reproduced", "ci_low", "ci_high", "seed_low", "seed_high")
 """Columns with numbers that it brings along; published value and verdict are today's."""
 
+SUBSET = re.compile(r"\d+ training and \d+ test images")
+"""Part of the flag on a subset, see :meth:`purifiers.datasets._base.Dataset.subset_note`."""
+
 PLACE = ("block", "row", "column", "identity")
 """Columns by which a row of an earlier report is found again."""
 
@@ -52,13 +55,21 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
 def counted(document: Document, rows: Iterable[Mapping[str, str]]) -> tuple[int, int]:
     """Count the values in the rows of an earlier report.
 
+    A value on a subset of a data set counts as today's, whatever its identity: that has the digest
+    of the subset, which may not be here.
+
     Returns:
         The number that today's runs measured, and the number of all others.
     """
-    places = [tuple(map(row.get, PLACE)) for row in rows if row["reproduced"]]
     planned = set(map(attrgetter(*PLACE), document.cells))
-    current = sum(place in planned for place in places)
-    return current, len(places) - current
+    places = {place[:-1] for place in planned}
+    measured = [row for row in rows if row["reproduced"]]
+    current = 0
+    for row in measured:
+        place = tuple(map(row.get, PLACE))
+        on_subset = place[:-1] in places and SUBSET.search(row.get("flags") or "")
+        current += place in planned or bool(on_subset)
+    return current, len(measured) - current
 
 
 def with_earlier(

@@ -146,8 +146,8 @@ def _needed(documents: Documents, components: Components) -> dict[str, dict[str,
 def _count(root: Path, scale: str, document: Document) -> Counter[str]:
     """Count the cells of a measured document by state.
 
-    The values of its committed table count as ``done`` if the runs of today's plan measured them,
-    else as ``outdated``.
+    The values of its committed table count as ``done`` or ``outdated``, see
+    :func:`purifiers.report.earlier.counted`.
     """
     if document.status != "measured":
         return Counter()

@@ -97,7 +97,7 @@ def write_document(
 
 def _outdated(document: Document, path: Path) -> bool:
     """Whether an earlier report has values that other runs than today's measured."""
-    return counted(document, read_rows(path, (*PLACE, "reproduced")))[1] > 0
+    return counted(document, read_rows(path, (*PLACE, "reproduced", "flags")))[1] > 0
 
 
 def _derived(

@@ -56,10 +56,12 @@ def _commit(root: Path, path: str, text: str = "") -> None:
 HEADER = "block,row,column,identity,published,reproduced,flags\n"
 
 
-def _value(cell: Cell, reproduced: str = "1.0", **changes: str) -> str:
+def _value(
+    cell: Cell, reproduced: str = "1.0", flags: str = "failed,\ntwice", **changes: str
+) -> str:
     """A line of a committed table below ``HEADER``."""
     place = {name: changes.get(name, getattr(cell, name)) for name in PLACE}
-    return ",".join([*place.values(), "60.0", reproduced, '"failed,\ntwice"']) + "\n"
+    return ",".join([*place.values(), "60.0", reproduced, f'"{flags}"']) + "\n"
 
 
 def test_counts_without_committed_tables(
@@ -108,6 +110,20 @@ def test_a_value_of_other_runs_or_of_no_cell_is_outdated(
     _commit(tmp_path, "results/tables/smoke/aid/table_3.csv", table)
     lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
     assert lines[2].startswith("| aid | 5 | 1 of 3 done, 1 outdated, 1 missing, 1 quoted |")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"), [("identity", "2 of 3 done,"), ("row", "1 of 3 done, 1 outdated,")]
+)
+def test_a_value_on_a_subset_that_is_not_here_is_done(
+    documents: dict[str, list[Document]], tmp_path: Path, name: str, counts: str
+) -> None:
+    first, second = documents["smoke"][0].cells[:2]
+    note = "cifar100: a subset of 10000 training and 2000 test images"
+    table = HEADER + _value(first) + _value(second, flags=note, **{name: "another"})
+    _commit(tmp_path, "results/tables/smoke/aid/table_3.csv", table)
+    lines = status_markdown(documents, COMPONENTS, tmp_path).splitlines()
+    assert lines[2].startswith(f"| aid | 5 | {counts}")
 
 
 def test_links_only_to_existing_files(documents: dict[str, list[Document]], tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ WORDS = {
 LEGEND = """\
 - **Cells**: numbers to reproduce; configuration and qualitative documents are not counted.
 - **n of m done**: of m cells that run at this scale, n have a value in `results/tables/<scale>/`.
-- **outdated**: the table has a value that belongs to an older declaration, setting or data set; the
-  next report of the whole paper removes it.
+- **outdated**: the table has a value that belongs to an older declaration, setting or data set; a
+  report of this table by its name removes it.
 - **missing**: needs a method, classifier, metric or data file that is not implemented.
 - **left out**: implemented, but its data set is not part of this scale.
 - **quoted**: copied by the paper from another publication; the suite does not measure it.

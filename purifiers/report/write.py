@@ -12,7 +12,7 @@ from purifiers.core.artifacts import write_text
 from purifiers.core.recorded_csv import provenance_path, write_recorded
 from purifiers.plan.cells import Document, ScaleInfo
 from purifiers.report.aggregate import aggregate
-from purifiers.report.earlier import PLACE, counted, read_rows, with_earlier
+from purifiers.report.earlier import with_earlier
 from purifiers.report.figures import FROM_ROWS, write_picture
 from purifiers.report.images import write_images
 from purifiers.report.latex import latex_text
@@ -55,8 +55,7 @@ def write_document(
         out_dir: the folder to write to.
         failure_of: maps the id of a score run to why it failed, or None.
         published_n: see :func:`purifiers.report.aggregate.aggregate`.
-        only_if_run: write nothing if cells are planned and none of them has run or failed, unless
-            the CSV has values that other runs than today's measured: they are removed.
+        only_if_run: write nothing if cells are planned and none of them has run or failed.
 
     Returns:
         The document with the flags on the data of kept values, and the number of cells with a
@@ -74,7 +73,7 @@ def write_document(
     earlier = base.with_suffix(".csv")
     document, frame, kept = with_earlier(document, frame, earlier, scale, published_n or {})
     reproduced = int(frame["reproduced"].notna().sum())
-    if only_if_run and nothing_here and not _outdated(document, earlier):
+    if only_if_run and nothing_here:
         return document, reproduced
     if not document.document.startswith("figure_"):
         write_text(base.with_suffix(".md"), markdown_text(document, frame, scale))
@@ -93,11 +92,6 @@ def write_document(
         provenance = with_earlier_reports(provenance, provenance_path(earlier))
     write_recorded(earlier, csv_text(frame), provenance)
     return document, reproduced
-
-
-def _outdated(document: Document, path: Path) -> bool:
-    """Whether an earlier report has values that other runs than today's measured."""
-    return counted(document, read_rows(path, (*PLACE, "reproduced", "flags")))[1] > 0
 
 
 def _derived(

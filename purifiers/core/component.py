@@ -15,6 +15,7 @@ from purifiers.core.binding import component_name, guard
 from purifiers.core.errors import UserError
 from purifiers.core.finite import checked_at_end
 from purifiers.core.images import check_images, check_input, check_labels
+from purifiers.core.logits import check_model
 from purifiers.core.modes import attackable, refuse_training_mode, types_explained
 from purifiers.core.noise import derive_seed
 from purifiers.core.parameters import alternatives, checked, is_restricted
@@ -114,13 +115,15 @@ class Attack(Component):
 
         Raises:
             UserError: images of the wrong type or range, labels that do not fit, an unknown
-                precision, or a module with
-                batch normalisation or dropout in training mode.
+                precision, something that is no function, or a module with batch normalisation or
+                dropout in training mode.
             RuntimeError: the model's logits or gradients are not finite; the adversarial images are
                 not finite or leave [0, 1] or the eps ball.
         """
         name = type(self).__name__
         check_images(images, name)
+        if not self.traits.model_free:
+            check_model(logits_fn)
         target = as_target(logits_fn)
         target.largest_label = check_labels(labels, images, name)
         refuse_training_mode(target.model, name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from purifiers.core.active import selected
 from purifiers.core.errors import UserError
 from purifiers.core.finite import finite
-from purifiers.core.logits import as_logits, check_model
+from purifiers.core.logits import as_logits
 from purifiers.core.precision import at_least_float32, computing, declared
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -50,11 +50,10 @@ class Target:
             number is not checked.
 
     Raises:
-        UserError: the model is not callable, or adapts to its queries (``batch_dependent``).
+        UserError: the model adapts to its queries (``batch_dependent``).
     """
 
     def __init__(self, model: Callable[..., Tensor]) -> None:
-        check_model(model)
         if getattr(model, "batch_dependent", False):
             raise UserError(
                 "the attacked defence adapts its classifier to each batch of queries: attack the "

@@ -93,7 +93,7 @@ def test_integers_of_numpy_and_torch_are_integers(victim):
     found = adversarial("pgd", victim.model, victim, seed=np.int64(3))
     assert torch.equal(found, adversarial("pgd", victim.model, victim, seed=3))
     assert not torch.equal(found, adversarial("pgd", victim.model, victim, seed=4))
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match=r"seed is 0\.5, but takes a whole number"):
         derive_seed(0.5)  # type: ignore[arg-type]
 
 

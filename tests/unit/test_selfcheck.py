@@ -251,4 +251,6 @@ def test_a_bare_machine_suffices(tmp_path: Path, context: Context) -> None:
 
 def test_an_unknown_device_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selfcheck", "--device", "tpu"]) == 2
-    assert capsys.readouterr().err == "error: device is 'tpu': choose one of auto, cpu, cuda\n"
+    assert capsys.readouterr().err == (
+        "error: device is 'tpu': choose one of auto, cpu, cuda (did you mean 'cpu'?)\n"
+    )
